@@ -1,0 +1,360 @@
+"""The contract between learning and serving: what a bundle holds, how it is written whole, and how it is verified.
+
+A bundle is a directory: `policy.onnx`, `critic.onnx`, `MODEL_CARD.md` and `manifest.json`, which carries the
+SHA-256 of the others and of itself. It is immutable: calibrating or training again writes a new version.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cvpo.errors import BundleError
+
+SCHEMA_VERSION: Literal[1] = 1
+MANIFEST = "manifest.json"
+POLICY_GRAPH = "policy.onnx"
+CRITIC_GRAPH = "critic.onnx"
+MODEL_CARD = "MODEL_CARD.md"
+
+Mode = Literal["deterministic", "sampled", "shielded"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Space(_Model):
+    """One vector space: names, and bounds where the environment has them (None: unbounded)."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+    low: tuple[Finite | None, ...]
+    high: tuple[Finite | None, ...]
+
+    @property
+    def size(self) -> int:
+        return len(self.names)
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if not len(self.low) == len(self.high) == len(self.names):
+            raise ValueError(f"{len(self.names)} names, {len(self.low)} low and {len(self.high)} high bounds")
+        return self
+
+
+class Constraint(_Model):
+    """One cost and its limit, in the environment's cost units."""
+
+    name: str
+    unit: str = "cost"
+    cost_limit: NonNegative | None  # expected undiscounted cost of one episode; None: unconstrained
+    discount: Annotated[float, Field(gt=0, lt=1)]  # of the cost critic
+    horizon_steps: Annotated[int, Field(gt=0)]  # steps of one episode, T
+    window_steps: Annotated[int, Field(gt=0)]  # steps that a request without steps_left is judged over, W
+
+    def threshold(self) -> float:
+        """Discounted threshold d·(1 − γ^T)/((1 − γ)·T) that stands for the episodic limit d.
+
+        Exact where cost is spread evenly over an episode of T steps (reference formula 13, as in Liu et al., 2022).
+        """
+        if self.cost_limit is None:
+            return math.inf
+        gamma, T = self.discount, self.horizon_steps
+        return self.cost_limit * (1 - gamma**T) / ((1 - gamma) * T)
+
+    def share(self, steps: int) -> float:
+        """The limit's share of `steps` steps, d·steps/T: what is allowed when a request names no budget."""
+        return math.inf if self.cost_limit is None else self.cost_limit * steps / self.horizon_steps
+
+
+class Interval(_Model):
+    """A mean over episodes with its 95 % confidence interval."""
+
+    mean: Finite
+    low: Finite
+    high: Finite
+
+
+class Evaluation(_Model):
+    """Episodes of the exported policy that nothing was chosen or fitted on."""
+
+    mode: Mode
+    episodes: Annotated[int, Field(gt=0)]
+    episode_return: Interval
+    episode_cost: tuple[Interval, ...]  # [C]
+    over_limit_share: tuple[Probability, ...]  # [C], share of episodes over the limit
+
+
+class CalibratedMode(_Model):
+    """A way of choosing actions whose rollouts the calibration saw."""
+
+    mode: Mode
+    candidates: Annotated[int, Field(ge=1)] = 1  # K; 1 unless shielded
+
+
+class CalibrationResult(_Model):
+    """What held on test episodes, for one constraint."""
+
+    constraint: str
+    test_episodes: int
+    coverage: Probability  # share of test steps whose realized cost was within cost_upper
+    missed_share: Probability | None  # of steps that preceded a violation, the share not flagged; None: there were none
+    flagged_share: Probability  # of steps that did not, the share flagged
+    cost_to_go_mean: NonNegative  # predicted at the first step, for the whole episode
+    episode_cost_mean: NonNegative  # realized
+
+
+class Calibration(_Model):
+    """How far predicted costs and flags can be trusted, and on what evidence."""
+
+    method: str
+    modes: tuple[CalibratedMode, ...] = Field(min_length=1)
+    confidence: Probability  # P(cost <= cost_upper) is at least this
+    miss_rate: Probability  # what alarm_levels were chosen for
+    alarm_levels: tuple[Probability, ...]  # [C]
+    episodes: dict[str, int]  # what each group of rollouts was used for
+    results: tuple[CalibrationResult, ...]  # [C]
+
+
+class ObservationStatistics(_Model):
+    """What the policy saw in training; `shift_score` over `shift_threshold` means outside of it."""
+
+    mean: tuple[Finite, ...]
+    standard_deviation: tuple[NonNegative, ...]
+    low: tuple[Finite, ...]
+    high: tuple[Finite, ...]
+    shift_threshold: NonNegative
+
+
+class Provenance(_Model):
+    """Where the policy comes from: enough to train it again."""
+
+    environment: str
+    seed: int
+    steps: int
+    selection: str  # which checkpoint was taken, and how
+    created: str  # ISO 8601, UTC
+    packages: dict[str, str]
+    config: dict[str, object]
+
+
+class FileEntry(_Model):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Manifest(_Model):
+    """Everything the service must know of a policy, and everything a person should."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    version: Annotated[int, Field(gt=0)]
+    observation: Space
+    action: Space  # environment units, bounded
+    fingerprint: str = ""  # of spaces and constraint names; filled in when empty, else checked
+    control_period_ms: Annotated[float, Field(gt=0)] | None
+    safe_action: tuple[Finite, ...]  # environment units
+    constraints: tuple[Constraint, ...] = Field(min_length=1)
+    calibration: Calibration | None
+    observation_statistics: ObservationStatistics
+    evaluations: tuple[Evaluation, ...]
+    provenance: Provenance
+    files: dict[str, FileEntry] = Field(default_factory=dict)  # filled in by write_bundle
+
+    @property
+    def horizon_steps(self) -> int:
+        return self.constraints[0].horizon_steps
+
+    @property
+    def window_steps(self) -> int:
+        return self.constraints[0].window_steps
+
+    @property
+    def alarm_levels(self) -> tuple[float, ...]:
+        """Level of each constraint, [C]; 0 without calibration: every possible violation raises the flag."""
+        return self.calibration.alarm_levels if self.calibration else (0.0,) * len(self.constraints)
+
+    def compute_fingerprint(self) -> str:
+        """Hash of what a client must agree on: spaces with their bounds and names, and the constraints' names."""
+        agreed = {
+            "observation": self.observation.model_dump(mode="json"),
+            "action": self.action.model_dump(mode="json"),
+            "constraints": [(c.name, c.unit) for c in self.constraints],
+        }
+        return hashlib.sha256(_canonical(agreed)).hexdigest()[:16]
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        action_size, observation_size = self.action.size, self.observation.size
+        if any(bound is None for bound in (*self.action.low, *self.action.high)):
+            raise ValueError("action: every bound must be finite")
+        if len(self.safe_action) != action_size:
+            raise ValueError(f"safe_action has {len(self.safe_action)} entries, the action has {action_size}")
+        if len({(c.horizon_steps, c.window_steps) for c in self.constraints}) > 1:
+            raise ValueError("constraints: horizon_steps and window_steps must be the same for all")
+        statistics = self.observation_statistics
+        for field in ("mean", "standard_deviation", "low", "high"):
+            if len(getattr(statistics, field)) != observation_size:
+                raise ValueError(f"observation_statistics.{field} must have {observation_size} entries")
+        calibration = self.calibration
+        if calibration and not len(calibration.alarm_levels) == len(calibration.results) == len(self.constraints):
+            raise ValueError("calibration: alarm_levels and results need one entry for each constraint")
+        fingerprint = self.compute_fingerprint()
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", fingerprint)
+        elif self.fingerprint != fingerprint:
+            raise ValueError("fingerprint does not belong to these spaces and constraints")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle in memory: what is served is what was checked, whatever happens to the folder afterwards."""
+
+    path: Path
+    manifest: Manifest
+    policy_graph: bytes
+    critic_graph: bytes
+    model_card: str
+
+
+def write_bundle(path: Path, manifest: Manifest, *, policy_graph: bytes, critic_graph: bytes, model_card: str) -> Path:
+    """Write a bundle whole or not at all, and return its path.
+
+    Raises:
+        BundleError: something is already there, or the folder cannot be written.
+    """
+    if path.exists():
+        raise BundleError(
+            f"{path} already exists, and bundles are immutable. Choose another --out, or remove it first."
+        )
+    contents = {POLICY_GRAPH: policy_graph, CRITIC_GRAPH: critic_graph, MODEL_CARD: model_card.encode()}
+    files = {
+        name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)) for name, data in contents.items()
+    }
+    document = manifest.model_copy(update={"files": files}).model_dump(mode="json")
+    document["digest"] = hashlib.sha256(_canonical(document)).hexdigest()
+    contents[MANIFEST] = (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+    write_directory(path, contents)
+    return path
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read a bundle and verify every byte of it.
+
+    Raises:
+        BundleError: it is missing, cut short or altered, holds a file that the manifest does not list, or was
+            written for another schema version.
+    """
+    manifest_path = path / MANIFEST
+    document = _read_document(manifest_path)
+    digest = document.pop("digest", None)
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise BundleError(
+            f"{manifest_path} has schema_version {document.get('schema_version')!r}; this cvpo reads {SCHEMA_VERSION}. "
+            "Export the bundle again with this version."
+        )
+    if digest != hashlib.sha256(_canonical(document)).hexdigest():
+        raise BundleError(f"{manifest_path} does not match its own digest: it was changed after export. Export again.")
+    try:
+        manifest = Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise BundleError(f"{manifest_path}: {where}: {first['msg']}. Export the bundle again.") from error
+    required = {POLICY_GRAPH, CRITIC_GRAPH, MODEL_CARD}
+    if set(manifest.files) != required:
+        raise BundleError(f"{manifest_path} must list exactly {sorted(required)}, not {sorted(manifest.files)}.")
+    unlisted = {entry.name for entry in path.iterdir()} - required - {MANIFEST}
+    if unlisted:
+        raise BundleError(
+            f"{path} holds {sorted(unlisted)}, which its manifest does not list. Remove it or export again."
+        )
+    data = {name: _read_verified(path / name, entry) for name, entry in manifest.files.items()}
+    return Bundle(path, manifest, data[POLICY_GRAPH], data[CRITIC_GRAPH], data[MODEL_CARD].decode())
+
+
+def write_directory(path: Path, contents: Mapping[str, bytes]) -> None:
+    """Write a new directory of files whole or not at all: a temporary name beside it, fsync, rename.
+
+    Raises:
+        BundleError: the parent cannot be written, the disk is full, or `path` appeared meanwhile.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        for name, data in contents.items():
+            with (temporary / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.chmod(0o755)
+        _fsync_directory(temporary)
+        temporary.rename(path)
+        _fsync_directory(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror or str(error)
+        raise BundleError(
+            f"Cannot write {path}: {reason}. Free space or choose another folder; nothing was kept."
+        ) from error
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _canonical(document: object) -> bytes:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _read_document(path: Path) -> dict[str, object]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{path.parent} is not a bundle: it has no {MANIFEST}. `cvpo export` writes one.") from error
+    except OSError as error:
+        raise BundleError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise BundleError(f"{path} is not valid JSON (cut short or altered): {error}. Export again.") from error
+    if not isinstance(document, dict) or not _all_finite(document):
+        raise BundleError(f"{path} is not a manifest. Export again.")
+    return document
+
+
+def _all_finite(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(_all_finite(item) for item in value.values())
+    if isinstance(value, list):
+        return all(_all_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _read_verified(path: Path, entry: FileEntry) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"Cannot read {path}: {error.strerror}. Export the bundle again.") from error
+    if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise BundleError(
+            f"{path.name} does not match its SHA-256 in {MANIFEST} ({path.parent}). "
+            "The file was changed or cut short after export. Export again; this version stays unserved."
+        )
+    return data
