@@ -1,0 +1,6 @@
+"""Environments with costs: made by id, checked, stepped many at a time. Loads no simulator before a task needs it."""
+
+from cvpo.envs.base import CostEnv, EnvSpec, Step
+from cvpo.envs.make import make_env
+
+__all__ = ["CostEnv", "EnvSpec", "Step", "make_env"]

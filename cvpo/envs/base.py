@@ -1,0 +1,163 @@
+"""An environment as learning sees it: flat float32 observations, actions in its own units, a cost per constraint."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvpo.errors import EnvError
+
+with contextlib.redirect_stderr(io.StringIO()):  # its plugin gymnasium_robotics prints a notice about tasks of its own
+    import gymnasium
+
+
+@dataclass(frozen=True, eq=False)
+class EnvSpec:
+    """What learning, export and serving must know of an environment."""
+
+    env_id: str
+    """As the user gave it: a registered id or `module:attribute`."""
+    observation_size: int
+    """O, after flattening."""
+    action_low: NDArray[np.float64]
+    """Lower bounds [A], in the environment's units, finite."""
+    action_high: NDArray[np.float64]
+    """Upper bounds [A], in the environment's units, finite."""
+    cost_names: tuple[str, ...]
+    """One key of the step's `info` per constraint, C >= 1."""
+    max_episode_steps: int
+    """The horizon T; no episode is longer."""
+    control_period_ms: float | None
+    """Simulated time between two actions, where the environment says it (`dt`)."""
+
+    @property
+    def action_size(self) -> int:
+        """A, after flattening."""
+        return self.action_low.size
+
+
+class Step(NamedTuple):
+    """What one action led to."""
+
+    observation: NDArray[np.float32]
+    """The next observation [O]."""
+    reward: float
+    cost: NDArray[np.float64]
+    """[C], environment cost units, not negative."""
+    terminated: bool
+    """The episode ended by the task's rules: nothing comes after."""
+    truncated: bool
+    """The episode was cut off, by its horizon or otherwise."""
+
+
+class CostEnv:
+    """A Gymnasium environment with its costs taken out of `info` and everything it returns checked.
+
+    A value that is missing, not finite or (for a cost) negative raises EnvError with the step, the
+    environment and the value; so does any exception that the environment itself raises.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], spec: EnvSpec) -> None:
+        self.spec = spec
+        self._env = env
+        self._step = 0
+
+    def reset(self, seed: int) -> NDArray[np.float32]:
+        """Start an episode and return its first observation [O]; the same seed gives the same episode."""
+        self._step = 0
+        try:
+            raw, _ = self._env.reset(seed=seed)
+        except Exception as error:
+            raise self._failure(f"reset(seed={seed}) raised {describe(error)}") from error
+        return self._observation(raw)
+
+    def step(self, action: NDArray[np.floating[Any]]) -> Step:
+        """Take one action [A], in environment units; it is clipped to the action bounds.
+
+        Raises:
+            EnvError: the environment raised, or returned what it must not.
+        """
+        self._step += 1
+        if action.shape != self.spec.action_low.shape:
+            raise self._failure(f"the action has shape {action.shape} instead of {self.spec.action_low.shape}")
+        if not np.isfinite(action).all():
+            raise self._failure(f"the action {action} is not finite")
+        space = self._env.action_space
+        native = np.clip(action, self.spec.action_low, self.spec.action_high).astype(space.dtype).reshape(space.shape)
+        try:
+            raw, reward, terminated, truncated, info = self._env.step(native)
+        except Exception as error:
+            raise self._failure(f"step raised {describe(error)}") from error
+        try:
+            reward = float(reward)
+        except (TypeError, ValueError):
+            raise self._failure(f"the reward is {reward!r}, not a number") from None
+        if not np.isfinite(reward):
+            raise self._failure(f"the reward is {reward}")
+        truncated = bool(truncated) or self._step >= self.spec.max_episode_steps
+        return Step(self._observation(raw), reward, self._cost(info), bool(terminated), truncated)
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """The current frame [height, width, 3], or None if the environment was not made for rendering."""
+        if self._env.render_mode is None:
+            return None
+        try:
+            return np.asarray(self._env.render(), np.uint8)
+        except Exception as error:
+            raise self._failure(
+                f"rendering raised {describe(error)}; without a display, set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+            ) from error
+
+    def close(self) -> None:
+        """Free what the simulator holds, e.g. its window."""
+        self._env.close()  # type: ignore[no-untyped-call]  # gymnasium 0.29 leaves it unannotated
+
+    def _observation(self, raw: object) -> NDArray[np.float32]:
+        try:
+            flat = flatten(self._env.observation_space, raw)
+        except Exception as error:
+            raise self._failure(f"the observation does not fit its space: {describe(error)}") from error
+        if flat.shape != (self.spec.observation_size,):
+            raise self._failure(f"the observation has {flat.size} values instead of {self.spec.observation_size}")
+        if not np.isfinite(flat).all():
+            index = int(np.flatnonzero(~np.isfinite(flat))[0])
+            raise self._failure(f"observation[{index}] is {flat[index]}")
+        return flat
+
+    def _cost(self, info: Mapping[str, Any]) -> NDArray[np.float64]:
+        cost = np.empty(len(self.spec.cost_names))
+        for index, name in enumerate(self.spec.cost_names):
+            if name not in info:
+                reported = ", ".join(sorted(key for key in info if key.startswith("cost"))) or "no key that starts so"
+                raise self._failure(
+                    f'info has no cost "{name}" (it has {reported}); put it in at every step, or name other costs'
+                )
+            try:
+                cost[index] = info[name]
+            except (TypeError, ValueError):
+                raise self._failure(f'info["{name}"] is {info[name]!r}, not a number') from None
+            if not (np.isfinite(cost[index]) and cost[index] >= 0):
+                raise self._failure(f'info["{name}"] is {cost[index]}; a cost is finite and not negative')
+        return cost
+
+    def _failure(self, what: str) -> EnvError:
+        where = f"at step {self._step}" if self._step else "at reset"
+        return EnvError(f"{self.spec.env_id}, {where} of an episode: {what}.")
+
+
+def flatten(space: gymnasium.Space[Any], observation: object) -> NDArray[np.float32]:
+    """The observation as one row [O]; a Box is taken as it is, anything else as Gymnasium flattens it."""
+    if not isinstance(space, gymnasium.spaces.Box):
+        observation = gymnasium.spaces.flatten(space, observation)
+    return np.asarray(observation, np.float32).reshape(-1)
+
+
+def describe(error: Exception) -> str:
+    text = " ".join(str(error).split())  # on one line
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,163 @@
+"""From what the user typed to an environment: a Safety-Gymnasium task, a registered id, or `module:attribute`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.wrappers.time_limit import TimeLimit
+from numpy.typing import NDArray
+
+from cvpo.envs import safety_tasks
+from cvpo.envs.base import CostEnv, EnvSpec, describe
+from cvpo.errors import EnvError
+
+DEFAULT_COST_NAMES = ("cost",)
+
+
+def make_env(
+    env_id: str, *, cost_names: tuple[str, ...] = (), max_episode_steps: int | None = None, render: bool = False
+) -> CostEnv:
+    """Make one environment.
+
+    Args:
+        env_id: a Safety-Gymnasium task (`SafetyPointGoal1-v0`), any id registered in Gymnasium, `module:id` for one
+            that is registered by importing the module, or `module:attribute`, where the attribute is an environment
+            class or a function that returns an environment, called without arguments. Modules are also looked for
+            in the current directory.
+        cost_names: keys of `info`, one per constraint; the total `cost` unless given.
+        max_episode_steps: the horizon; needed only where the environment is registered without one.
+        render: make frames for `CostEnv.render`; slower, so off unless frames are wanted.
+
+    Raises:
+        EnvError: the id is unknown (names the closest), the environment cannot be made, its spaces do not suit,
+            or it has no time limit.
+    """
+    env = make_gymnasium_env(env_id, max_episode_steps=max_episode_steps, render=render)
+    low, high = _action_bounds(env_id, env.action_space)
+    horizon = max_episode_steps or time_limit(env)
+    if horizon is None:
+        raise EnvError(
+            f"{env_id} has no time limit, and a limit on the cost per episode needs one: "
+            f"register it with max_episode_steps, wrap it in gymnasium.wrappers.TimeLimit, or give max_episode_steps."
+        )
+    if len(set(cost_names)) < len(cost_names):
+        raise EnvError(f"The costs {', '.join(cost_names)} of {env_id} name one twice; name each once.")
+    spec = EnvSpec(
+        env_id=env_id,
+        observation_size=_observation_size(env_id, env.observation_space),
+        action_low=low,
+        action_high=high,
+        cost_names=cost_names or DEFAULT_COST_NAMES,
+        max_episode_steps=horizon,
+        control_period_ms=_control_period_ms(env),
+    )
+    return CostEnv(env, spec)
+
+
+def make_gymnasium_env(env_id: str, *, max_episode_steps: int | None, render: bool) -> gymnasium.Env[Any, Any]:
+    """Make the environment itself, unchecked. `make_env` is what callers want; the checker looks below it."""
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise EnvError(f"max_episode_steps is {max_episode_steps}; an episode of {env_id} has at least one step.")
+    try:
+        env = _make(env_id, max_episode_steps, "rgb_array" if render else None)
+    except EnvError:
+        raise
+    except Exception as error:
+        raise EnvError(f"{env_id} cannot be made: {describe(error)}.") from error
+    if not isinstance(env, gymnasium.Env):
+        raise EnvError(f"{env_id} makes {type(env).__name__}, not a gymnasium.Env; see docs/environments.md.")
+    return env
+
+
+def time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
+    """The horizon with which the environment is registered or wrapped, if any."""
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return env.spec.max_episode_steps
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, TimeLimit):
+            return int(layer._max_episode_steps)
+        layer = layer.env
+    return None
+
+
+def _make(env_id: str, max_episode_steps: int | None, render_mode: str | None) -> Any:
+    module_name, colon, name = env_id.rpartition(":")
+    if colon:
+        module = _import(module_name, env_id)
+        if name not in gymnasium.registry:
+            return _called(module, name, env_id)
+    elif name.startswith("Safety") and name not in gymnasium.registry:
+        safety_tasks.load()
+    if "safety_gymnasium" in sys.modules and name in safety_tasks.task_ids():
+        return safety_tasks.make_task(name, max_episode_steps=max_episode_steps, render=render_mode is not None)
+    if name not in gymnasium.registry:
+        raise EnvError(_unknown(env_id))
+    return gymnasium.make(name, max_episode_steps=max_episode_steps, render_mode=render_mode, disable_env_checker=True)
+
+
+def _import(module_name: str, env_id: str) -> object:
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)  # last, so that nothing installed is hidden
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there, something that it imports is not
+        raise EnvError(
+            f"{env_id}: there is no module {error.name} in {here} or among the installed packages."
+        ) from error
+
+
+def _called(module: object, name: str, env_id: str) -> Any:
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        what = f"has no {name}" if factory is None else f"has a {type(factory).__name__} as {name}"
+        raise EnvError(f"{env_id}: the module {what}; name an environment class or a function that returns one.")
+    return factory()
+
+
+def _unknown(env_id: str) -> str:
+    known = set(gymnasium.registry)
+    try:
+        known |= safety_tasks.task_ids()
+    except EnvError as error:
+        return f"There is no environment {env_id} in Gymnasium. {error}"
+    close = difflib.get_close_matches(env_id, known, n=3, cutoff=0.6)
+    hint = f"The closest: {', '.join(close)}" if close else "Nothing known is similar"
+    return f"There is no environment {env_id}. {hint}. Give one of your own as module:attribute."
+
+
+def _action_bounds(env_id: str, space: gymnasium.Space[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if not isinstance(space, gymnasium.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise EnvError(f"{env_id} has the action space {space}; actions must be a Box of real numbers.")
+    low, high = space.low.astype(np.float64).reshape(-1), space.high.astype(np.float64).reshape(-1)
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise EnvError(
+            f"{env_id} has action bounds from {low} to {high}; each must be finite and each low below its high "
+            f"(gymnasium.wrappers.RescaleAction or a smaller Box helps)."
+        )
+    return low, high
+
+
+def _observation_size(env_id: str, space: gymnasium.Space[Any]) -> int:
+    try:
+        size = int(gymnasium.spaces.flatdim(space))
+    except (NotImplementedError, ValueError) as error:
+        raise EnvError(f"{env_id} has the observation space {space}, which cannot be flattened to one row.") from error
+    if size == 0:
+        raise EnvError(f"{env_id} has an empty observation space, {space}.")
+    return size
+
+
+def _control_period_ms(env: gymnasium.Env[Any, Any]) -> float | None:
+    """Simulated time per step: MuJoCo and many other environments call it `dt`, in seconds."""
+    seconds = getattr(env.unwrapped, "dt", None)
+    return 1000 * float(seconds) if isinstance(seconds, int | float) and seconds > 0 else None
