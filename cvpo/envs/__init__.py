@@ -2,5 +2,6 @@
 
 from cvpo.envs.base import CostEnv, EnvSpec, Step
 from cvpo.envs.make import make_env
+from cvpo.envs.vector import VectorEnv, VectorStep
 
-__all__ = ["CostEnv", "EnvSpec", "Step", "make_env"]
+__all__ = ["CostEnv", "EnvSpec", "Step", "VectorEnv", "VectorStep", "make_env"]
