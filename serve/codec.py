@@ -1,0 +1,466 @@
+"""Messages to arrays and back, naming the field that is wrong; shared by server and client.
+
+Decoding a request checks everything that can be checked without the policy's graphs. Encoding a request checks only
+what cannot be put into a message. Paths of fields are those of the proto, such as `situations[0].observation[3]`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from numpy.typing import ArrayLike, NDArray
+
+from serve.errors import InvalidRequestError
+from serve.gen.cvpo.v1 import policy_pb2 as pb
+from serve.values import (
+    ActResult,
+    CalibrationDescription,
+    ConstraintDescription,
+    Deterministic,
+    EvaluateActionResult,
+    Floats,
+    Frame,
+    Mode,
+    PolicyDescription,
+    Prediction,
+    Sampled,
+    ServedPolicy,
+    Shielded,
+    Situations,
+    Space,
+)
+
+_UINT32_MAX = 2**32 - 1
+_UINT64_MAX = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one request may ask for."""
+
+    max_batch: int = 256  # situations or actions in one request
+    max_candidates: int = 256  # K of a shielded request
+
+
+# --- requests, on the server ---------------------------------------------------------------------------------------
+
+
+def decode_mode(request: pb.ActRequest, limits: Limits) -> Mode:
+    """Return how the action is to be chosen."""
+    which = request.WhichOneof("mode")
+    if which == "shielded":
+        candidates = request.shielded.candidates
+        if not 2 <= candidates <= limits.max_candidates:
+            raise InvalidRequestError(
+                "shielded.candidates", f"is {candidates}; this server takes 2 to {limits.max_candidates}"
+            )
+        return Shielded(candidates, request.shielded.seed if request.shielded.HasField("seed") else None)
+    if which == "sampled":
+        return Sampled(request.sampled.seed if request.sampled.HasField("seed") else None)
+    return Deterministic()
+
+
+def decode_situations(messages: Sequence[pb.Situation], frame: Frame, limits: Limits) -> Situations:
+    """Return the situations of an ActRequest, defaults filled in.
+
+    Raises:
+        InvalidRequestError: none or too many, a wrong length, NaN or infinity, steps or costs out of range.
+    """
+    _check_batch("situations", len(messages), limits)
+    return _decode_situations(messages, frame, "situations[{}]")
+
+
+def decode_situated_actions(
+    messages: Sequence[pb.SituatedAction], frame: Frame, limits: Limits
+) -> tuple[Situations, Floats]:
+    """Return the situations and the actions [N, A] of an EvaluateActionRequest.
+
+    Raises:
+        InvalidRequestError: as for decode_situations, or an action outside the action space.
+    """
+    _check_batch("situated_actions", len(messages), limits)
+    situations = _decode_situations([m.situation for m in messages], frame, "situated_actions[{}].situation")
+    size = len(frame.action_low)
+    action = np.empty((len(messages), size), np.float32)
+    for i, message in enumerate(messages):
+        if len(message.action) != size:
+            raise InvalidRequestError(
+                f"situated_actions[{i}].action", f"has {len(message.action)} values; the policy's action has {size}"
+            )
+        action[i] = message.action[:]
+    inside = (frame.action_low <= action) & (action <= frame.action_high)  # False for NaN
+    if not inside.all():
+        i, j = _first(~inside)
+        raise InvalidRequestError(
+            f"situated_actions[{i}].action[{j}]",
+            f"is {action[i, j]:g}; the action space is {frame.action_low[j]:g} to {frame.action_high[j]:g} there",
+        )
+    return situations, action
+
+
+def _check_batch(field: str, size: int, limits: Limits) -> None:
+    if not 1 <= size <= limits.max_batch:
+        raise InvalidRequestError(field, f"has {size} entries; this server takes 1 to {limits.max_batch}")
+
+
+def _decode_situations(messages: Sequence[pb.Situation], frame: Frame, path: str) -> Situations:
+    observation = np.empty((len(messages), frame.observation_size), np.float32)
+    steps_left = np.empty(len(messages), np.int64)
+    for i, message in enumerate(messages):
+        if len(message.observation) != frame.observation_size:
+            raise InvalidRequestError(
+                f"{path.format(i)}.observation",
+                f"has {len(message.observation)} values; the policy's observation has {frame.observation_size}",
+            )
+        observation[i] = message.observation[:]  # a list: numpy reads it faster than the container
+        steps = message.steps_left if message.HasField("steps_left") else frame.window_steps
+        if not 1 <= steps <= frame.horizon_steps:
+            raise InvalidRequestError(
+                f"{path.format(i)}.steps_left", f"is {steps}; the policy's horizon is 1 to {frame.horizon_steps} steps"
+            )
+        steps_left[i] = steps
+    if not np.isfinite(observation).all():
+        i, j = _first(~np.isfinite(observation))
+        raise InvalidRequestError(f"{path.format(i)}.observation[{j}]", f"is {observation[i, j]}; it must be finite")
+
+    cost_allowed = frame.share(steps_left)
+    constraints = len(frame.cost_limit)
+    for i, message in enumerate(messages):
+        if not message.cost_allowed:
+            continue
+        if len(message.cost_allowed) != constraints:
+            raise InvalidRequestError(
+                f"{path.format(i)}.cost_allowed",
+                f"has {len(message.cost_allowed)} values; the policy has {constraints} constraints",
+            )
+        cost_allowed[i] = message.cost_allowed[:]
+    allowed = cost_allowed >= 0  # False for NaN; infinity is "unconstrained"
+    if not allowed.all():
+        i, j = _first(~allowed)
+        raise InvalidRequestError(
+            f"{path.format(i)}.cost_allowed[{j}]", f"is {cost_allowed[i, j]}; it must be zero or more"
+        )
+    return Situations(observation, steps_left, cost_allowed)
+
+
+def _first(where: NDArray[np.bool_]) -> tuple[int, int]:
+    i, j = np.argwhere(where)[0]
+    return int(i), int(j)
+
+
+# --- requests, on the client ---------------------------------------------------------------------------------------
+
+
+def encode_situations(
+    observation: ArrayLike, steps_left: ArrayLike | None, cost_allowed: ArrayLike | None
+) -> tuple[list[pb.Situation], bool]:
+    """Return the messages of one observation [O] or a batch [N, O], and whether it was a single one.
+
+    Args:
+        observation: [O] or [N, O].
+        steps_left: one number for all, or [N]. None: the policy's window.
+        cost_allowed: [C] for all, or [N, C]. None: the limit's share of those steps.
+
+    Raises:
+        InvalidRequestError: something is not a number, or the shapes do not fit each other.
+    """
+    rows, single = _rows("observation", observation)
+    count = len(rows)
+    situations = [pb.Situation(observation=row) for row in rows.tolist()]
+    if steps_left is not None:
+        for situation, steps in zip(situations, _steps(steps_left, count), strict=True):
+            situation.steps_left = steps
+    if cost_allowed is not None:
+        allowed, for_all = _rows("cost_allowed", cost_allowed)
+        if not for_all and len(allowed) != count:
+            raise InvalidRequestError("cost_allowed", f"has {len(allowed)} rows for {count} observations")
+        for situation, costs in zip(situations, np.broadcast_to(allowed, (count, allowed.shape[1])), strict=True):
+            situation.cost_allowed.extend(costs.tolist())
+    return situations, single
+
+
+def encode_situated_actions(
+    observation: ArrayLike, action: ArrayLike, steps_left: ArrayLike | None, cost_allowed: ArrayLike | None
+) -> tuple[list[pb.SituatedAction], bool]:
+    """Return the messages of actions [A] or [N, A] in their situations, and whether it was a single one."""
+    situations, single = encode_situations(observation, steps_left, cost_allowed)
+    actions, single_action = _rows("action", action)
+    if (len(actions), single_action) != (len(situations), single):
+        raise InvalidRequestError("action", f"has shape {np.shape(action)}, the observation {np.shape(observation)}")
+    return [
+        pb.SituatedAction(situation=situation, action=row)
+        for situation, row in zip(situations, actions.tolist(), strict=True)
+    ], single
+
+
+def encode_act_request(selector: pb.PolicySelector, situations: list[pb.Situation], mode: Mode) -> pb.ActRequest:
+    """Return the request for one action per situation.
+
+    Raises:
+        InvalidRequestError: a seed or a number of candidates that does not fit into the message.
+    """
+    request = pb.ActRequest(policy=selector, situations=situations)
+    match mode:
+        case Deterministic():
+            request.deterministic.SetInParent()
+        case Sampled(seed):
+            request.sampled.SetInParent()
+            if seed is not None:
+                request.sampled.seed = _in_range("seed", seed, _UINT64_MAX)
+        case Shielded(candidates, seed):
+            request.shielded.candidates = _in_range("candidates", candidates, _UINT32_MAX)
+            if seed is not None:
+                request.shielded.seed = _in_range("seed", seed, _UINT64_MAX)
+    return request
+
+
+def _rows(name: str, value: ArrayLike) -> tuple[NDArray[np.float64], bool]:
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(name, f"is not an array of numbers: {error}") from error
+    if array.ndim not in (1, 2):
+        raise InvalidRequestError(name, f"has shape {array.shape}; give one vector or a batch of them")
+    return np.atleast_2d(array), array.ndim == 1
+
+
+def _steps(steps_left: ArrayLike, count: int) -> list[int]:
+    array = np.asarray(steps_left)
+    if array.dtype.kind not in "iu" or array.shape not in ((), (count,)):
+        raise InvalidRequestError("steps_left", f"must be one whole number, or one for each of {count} observations")
+    return [_in_range("steps_left", steps, _UINT32_MAX) for steps in np.broadcast_to(array, (count,)).tolist()]
+
+
+def _in_range(name: str, value: int, largest: int) -> int:
+    if not 0 <= value <= largest:
+        raise InvalidRequestError(name, f"is {value}; it must be 0 to {largest}")
+    return value
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+def encode_act_response(result: ActResult) -> pb.ActResponse:
+    """Return the message of an answer."""
+    rows = zip(
+        result.action.tolist(),
+        _encode_predictions(result.prediction),
+        result.feasible.tolist(),
+        result.chosen.tolist(),
+        strict=True,
+    )
+    return pb.ActResponse(
+        policy=_encode_served(result.policy),
+        results=[
+            pb.ActResult(action=action, prediction=prediction, feasible=feasible, chosen=chosen)
+            for action, prediction, feasible, chosen in rows
+        ],
+        compute_time=_duration(result.compute_seconds),
+    )
+
+
+def decode_act_response(message: pb.ActResponse) -> ActResult:
+    """Return the answer in a message, with the axis N."""
+    return ActResult(
+        policy=_decode_served(message.policy),
+        action=np.array([result.action[:] for result in message.results], np.float32),
+        feasible=np.array([result.feasible for result in message.results], np.bool_),
+        chosen=np.array([result.chosen for result in message.results], np.int64),
+        prediction=_decode_predictions([result.prediction for result in message.results]),
+        compute_seconds=_seconds(message.compute_time),
+    )
+
+
+def encode_evaluate_response(result: EvaluateActionResult) -> pb.EvaluateActionResponse:
+    """Return the message of a judgement."""
+    return pb.EvaluateActionResponse(
+        policy=_encode_served(result.policy),
+        predictions=_encode_predictions(result.prediction),
+        compute_time=_duration(result.compute_seconds),
+    )
+
+
+def decode_evaluate_response(message: pb.EvaluateActionResponse) -> EvaluateActionResult:
+    """Return the judgement in a message, with the axis N."""
+    return EvaluateActionResult(
+        policy=_decode_served(message.policy),
+        prediction=_decode_predictions(message.predictions),
+        compute_seconds=_seconds(message.compute_time),
+    )
+
+
+def _encode_predictions(prediction: Prediction) -> list[pb.Prediction]:
+    alarm_level = prediction.alarm_level.tolist()
+    per_constraint = zip(
+        prediction.cost_value.tolist(),
+        prediction.cost_to_go.tolist(),
+        prediction.cost_upper.tolist(),
+        prediction.violation_probability.tolist(),
+        prediction.violation.tolist(),
+        prediction.cost_allowed.tolist(),
+        strict=True,
+    )
+    constraints = [
+        [
+            pb.ConstraintPrediction(
+                name=name,
+                cost_value=cost_value,
+                cost_to_go=cost_to_go,
+                cost_upper=cost_upper,
+                violation_probability=probability,
+                violation=violation,
+                cost_allowed=allowed,
+                alarm_level=level,
+            )
+            for name, cost_value, cost_to_go, cost_upper, probability, violation, allowed, level in zip(
+                prediction.constraints, *row, alarm_level, strict=True
+            )
+        ]
+        for row in per_constraint
+    ]
+    rows = zip(
+        constraints,
+        prediction.flagged.tolist(),
+        prediction.steps_left.tolist(),
+        prediction.calibration_status.tolist(),
+        prediction.reward_value.tolist(),
+        prediction.shift_score.tolist(),
+        strict=True,
+    )
+    return [
+        pb.Prediction(
+            constraints=of_row,
+            violation=flagged,
+            steps_left=steps_left,
+            calibration_status=status,
+            reward_value=reward_value,
+            shift_score=shift_score,
+        )
+        for of_row, flagged, steps_left, status, reward_value, shift_score in rows
+    ]
+
+
+def _decode_predictions(messages: Iterable[pb.Prediction]) -> Prediction:
+    rows = [
+        [
+            (c.cost_value, c.cost_to_go, c.cost_upper, c.violation_probability, c.violation, c.cost_allowed)
+            for c in message.constraints
+        ]
+        for message in messages
+    ]
+    first = next(iter(messages)).constraints
+    values = np.array(rows, np.float32)  # [N, C, 6]
+    return Prediction(
+        constraints=tuple(c.name for c in first),
+        cost_value=values[..., 0],
+        cost_to_go=values[..., 1],
+        cost_upper=values[..., 2],
+        violation_probability=values[..., 3],
+        violation=values[..., 4] != 0,
+        cost_allowed=values[..., 5],
+        alarm_level=np.array([c.alarm_level for c in first], np.float32),
+        steps_left=np.array([message.steps_left for message in messages], np.int64),
+        reward_value=np.array([message.reward_value for message in messages], np.float32),
+        shift_score=np.array([message.shift_score for message in messages], np.float32),
+        calibration_status=np.array([message.calibration_status for message in messages], np.int64),
+    )
+
+
+# --- descriptions --------------------------------------------------------------------------------------------------
+
+
+def encode_description(description: PolicyDescription) -> pb.PolicyDescription:
+    """Return the message of a policy's description."""
+    message = pb.PolicyDescription(
+        policy=_encode_served(description.policy),
+        observation=_encode_space(description.observation),
+        action=_encode_space(description.action),
+        constraints=[
+            pb.ConstraintDescription(
+                name=c.name,
+                unit=c.unit,
+                cost_limit=c.cost_limit,
+                discount=c.discount,
+                cost_threshold=c.cost_threshold,
+            )
+            for c in description.constraints
+        ],
+        horizon_steps=description.horizon_steps,
+        window_steps=description.window_steps,
+        safe_action=description.safe_action,
+        environment=description.environment,
+        versions=description.versions,
+        shift_threshold=description.shift_threshold,
+    )
+    if description.control_period_seconds is not None:
+        message.control_period.CopyFrom(_duration(description.control_period_seconds))
+    calibration = description.calibration
+    if calibration is not None:
+        message.calibration.CopyFrom(
+            pb.CalibrationDescription(
+                method=calibration.method,
+                modes=calibration.modes,
+                confidence=calibration.confidence,
+                miss_rate=calibration.miss_rate,
+                alarm_levels=calibration.alarm_levels,
+                episodes=calibration.episodes,
+            )
+        )
+    return message
+
+
+def decode_description(message: pb.PolicyDescription) -> PolicyDescription:
+    """Return the description in a message."""
+    calibration = message.calibration
+    return PolicyDescription(
+        policy=_decode_served(message.policy),
+        environment=message.environment,
+        observation=_decode_space(message.observation),
+        action=_decode_space(message.action),
+        constraints=tuple(
+            ConstraintDescription(c.name, c.unit, c.cost_limit, c.discount, c.cost_threshold)
+            for c in message.constraints
+        ),
+        horizon_steps=message.horizon_steps,
+        window_steps=message.window_steps,
+        control_period_seconds=_seconds(message.control_period) if message.HasField("control_period") else None,
+        safe_action=tuple(message.safe_action),
+        calibration=CalibrationDescription(
+            method=calibration.method,
+            modes=tuple(calibration.modes),
+            confidence=calibration.confidence,
+            miss_rate=calibration.miss_rate,
+            alarm_levels=tuple(calibration.alarm_levels),
+            episodes=dict(calibration.episodes),
+        )
+        if message.HasField("calibration")
+        else None,
+        shift_threshold=message.shift_threshold,
+        versions=tuple(message.versions),
+    )
+
+
+def _encode_served(policy: ServedPolicy) -> pb.ServedPolicy:
+    return pb.ServedPolicy(name=policy.name, version=policy.version, fingerprint=policy.fingerprint)
+
+
+def _decode_served(message: pb.ServedPolicy) -> ServedPolicy:
+    return ServedPolicy(message.name, message.version, message.fingerprint)
+
+
+def _encode_space(space: Space) -> pb.Space:
+    return pb.Space(names=space.names, low=space.low, high=space.high)
+
+
+def _decode_space(message: pb.Space) -> Space:
+    return Space(tuple(message.names), tuple(message.low), tuple(message.high))
+
+
+def _duration(seconds: float) -> Duration:
+    whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
+    return Duration(seconds=whole, nanos=nanos)
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos * 1e-9

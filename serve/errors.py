@@ -1,0 +1,63 @@
+"""Everything that can go wrong between a robot and its policy, each said in one sentence: what, where, what to do.
+
+The server raises them, the client raises them again on its side; status codes are the business of
+`serve.interceptors` and `serve.client` alone. Stdlib only.
+"""
+
+
+class PolicyServiceError(Exception):
+    """No answer. The message is for a person; the class says what a program can do about it."""
+
+
+class InvalidRequestError(PolicyServiceError):
+    """A field of the request is wrong; the same request will never be answered.
+
+    Attributes:
+        field: path of the field in the request message, such as `situations[0].observation[3]`.
+        description: what is wrong with it.
+    """
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}")
+        self.field = field
+        self.description = description
+
+
+class NotFoundError(PolicyServiceError):
+    """The server has no such policy or version; the message lists what it has."""
+
+
+class FingerprintError(PolicyServiceError):
+    """The served policy has other spaces or constraints than the caller was built for."""
+
+
+class UnavailableError(PolicyServiceError):
+    """No server answers at the address, or it is stopping.
+
+    Attributes:
+        retry_after_seconds: when the server says it is worth asking again; None where it did not say.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineExceededError(PolicyServiceError):
+    """The answer did not come in time."""
+
+
+class ResourceExhaustedError(PolicyServiceError):
+    """The message is larger than the server takes, or more calls arrive at once than it takes."""
+
+
+class InternalError(PolicyServiceError):
+    """The server could not compute an answer that may be sent; its log has the details under the request id."""
+
+
+class RefusedBundleError(PolicyServiceError):
+    """A bundle is whole but cannot be served: its graphs do not fit its manifest, or it has no calibration."""
+
+
+class StartupError(PolicyServiceError):
+    """The server cannot start: nothing to serve, a port in use, or an address that would be unsafe."""

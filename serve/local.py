@@ -1,0 +1,45 @@
+"""LocalPolicy: PolicyClient's twin in the same process, for evaluation and for robots that need no server.
+
+Requests go through the same messages and the same code as the service's, so the answers are equal to the bit. Needs
+the extra `serve`.
+"""
+
+from pathlib import Path
+
+from google.protobuf.message import Message
+
+from serve.client import M, PolicyCaller
+from serve.codec import Limits
+from serve.repository import load_repository
+from serve.service import PolicyServicer
+from serve.telemetry import Metrics
+
+
+class LocalPolicy(PolicyCaller):
+    """A policy of a bundle or a folder of bundles, without a server."""
+
+    def __init__(self, servicer: PolicyServicer, policy: str, version: int | None, fingerprint: str) -> None:
+        super().__init__(policy, version, fingerprint)
+        self._servicer = servicer
+
+    @classmethod
+    def load(
+        cls,
+        repository: Path,
+        policy: str = "",
+        *,
+        version: int | None = None,
+        fingerprint: str = "",
+        allow_uncalibrated: bool = False,
+    ) -> "LocalPolicy":
+        """Verify and load a bundle or a folder of bundles.
+
+        Raises:
+            StartupError: there is nothing that may be served.
+        """
+        loaded = load_repository(repository, allow_uncalibrated=allow_uncalibrated)
+        return cls(PolicyServicer(loaded, Limits(), Metrics()), policy, version, fingerprint)
+
+    def _call(self, method: str, request: Message, response_type: type[M]) -> M:
+        response: M = getattr(self._servicer, method)(request, None)
+        return response

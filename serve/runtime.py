@@ -1,0 +1,283 @@
+"""One loaded bundle: ONNX Runtime sessions, checked against the manifest and warm; acts and judges on arrays."""
+
+import itertools
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvpo.bundle import Bundle, Manifest
+from serve.errors import InternalError, RefusedBundleError
+from serve.values import (
+    ActResult,
+    Bools,
+    CalibrationStatus,
+    Deterministic,
+    EvaluateActionResult,
+    Floats,
+    Frame,
+    Integers,
+    Mode,
+    Prediction,
+    Sampled,
+    ServedPolicy,
+    Shielded,
+    Situations,
+)
+
+# Since 1.29 the import itself starts an upload thread and writes into the user's cache folder, unless this is set.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime as ort
+
+FLOAT, INT64, BOOL = "tensor(float)", "tensor(int64)", "tensor(bool)"
+
+_PREDICTED = {
+    "reward_value": (FLOAT, "N"),
+    "cost_value": (FLOAT, "NC"),
+    "cost_to_go": (FLOAT, "NC"),
+    "cost_upper": (FLOAT, "NC"),
+    "violation_probability": (FLOAT, "NC"),
+    "violation": (BOOL, "NC"),
+    "shift_score": (FLOAT, "N"),
+}
+_SITUATION = {"observation": (FLOAT, "NO"), "steps_left": (INT64, "N"), "cost_allowed": (FLOAT, "NC")}
+_ALARM = {"alarm_level": (FLOAT, "C")}
+_ACTION = {"action": (FLOAT, "NA")}
+_CHOICE = {**_ACTION, "chosen": (INT64, "N"), "feasible": (BOOL, "N")}
+
+# Type and axes of every input and output: the fixed signature of a bundle's graphs.
+POLICY_INPUTS = {**_SITUATION, **_ALARM, "noise": (FLOAT, "NKA")}
+POLICY_OUTPUTS = {**_CHOICE, **_PREDICTED}
+CRITIC_INPUTS = {**_SITUATION, **_ALARM, **_ACTION}
+CRITIC_OUTPUTS = _PREDICTED
+
+Signature = Mapping[str, tuple[str, str]]
+Arrays = dict[str, NDArray[Any]]  # by name of input or output
+
+# Bounds are float64 in the manifest and float32 in the graph: this share of the range is rounding, more is an error.
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """One graph with fixed names, types and sizes of inputs and outputs."""
+
+    session: ort.InferenceSession
+    outputs: Mapping[str, tuple[int, ...]]  # name to shape without the axis N
+
+    def run(self, inputs: Arrays) -> Arrays:
+        count = len(inputs["observation"])
+        values: Arrays = dict(zip(self.outputs, self.session.run(list(self.outputs), inputs), strict=True))
+        for name, shape in self.outputs.items():
+            if values[name].shape != (count, *shape):
+                raise InternalError(f"The graph gave {name} of shape {values[name].shape} for {count} situations.")
+        return values
+
+
+@dataclass(frozen=True)
+class PolicyRuntime:
+    """A policy ready to answer. Safe to use from several threads."""
+
+    manifest: Manifest
+    served: ServedPolicy
+    frame: Frame
+    _policy: _Graph
+    _critic: _Graph
+    _calibrated: frozenset[tuple[str, int]]  # mode and number of candidates
+    _constraints: tuple[str, ...]
+    _alarm_level: Floats
+
+    def act(self, situations: Situations, mode: Mode) -> ActResult:
+        """Choose one action per situation and predict its costs.
+
+        Raises:
+            InternalError: the graph gave a value that must not be sent: not finite, or an action outside its bounds.
+        """
+        started = time.perf_counter()
+        count, name, candidates = len(situations.observation), *_name_mode(mode)
+        noise = draw_noise(mode, count, len(self.frame.action_low))
+        out = self._policy.run({**self._inputs(situations), "noise": noise})
+        status = CalibrationStatus.CALIBRATED if (name, candidates) in self._calibrated else CalibrationStatus.MODE
+        prediction = self._predict(out, situations, status)
+        return ActResult(
+            policy=self.served,
+            action=self._bounded(out["action"]),
+            feasible=out["feasible"] & ~prediction.flagged,
+            chosen=out["chosen"],
+            prediction=prediction,
+            compute_seconds=time.perf_counter() - started,
+        )
+
+    def evaluate_action(self, situations: Situations, action: Floats) -> EvaluateActionResult:
+        """Predict the costs of actions [N, A] that come from elsewhere.
+
+        Raises:
+            InternalError: the graph gave a value that is not finite.
+        """
+        started = time.perf_counter()
+        out = self._critic.run({**self._inputs(situations), "action": action})
+        prediction = self._predict(out, situations, CalibrationStatus.EXTERNAL_ACTION)
+        return EvaluateActionResult(self.served, prediction, time.perf_counter() - started)
+
+    def _inputs(self, situations: Situations) -> Arrays:
+        return {
+            "observation": situations.observation,
+            "steps_left": situations.steps_left,
+            "cost_allowed": situations.cost_allowed,
+            "alarm_level": self._alarm_level,
+        }
+
+    def _predict(self, out: Arrays, situations: Situations, status: CalibrationStatus) -> Prediction:
+        """Check a graph's predictions and say how far they can be trusted: NONE before SHIFTED before `status`."""
+        finite = [out[name] for name in ("reward_value", "cost_value", "cost_to_go", "violation_probability")]
+        if not np.isfinite(np.concatenate([*(a.ravel() for a in finite), out["shift_score"]])).all():
+            raise InternalError("The policy predicted a value that is not finite.")
+        if np.isnan(out["cost_upper"]).any():  # infinity is an honest bound
+            raise InternalError("The policy predicted a bound that is not a number.")
+        violation: Bools = out["violation"]
+        statuses: Integers = np.full(len(violation), status, np.int64)
+        if self.manifest.calibration is None:
+            statuses[:] = CalibrationStatus.NONE
+            violation = np.ones_like(violation)
+        else:
+            shifted = out["shift_score"] > self.manifest.observation_statistics.shift_threshold
+            if shifted.any():
+                statuses[shifted] = CalibrationStatus.SHIFTED
+                violation = violation | shifted[:, None]
+        return Prediction(
+            constraints=self._constraints,
+            cost_value=out["cost_value"],
+            cost_to_go=out["cost_to_go"],
+            cost_upper=out["cost_upper"],
+            violation_probability=out["violation_probability"],
+            violation=violation,
+            cost_allowed=situations.cost_allowed,
+            alarm_level=self._alarm_level,
+            steps_left=situations.steps_left,
+            reward_value=out["reward_value"],
+            shift_score=out["shift_score"],
+            calibration_status=statuses,
+        )
+
+    def _bounded(self, action: Floats) -> Floats:
+        low, high = self.frame.action_low, self.frame.action_high
+        rounding = _ROUNDING * (high - low)
+        if not ((low - rounding <= action) & (action <= high + rounding)).all():  # False for NaN
+            raise InternalError("The policy chose an action that is not finite or outside its bounds.")
+        return np.clip(action, low, high)
+
+
+def draw_noise(mode: Mode, count: int, action_size: int) -> Floats:
+    """Return standard normal noise [N, K, A]: zero where the action is deterministic, the first shielded one included.
+
+    The same mode, seed and sizes give the same noise.
+    """
+    match mode:
+        case Deterministic():
+            return np.zeros((count, 1, action_size), np.float32)
+        case Sampled(seed):
+            return np.random.default_rng(seed).standard_normal((count, 1, action_size), np.float32)
+        case Shielded(candidates, seed):
+            noise = np.random.default_rng(seed).standard_normal((count, candidates, action_size), np.float32)
+            noise[:, 0] = 0
+            return noise
+
+
+def _name_mode(mode: Mode) -> tuple[str, int]:
+    """Return the name and the number of candidates by which calibration knows a mode."""
+    match mode:
+        case Deterministic():
+            return "deterministic", 1
+        case Sampled():
+            return "sampled", 1
+        case Shielded(candidates):
+            return "shielded", candidates
+
+
+def load(bundle: Bundle) -> PolicyRuntime:
+    """Make a verified bundle ready to answer: load its graphs, check them, and run every mode once.
+
+    Raises:
+        RefusedBundleError: a graph does not load, does not fit the manifest, or gives values that must not be sent.
+    """
+    manifest = bundle.manifest
+    sizes = {"O": manifest.observation.size, "A": manifest.action.size, "C": len(manifest.constraints)}
+    calibration = manifest.calibration
+    runtime = PolicyRuntime(
+        manifest=manifest,
+        served=ServedPolicy(manifest.name, manifest.version, manifest.fingerprint),
+        frame=Frame(
+            observation_size=manifest.observation.size,
+            action_low=np.array(manifest.action.low, np.float32),
+            action_high=np.array(manifest.action.high, np.float32),
+            cost_limit=np.array([np.inf if c.cost_limit is None else c.cost_limit for c in manifest.constraints]),
+            horizon_steps=manifest.horizon_steps,
+            window_steps=manifest.window_steps,
+        ),
+        _policy=_load_graph("policy.onnx", bundle.policy_graph, POLICY_INPUTS, POLICY_OUTPUTS, sizes),
+        _critic=_load_graph("critic.onnx", bundle.critic_graph, CRITIC_INPUTS, CRITIC_OUTPUTS, sizes),
+        _calibrated=frozenset((m.mode, m.candidates) for m in calibration.modes) if calibration else frozenset(),
+        _constraints=tuple(constraint.name for constraint in manifest.constraints),
+        _alarm_level=np.array(manifest.alarm_levels, np.float32),
+    )
+    _warm_up(runtime)
+    return runtime
+
+
+def _load_graph(name: str, graph: bytes, inputs: Signature, outputs: Signature, sizes: dict[str, int]) -> _Graph:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # a small network gains nothing from more, and spinning threads cost the tail
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own errors have no common parent
+        raise RefusedBundleError(f"{name} cannot be loaded: {str(error).splitlines()[0]} Export it again.") from error
+    _check_signature(f"{name} inputs", session.get_inputs(), inputs, sizes)
+    _check_signature(f"{name} outputs", session.get_outputs(), outputs, sizes)
+    return _Graph(session, {name: tuple(sizes[axis] for axis in axes[1:]) for name, (_, axes) in outputs.items()})
+
+
+def _check_signature(where: str, nodes: list[ort.NodeArg], expected: Signature, sizes: dict[str, int]) -> None:
+    found = {node.name: node for node in nodes}
+    if found.keys() != expected.keys():
+        raise RefusedBundleError(f"{where} are {sorted(found)}, not {sorted(expected)}. Export it again.")
+    for name, (kind, axes) in expected.items():
+        node = found[name]
+        fits = len(node.shape) == len(axes) and all(
+            _fits(size, sizes.get(axis)) for size, axis in zip(node.shape, axes, strict=False)
+        )
+        if node.type != kind or not fits:
+            wanted = [sizes.get(axis, axis) for axis in axes]
+            raise RefusedBundleError(
+                f"{where}: {name} is {node.type} {node.shape}; the manifest asks for {kind} {wanted}. Export it again."
+            )
+
+
+def _fits(size: int | str | None, wanted: int | None) -> bool:
+    """Whether an axis of a graph fits: a name where any size must do; the size, or a name, where it is fixed."""
+    return not isinstance(size, int) or size == wanted
+
+
+def _warm_up(runtime: PolicyRuntime) -> None:
+    """Run every mode on what the policy saw in training, one situation and several, with and without a limit."""
+    frame = runtime.frame
+    mean = np.array(runtime.manifest.observation_statistics.mean, np.float32)
+    for count, allowed in itertools.product((1, 3), (0.0, np.inf)):
+        situations = Situations(
+            observation=np.tile(mean, (count, 1)),
+            steps_left=np.full(count, frame.window_steps, np.int64),
+            cost_allowed=np.full((count, len(frame.cost_limit)), allowed, np.float32),
+        )
+        try:
+            for mode in (Deterministic(), Sampled(seed=0), Shielded(candidates=4, seed=0)):
+                runtime.evaluate_action(situations, runtime.act(situations, mode).action)
+        except Exception as error:  # ONNX Runtime's own errors have no common parent
+            reason = str(error).splitlines()[0]
+            raise RefusedBundleError(f"The graphs fail when run: {reason} Export it again.") from error

@@ -1,0 +1,115 @@
+"""PolicyService: decode, ask the policy, encode. Errors are raised as they are; the interceptor gives them a status."""
+
+from serve.codec import (
+    Limits,
+    decode_mode,
+    decode_situated_actions,
+    decode_situations,
+    encode_act_response,
+    encode_description,
+    encode_evaluate_response,
+)
+from serve.gen.cvpo.v1 import policy_pb2 as pb
+from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceServicer
+from serve.repository import Repository
+from serve.runtime import PolicyRuntime
+from serve.telemetry import Metrics
+from serve.values import (
+    CalibrationDescription,
+    CalibrationStatus,
+    ConstraintDescription,
+    PolicyDescription,
+    Prediction,
+    Space,
+)
+
+
+class PolicyServicer(PolicyServiceServicer):
+    """Answers from a repository. The context is never used: LocalPolicy calls the same methods without one."""
+
+    def __init__(self, repository: Repository, limits: Limits, metrics: Metrics) -> None:
+        self._repository = repository
+        self._limits = limits
+        self._metrics = metrics
+
+    def Act(self, request: pb.ActRequest, context: object) -> pb.ActResponse:  # noqa: N802
+        policy = self._select(request.policy)
+        mode = decode_mode(request, self._limits)
+        situations = decode_situations(request.situations, policy.frame, self._limits)
+        result = policy.act(situations, mode)
+        self._count(policy, result.prediction)
+        return encode_act_response(result)
+
+    def EvaluateAction(self, request: pb.EvaluateActionRequest, context: object) -> pb.EvaluateActionResponse:  # noqa: N802
+        policy = self._select(request.policy)
+        situations, action = decode_situated_actions(request.situated_actions, policy.frame, self._limits)
+        result = policy.evaluate_action(situations, action)
+        self._count(policy, result.prediction)
+        return encode_evaluate_response(result)
+
+    def ListPolicies(self, request: pb.ListPoliciesRequest, context: object) -> pb.ListPoliciesResponse:  # noqa: N802
+        served = [self._repository.select(name, None, "") for name in self._repository.policies]
+        return pb.ListPoliciesResponse(policies=[encode_description(self._describe(policy)) for policy in served])
+
+    def GetPolicy(self, request: pb.GetPolicyRequest, context: object) -> pb.GetPolicyResponse:  # noqa: N802
+        return pb.GetPolicyResponse(policy=encode_description(self._describe(self._select(request.policy))))
+
+    def _select(self, selector: pb.PolicySelector) -> PolicyRuntime:
+        version = selector.version if selector.HasField("version") else None
+        return self._repository.select(selector.name, version, selector.fingerprint)
+
+    def _count(self, policy: PolicyRuntime, prediction: Prediction) -> None:
+        name, version = policy.served.name, policy.served.version
+        for status in set(prediction.calibration_status.tolist()):
+            count = int((prediction.calibration_status == status).sum())
+            self._metrics.count_answers(name, version, CalibrationStatus(status).name, count)
+        if prediction.violation.any():
+            for constraint, count in zip(
+                prediction.constraints, prediction.violation.sum(axis=0).tolist(), strict=True
+            ):
+                self._metrics.count_flags(name, version, constraint, count)
+
+    def _describe(self, policy: PolicyRuntime) -> PolicyDescription:
+        manifest = policy.manifest
+        calibration = manifest.calibration
+        infinity = float("inf")
+        spaces = [
+            Space(
+                space.names,
+                low=tuple(-infinity if bound is None else bound for bound in space.low),
+                high=tuple(infinity if bound is None else bound for bound in space.high),
+            )
+            for space in (manifest.observation, manifest.action)
+        ]
+        return PolicyDescription(
+            policy=policy.served,
+            environment=manifest.provenance.environment,
+            observation=spaces[0],
+            action=spaces[1],
+            constraints=tuple(
+                ConstraintDescription(
+                    name=c.name,
+                    unit=c.unit,
+                    cost_limit=infinity if c.cost_limit is None else c.cost_limit,
+                    discount=c.discount,
+                    cost_threshold=c.threshold(),
+                )
+                for c in manifest.constraints
+            ),
+            horizon_steps=manifest.horizon_steps,
+            window_steps=manifest.window_steps,
+            control_period_seconds=None if manifest.control_period_ms is None else manifest.control_period_ms / 1000,
+            safe_action=manifest.safe_action,
+            calibration=None
+            if calibration is None
+            else CalibrationDescription(
+                method=calibration.method,
+                modes=tuple(m.mode if m.candidates == 1 else f"{m.mode}({m.candidates})" for m in calibration.modes),
+                confidence=calibration.confidence,
+                miss_rate=calibration.miss_rate,
+                alarm_levels=calibration.alarm_levels,
+                episodes=calibration.episodes,
+            ),
+            shift_threshold=manifest.observation_statistics.shift_threshold,
+            versions=tuple(self._repository.policies[manifest.name]),
+        )

@@ -1,0 +1,103 @@
+"""Everything an operator can set: flags, or environment variables `CVPO_SERVE_...`; a flag goes before a variable."""
+
+import argparse
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSettingsSource, SettingsConfigDict
+
+from serve.codec import Limits
+from serve.errors import StartupError
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Answers a robot's observations with actions and predicted costs, over gRPC.
+
+    REPOSITORY is a bundle, or a folder of bundles (REPOSITORY/NAME/VERSION or REPOSITORY/ANYTHING). Of each policy the
+    highest version is served where a request names none. Every option is also an environment variable:
+    CVPO_SERVE_ADDRESS, CVPO_SERVE_MAX_BATCH, ...
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CVPO_SERVE_",
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    repository: CliPositionalArg[Path] = Field(description="bundle, or folder of bundles")
+    address: str = Field(
+        "127.0.0.1:50051", description="HOST:PORT or unix:PATH to answer on; port 0 takes a free one and prints it"
+    )
+    metrics_address: str | None = Field(
+        None, description="HOST:PORT for Prometheus at /metrics, such as 127.0.0.1:9464; off where not given"
+    )
+    allow_plaintext_network: bool = Field(
+        False, description="listen beyond this machine although anyone there can read and send requests (no TLS)"
+    )
+    allow_uncalibrated: bool = Field(
+        False, description="serve bundles without calibration; every one of their answers is flagged"
+    )
+    max_batch: int = Field(Limits.max_batch, ge=1, description="situations in one request, at most")
+    max_candidates: int = Field(Limits.max_candidates, ge=2, description="candidates of a shielded request, at most")
+    max_message_bytes: int = Field(4 * 2**20, ge=1024, description="size of a request, at most")
+    max_concurrent_requests: int = Field(
+        128, ge=1, description="requests in work or waiting at once, at most; more are refused"
+    )
+    threads: int = Field(16, ge=1, description="requests worked on at the same time, at most")
+    drain_seconds: float = Field(
+        10.0, ge=0, description="time that requests in flight are given when the server is told to stop"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug also logs each refused request"
+    )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_batch, self.max_candidates)
+
+
+def parse(arguments: list[str], program: str) -> Settings:
+    """Return the settings that command-line arguments and the environment give.
+
+    Raises:
+        StartupError: a value is missing or wrong; names its flag.
+        SystemExit: after `--help`, or for a flag that does not exist (argparse's own message, status 2).
+    """
+    source: CliSettingsSource[Settings] = CliSettingsSource(
+        Settings, cli_prog_name=program, formatter_class=argparse.HelpFormatter
+    )
+    try:
+        return CliApp.run(Settings, cli_args=arguments, cli_settings_source=source)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        flag = "REPOSITORY" if name == "repository" else "--" + name.replace("_", "-")
+        raise StartupError(f"{flag}: {first['msg']}. See `{program} --help`.") from error
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT; an IPv6 host stands in brackets.
+
+    Raises:
+        StartupError: it is not of that form.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) <= 65535):
+        raise StartupError(f"{address!r} is not an address; write HOST:PORT, such as 127.0.0.1:50051.")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

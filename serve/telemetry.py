@@ -1,0 +1,92 @@
+"""What an operator sees of a running server: Prometheus metrics and one JSON object per log event."""
+
+import json
+import logging
+import sys
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+# From a cached forward pass to a full batch on a busy machine.
+_LATENCY_BUCKETS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
+
+
+class Metrics:
+    """The server's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "cvpo_serve_requests",
+            "Requests by method and gRPC status code.",
+            ["method", "code"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "cvpo_serve_request_seconds",
+            "Time from decoding a request to its answer.",
+            ["method"],
+            buckets=_LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self._answers = Counter(
+            "cvpo_serve_answers",
+            "Predictions sent, by policy, version and calibration status.",
+            ["policy", "version", "calibration_status"],
+            registry=self.registry,
+        )
+        self._flags = Counter(
+            "cvpo_serve_flags",
+            "Predictions sent with a raised violation flag, by constraint.",
+            ["policy", "version", "constraint"],
+            registry=self.registry,
+        )
+        self._bundles = Gauge(
+            "cvpo_serve_bundle_loaded",
+            "1 for each version that is loaded.",
+            ["policy", "version"],
+            registry=self.registry,
+        )
+
+    def count_request(self, method: str, code: str, seconds: float) -> None:
+        self._requests.labels(method, code).inc()
+        self._seconds.labels(method).observe(seconds)
+
+    def count_answers(self, policy: str, version: int, calibration_status: str, count: int) -> None:
+        self._answers.labels(policy, version, calibration_status).inc(count)
+
+    def count_flags(self, policy: str, version: int, constraint: str, count: int) -> None:
+        self._flags.labels(policy, version, constraint).inc(count)
+
+    def bundle_loaded(self, policy: str, version: int) -> None:
+        self._bundles.labels(policy, version).set(1)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: time, level, logger, event, and what the event carries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        document: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        document.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            document["exception"] = self.formatException(record.exc_info)
+        return json.dumps(document, default=str)
+
+
+def log(
+    logger: logging.Logger, level: int, event: str, *, exception: BaseException | None = None, **fields: object
+) -> None:
+    """Log an event with the fields that belong to it."""
+    logger.log(level, event, exc_info=exception, extra={"fields": fields})
+
+
+def configure_logging(level: str) -> None:
+    """Send the log of this process to stderr as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

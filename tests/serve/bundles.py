@@ -1,0 +1,255 @@
+"""Bundles with a policy small enough to compute by hand: three observations, two actions, two constraints.
+
+The policy: u = clip(observation @ WEIGHTS + 0.5 · noise, -1, 1), action = u · HIGH, reward value u_0 + u_1. An action
+costs |u_c| a step of constraint c, so cost_value = 10 |u|, cost_to_go = steps_left |u|, cost_upper = 2 cost_to_go + 1,
+violation_probability = cost_to_go / (cost_to_go + cost_allowed + 1e-6), and shift_score = max(0, max |observation| - 3).
+An observation whose square overflows makes the reward value NaN.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx.parser
+from numpy.typing import NDArray
+
+from cvpo.bundle import (
+    CalibratedMode,
+    Calibration,
+    CalibrationResult,
+    Constraint,
+    Evaluation,
+    Interval,
+    Manifest,
+    ObservationStatistics,
+    Provenance,
+    Space,
+    write_bundle,
+)
+
+WEIGHTS = np.array([[0.5, 0.0], [0.0, -0.25], [0.25, 0.5]], np.float32)
+HIGH = np.array([1.0, 2.0], np.float32)
+COST_LIMIT = (20.0, 8.0)
+HORIZON, WINDOW = 100, 10
+ALARM = (0.6, 0.6)
+
+_JUDGE = """
+  magnitude = Abs(u)
+  total = ReduceSum <keepdims = 0> (u, last)
+  first = Gather <axis = 1> (observation, zero)
+  square = Mul(first, first)
+  poison = Mul(square, float_zero)
+  ten = Constant <value = float {10.0}> ()
+  two = Constant <value = float {2.0}> ()
+  one = Constant <value = float {1.0}> ()
+  tiny = Constant <value = float {1e-6}> ()
+  steps_float = Cast <to = 1> (steps_left)
+  far = Abs(observation)
+  farthest = ReduceMax <axes = [1], keepdims = 0> (far)
+  three = Constant <value = float {3.0}> ()
+  beyond = Sub(farthest, three)
+  shift_score = Relu(beyond)
+"""
+
+_CONSTANTS = """
+  last = Constant <value = int64[1] {-1}> ()
+  zero = Constant <value = int64 {0}> ()
+  float_zero = Constant <value = float {0.0}> ()
+  middle = Constant <value = int64[1] {1}> ()
+"""
+
+# The same values for candidates [N, K, A] and for one action [N, A]; C == A.
+_CANDIDATES = f"""
+<ir_version: 8, opset_import: ["" : 17]>
+policy (float[N,3] observation, float[N,K,2] noise, int64[N] steps_left, float[N,2] cost_allowed, float[2] alarm_level)
+  => (float[N,2] action, int64[N] chosen, bool[N] feasible, float[N] reward_value, float[N,2] cost_value,
+      float[N,2] cost_to_go, float[N,2] cost_upper, float[N,2] violation_probability, bool[N,2] violation,
+      float[N] shift_score)
+{{
+  {_CONSTANTS}
+  weights = Constant <value = float[3,2] {{0.5, 0.0, 0.0, -0.25, 0.25, 0.5}}> ()
+  high = Constant <value = float[2] {{@HIGH@}}> ()
+  mean = MatMul(observation, weights)
+  mean_k = Unsqueeze(mean, middle)
+  half = Constant <value = float {{0.5}}> ()
+  spread = Mul(noise, half)
+  unclipped = Add(mean_k, spread)
+  below = Constant <value = float {{-1.0}}> ()
+  above = Constant <value = float {{1.0}}> ()
+  u = Clip(unclipped, below, above)
+  {_JUDGE}
+  poison_k = Unsqueeze(poison, middle)
+  reward_k = Add(total, poison_k)
+  steps_1 = Unsqueeze(steps_float, middle)
+  steps_11 = Unsqueeze(steps_1, middle)
+  to_go_k = Mul(magnitude, steps_11)
+  allowed_k = Unsqueeze(cost_allowed, middle)
+  denominator_k = Add(to_go_k, allowed_k)
+  denominator = Add(denominator_k, tiny)
+  probability_k = Div(to_go_k, denominator)
+  raised_k = Greater(probability_k, alarm_level)
+  raised_float = Cast <to = 1> (raised_k)
+  any_float = ReduceMax <axes = [2], keepdims = 0> (raised_float)
+  any_raised = Greater(any_float, float_zero)
+  worst = ReduceMax <axes = [2], keepdims = 0> (probability_k)
+  penalty = Constant <value = float {{1000.0}}> ()
+  minus_worst = Neg(worst)
+  penalized = Sub(minus_worst, penalty)
+  score = Where(any_raised, penalized, reward_k)
+  chosen = ArgMax <axis = 1, keepdims = 0> (score)
+  index = Unsqueeze(chosen, middle)
+  chosen_raised = GatherElements <axis = 1> (any_raised, index)
+  not_raised = Not(chosen_raised)
+  feasible = Squeeze(not_raised, middle)
+  reward_1 = GatherElements <axis = 1> (reward_k, index)
+  reward_value = Squeeze(reward_1, middle)
+  index_1 = Unsqueeze(index, last)
+  shape = Constant <value = int64[3] {{1, 1, 2}}> ()
+  index_c = Expand(index_1, shape)
+  action_k = Mul(u, high)
+  action_1 = GatherElements <axis = 1> (action_k, index_c)
+  action = Squeeze(action_1, middle)
+  magnitude_1 = GatherElements <axis = 1> (magnitude, index_c)
+  magnitude_c = Squeeze(magnitude_1, middle)
+  cost_value = Mul(magnitude_c, ten)
+  to_go_1 = GatherElements <axis = 1> (to_go_k, index_c)
+  cost_to_go = Squeeze(to_go_1, middle)
+  doubled = Mul(cost_to_go, two)
+  cost_upper = Add(doubled, one)
+  probability_1 = GatherElements <axis = 1> (probability_k, index_c)
+  violation_probability = Squeeze(probability_1, middle)
+  violation = Greater(violation_probability, alarm_level)
+}}
+"""
+
+_JUDGED = f"""
+<ir_version: 8, opset_import: ["" : 17]>
+critic (float[N,3] observation, float[N,2] action, int64[N] steps_left, float[N,2] cost_allowed, float[2] alarm_level)
+  => (float[N] reward_value, float[N,2] cost_value, float[N,2] cost_to_go, float[N,2] cost_upper,
+      float[N,2] violation_probability, bool[N,2] violation, float[N] shift_score)
+{{
+  {_CONSTANTS}
+  high = Constant <value = float[2] {{@HIGH@}}> ()
+  u = Div(action, high)
+  {_JUDGE}
+  reward_value = Add(total, poison)
+  cost_value = Mul(magnitude, ten)
+  steps_1 = Unsqueeze(steps_float, middle)
+  cost_to_go = Mul(magnitude, steps_1)
+  doubled = Mul(cost_to_go, two)
+  cost_upper = Add(doubled, one)
+  sum_1 = Add(cost_to_go, cost_allowed)
+  denominator = Add(sum_1, tiny)
+  violation_probability = Div(cost_to_go, denominator)
+  violation = Greater(violation_probability, alarm_level)
+}}
+"""
+
+
+def policy_graph(text: Callable[[str], str] = lambda text: text) -> bytes:
+    """Return policy.onnx; `text` may spoil its source first."""
+    return _compile(text(_CANDIDATES.replace("@HIGH@", "1.0, 2.0")))
+
+
+def critic_graph(text: Callable[[str], str] = lambda text: text) -> bytes:
+    """Return critic.onnx; `text` may spoil its source first."""
+    return _compile(text(_JUDGED.replace("@HIGH@", "1.0, 2.0")))
+
+
+def _compile(text: str) -> bytes:
+    return onnx.parser.parse_model(text).SerializeToString()
+
+
+def calibration() -> Calibration:
+    return Calibration(
+        method="by hand",
+        modes=(CalibratedMode(mode="deterministic"), CalibratedMode(mode="shielded", candidates=8)),
+        confidence=0.9,
+        miss_rate=0.1,
+        alarm_levels=ALARM,
+        episodes={"fit": 50, "alarm": 30, "test": 20},
+        results=tuple(
+            CalibrationResult(
+                constraint=name,
+                test_episodes=20,
+                coverage=0.92,
+                missed_share=0.05,
+                flagged_share=0.1,
+                cost_to_go_mean=10.0,
+                episode_cost_mean=11.0,
+            )
+            for name in ("heat", "wear")
+        ),
+    )
+
+
+def manifest(
+    name: str = "goal",
+    version: int = 1,
+    *,
+    calibration: Calibration | None = calibration(),  # noqa: B008  # frozen
+    cost_limit: tuple[float | None, float | None] = COST_LIMIT,
+    constraint_names: tuple[str, str] = ("heat", "wear"),
+    control_period_ms: float | None = 20.0,
+) -> Manifest:
+    interval = Interval(mean=5.0, low=4.0, high=6.0)
+    return Manifest(
+        name=name,
+        version=version,
+        observation=Space(names=("x", "y", "z"), low=(None, -5.0, None), high=(None, 5.0, None)),
+        action=Space(names=("left", "right"), low=(-1.0, -2.0), high=(1.0, 2.0)),
+        control_period_ms=control_period_ms,
+        safe_action=(0.0, 0.0),
+        constraints=tuple(
+            Constraint(name=name, unit="J", cost_limit=limit, discount=0.9, horizon_steps=HORIZON, window_steps=WINDOW)
+            for name, limit in zip(constraint_names, cost_limit, strict=True)
+        ),
+        calibration=calibration,
+        observation_statistics=ObservationStatistics(
+            mean=(0.1, 0.2, 0.3),
+            standard_deviation=(1.0, 1.0, 1.0),
+            low=(-3.0, -3.0, -3.0),
+            high=(3.0, 3.0, 3.0),
+            shift_threshold=1.0,
+        ),
+        evaluations=(
+            Evaluation(
+                mode="deterministic",
+                episodes=20,
+                episode_return=interval,
+                episode_cost=(interval, interval),
+                over_limit_share=(0.1, 0.0),
+            ),
+        ),
+        provenance=Provenance(
+            environment="ByHand-v0",
+            seed=0,
+            steps=1000,
+            selection="last",
+            created="2026-11-24T00:00:00Z",
+            packages={"numpy": np.__version__},
+            config={"seed": 0, "limits": [20.0, None]},
+        ),
+    )
+
+
+def write(
+    path: Path,
+    document: Manifest | None = None,
+    *,
+    policy: bytes | None = None,
+    critic: bytes | None = None,
+) -> Path:
+    """Write a bundle, the policy by hand where nothing else is given."""
+    return write_bundle(
+        path,
+        document or manifest(),
+        policy_graph=policy or policy_graph(),
+        critic_graph=critic or critic_graph(),
+        model_card="# By hand\n",
+    )
+
+
+def expected_u(observation: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The deterministic action in [-1, 1], [N, A]."""
+    return np.clip(observation @ WEIGHTS, -1, 1)
