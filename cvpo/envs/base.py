@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -67,10 +68,11 @@ class CostEnv:
         self.spec = spec
         self._env = env
         self._step = 0
+        self._seed: int | None = None
 
     def reset(self, seed: int) -> NDArray[np.float32]:
         """Start an episode and return its first observation [O]; the same seed gives the same episode."""
-        self._step = 0
+        self._step, self._seed = 0, seed
         try:
             raw, _ = self._env.reset(seed=seed)
         except Exception as error:
@@ -94,14 +96,10 @@ class CostEnv:
             raw, reward, terminated, truncated, info = self._env.step(native)
         except Exception as error:
             raise self._failure(f"step raised {describe(error)}") from error
-        try:
-            reward = float(reward)
-        except (TypeError, ValueError):
-            raise self._failure(f"the reward is {reward!r}, not a number") from None
-        if not np.isfinite(reward):
-            raise self._failure(f"the reward is {reward}")
+        if (value := as_number(reward)) is None or not math.isfinite(value):
+            raise self._failure(f"the reward is {reward!r}, not a finite number")
         truncated = bool(truncated) or self._step >= self.spec.max_episode_steps
-        return Step(self._observation(raw), reward, self._cost(info), bool(terminated), truncated)
+        return Step(self._observation(raw), value, self._cost(info), bool(terminated), truncated)
 
     def render(self) -> NDArray[np.uint8] | None:
         """The current frame [height, width, 3], or None if the environment was not made for rendering."""
@@ -134,21 +132,16 @@ class CostEnv:
         cost = np.empty(len(self.spec.cost_names))
         for index, name in enumerate(self.spec.cost_names):
             if name not in info:
-                reported = ", ".join(sorted(key for key in info if key.startswith("cost"))) or "no key that starts so"
-                raise self._failure(
-                    f'info has no cost "{name}" (it has {reported}); put it in at every step, or name other costs'
-                )
-            try:
-                cost[index] = info[name]
-            except (TypeError, ValueError):
-                raise self._failure(f'info["{name}"] is {info[name]!r}, not a number') from None
-            if not (np.isfinite(cost[index]) and cost[index] >= 0):
-                raise self._failure(f'info["{name}"] is {cost[index]}; a cost is finite and not negative')
+                raise self._failure(f"{missing_cost(name, info)}; put it in at every step, or name another cost")
+            value = as_number(info[name])
+            if value is None or not math.isfinite(value) or value < 0:
+                raise self._failure(f'info["{name}"] is {info[name]!r}; a cost is a finite number and not negative')
+            cost[index] = value
         return cost
 
     def _failure(self, what: str) -> EnvError:
-        where = f"at step {self._step}" if self._step else "at reset"
-        return EnvError(f"{self.spec.env_id}, {where} of an episode: {what}.")
+        where = f"at step {self._step}" if self._step else "at the reset"
+        return EnvError(f"{self.spec.env_id}, {where} of the episode with seed {self._seed}: {what}.")
 
 
 def flatten(space: gymnasium.Space[Any], observation: object) -> NDArray[np.float32]:
@@ -158,6 +151,19 @@ def flatten(space: gymnasium.Space[Any], observation: object) -> NDArray[np.floa
     return np.asarray(observation, np.float32).reshape(-1)
 
 
+def as_number(value: object) -> float | None:
+    """The value as a float, or None if it is not one real number; an array of one element counts as one."""
+    array = np.asarray(value)
+    return float(array.reshape(())) if array.size == 1 and array.dtype.kind in "biuf" else None
+
+
+def missing_cost(name: str, info: Mapping[str, Any]) -> str:
+    """Say that a cost is not in `info`, and which ones are."""
+    reported = ", ".join(sorted(key for key in info if key.startswith("cost")))
+    return f'info has no cost "{name}" ' + (f"(it has {reported})" if reported else "(nor any other key cost*)")
+
+
 def describe(error: Exception) -> str:
-    text = " ".join(str(error).split())  # on one line
+    """Kind and text of an exception, on one line."""
+    text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -28,8 +28,8 @@ def make_env(
     Args:
         env_id: a Safety-Gymnasium task (`SafetyPointGoal1-v0`), any id registered in Gymnasium, `module:id` for one
             that is registered by importing the module, or `module:attribute`, where the attribute is an environment
-            class or a function that returns an environment, called without arguments. Modules are also looked for
-            in the current directory.
+            class or a function that returns an environment, called without arguments (so it decides about frames
+            itself). Modules are also looked for in the current directory.
         cost_names: keys of `info`, one per constraint; the total `cost` unless given.
         max_episode_steps: the horizon; needed only where the environment is registered without one.
         render: make frames for `CostEnv.render`; slower, so off unless frames are wanted.
@@ -39,22 +39,16 @@ def make_env(
             or it has no time limit.
     """
     env = make_gymnasium_env(env_id, max_episode_steps=max_episode_steps, render=render)
-    low, high = _action_bounds(env_id, env.action_space)
-    horizon = max_episode_steps or time_limit(env)
-    if horizon is None:
-        raise EnvError(
-            f"{env_id} has no time limit, and a limit on the cost per episode needs one: "
-            f"register it with max_episode_steps, wrap it in gymnasium.wrappers.TimeLimit, or give max_episode_steps."
-        )
+    low, high = action_bounds(env_id, env.action_space)
     if len(set(cost_names)) < len(cost_names):
         raise EnvError(f"The costs {', '.join(cost_names)} of {env_id} name one twice; name each once.")
     spec = EnvSpec(
         env_id=env_id,
-        observation_size=_observation_size(env_id, env.observation_space),
+        observation_size=observation_size(env_id, env.observation_space),
         action_low=low,
         action_high=high,
         cost_names=cost_names or DEFAULT_COST_NAMES,
-        max_episode_steps=horizon,
+        max_episode_steps=max_episode_steps or horizon(env_id, env),
         control_period_ms=_control_period_ms(env),
     )
     return CostEnv(env, spec)
@@ -65,7 +59,7 @@ def make_gymnasium_env(env_id: str, *, max_episode_steps: int | None, render: bo
     if max_episode_steps is not None and max_episode_steps < 1:
         raise EnvError(f"max_episode_steps is {max_episode_steps}; an episode of {env_id} has at least one step.")
     try:
-        env = _make(env_id, max_episode_steps, "rgb_array" if render else None)
+        env = _make(env_id, max_episode_steps, render)
     except EnvError:
         raise
     except Exception as error:
@@ -75,8 +69,8 @@ def make_gymnasium_env(env_id: str, *, max_episode_steps: int | None, render: bo
     return env
 
 
-def time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
-    """The horizon with which the environment is registered or wrapped, if any."""
+def horizon(env_id: str, env: gymnasium.Env[Any, Any]) -> int:
+    """The time limit with which the environment is registered or wrapped; EnvError without one."""
     if env.spec is not None and env.spec.max_episode_steps is not None:
         return env.spec.max_episode_steps
     layer = env
@@ -84,10 +78,13 @@ def time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
         if isinstance(layer, TimeLimit):
             return int(layer._max_episode_steps)
         layer = layer.env
-    return None
+    raise EnvError(
+        f"{env_id} has no time limit, and a limit on the cost per episode needs one: "
+        f"register it with max_episode_steps, wrap it in gymnasium.wrappers.TimeLimit, or give max_episode_steps."
+    )
 
 
-def _make(env_id: str, max_episode_steps: int | None, render_mode: str | None) -> Any:
+def _make(env_id: str, max_episode_steps: int | None, render: bool) -> Any:
     module_name, colon, name = env_id.rpartition(":")
     if colon:
         module = _import(module_name, env_id)
@@ -96,10 +93,11 @@ def _make(env_id: str, max_episode_steps: int | None, render_mode: str | None) -
     elif name.startswith("Safety") and name not in gymnasium.registry:
         safety_tasks.load()
     if "safety_gymnasium" in sys.modules and name in safety_tasks.task_ids():
-        return safety_tasks.make_task(name, max_episode_steps=max_episode_steps, render=render_mode is not None)
+        return safety_tasks.make_task(name, max_episode_steps=max_episode_steps, render=render)
     if name not in gymnasium.registry:
         raise EnvError(_unknown(env_id))
-    return gymnasium.make(name, max_episode_steps=max_episode_steps, render_mode=render_mode, disable_env_checker=True)
+    options: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}  # not every one knows the word
+    return gymnasium.make(name, max_episode_steps=max_episode_steps, disable_env_checker=True, **options)
 
 
 def _import(module_name: str, env_id: str) -> object:
@@ -135,7 +133,8 @@ def _unknown(env_id: str) -> str:
     return f"There is no environment {env_id}. {hint}. Give one of your own as module:attribute."
 
 
-def _action_bounds(env_id: str, space: gymnasium.Space[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def action_bounds(env_id: str, space: gymnasium.Space[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper bounds [A], flattened; EnvError unless the space is a Box of real numbers with finite bounds."""
     if not isinstance(space, gymnasium.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
         raise EnvError(f"{env_id} has the action space {space}; actions must be a Box of real numbers.")
     low, high = space.low.astype(np.float64).reshape(-1), space.high.astype(np.float64).reshape(-1)
@@ -147,7 +146,8 @@ def _action_bounds(env_id: str, space: gymnasium.Space[Any]) -> tuple[NDArray[np
     return low, high
 
 
-def _observation_size(env_id: str, space: gymnasium.Space[Any]) -> int:
+def observation_size(env_id: str, space: gymnasium.Space[Any]) -> int:
+    """Length of a flattened observation; EnvError if it has none or cannot be flattened."""
     try:
         size = int(gymnasium.spaces.flatdim(space))
     except (NotImplementedError, ValueError) as error:

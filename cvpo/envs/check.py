@@ -1,0 +1,243 @@
+"""Tell a user what is wrong with an environment, all of it at once, before a run finds it piece by piece."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from cvpo.envs import snapshot
+from cvpo.envs.base import CostEnv, as_number, describe, flatten, missing_cost
+from cvpo.envs.make import DEFAULT_COST_NAMES, action_bounds, horizon, make_env, make_gymnasium_env, observation_size
+from cvpo.errors import EnvError
+
+REPEATED_STEPS = 300  # how much of the rollout is repeated with the same seed
+RESTORED_STEPS = 20  # how far a pickled environment and its original are compared
+
+T = TypeVar("T")
+Row = NDArray[np.float64]  # one step: observation, reward, costs
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, in a sentence. With an error training refuses; with a warning it runs."""
+
+    severity: Literal["error", "warning"]
+    text: str
+
+
+def check_env(
+    env_id: str,
+    *,
+    cost_names: tuple[str, ...] = (),
+    max_episode_steps: int | None = None,
+    steps: int = 1000,
+    seed: int = 0,
+) -> list[Finding]:
+    """Try an environment with random actions and say what is wrong with it; an empty list if nothing is.
+
+    Args:
+        env_id, cost_names, max_episode_steps: as for `make_env`.
+        steps: how many to take; episodes start again when they end.
+        seed: of the actions, and of the first episode.
+    """
+    names = cost_names or DEFAULT_COST_NAMES
+    report = _Report()
+    try:
+        env = make_gymnasium_env(env_id, max_episode_steps=max_episode_steps, render=False)
+    except EnvError as error:
+        return [Finding("error", str(error))]
+    with contextlib.closing(env):
+        report.errors_of(lambda: action_bounds(env_id, env.action_space))
+        report.errors_of(lambda: observation_size(env_id, env.observation_space))
+        length = report.errors_of(lambda: max_episode_steps or horizon(env_id, env)) or steps
+        rows = _rollout(env, names, steps, length, seed, report)
+        if report.has_errors:
+            return report.findings  # what follows presumes an environment that works
+        repeated = _rollout(env, names, min(steps, REPEATED_STEPS), length, seed, report)
+    if not np.array_equal(np.stack(repeated), np.stack(rows[: len(repeated)])):
+        report.error("seed", f"The same seed ({seed}) does not give the same episode; draw from self.np_random only.")
+        return report.findings
+    costs = np.stack(rows)[:, -len(names) :]
+    for name, column in zip(names, costs.T, strict=True):
+        if not column.any():
+            report.warning(
+                name,
+                f'info["{name}"] is 0 at each of {steps} random steps; see that better actions can cost something.',
+            )
+    with contextlib.closing(make_env(env_id, cost_names=names, max_episode_steps=max_episode_steps)) as cost_env:
+        _check_snapshot(cost_env, seed, report)
+    return report.findings
+
+
+class _Report:
+    """Findings in the order in which they were made; of one kind only the first."""
+
+    def __init__(self) -> None:
+        self._by_kind: dict[str, Finding] = {}
+
+    @property
+    def findings(self) -> list[Finding]:
+        return list(self._by_kind.values())
+
+    @property
+    def has_errors(self) -> bool:
+        return any(finding.severity == "error" for finding in self._by_kind.values())
+
+    def error(self, kind: str, text: str) -> None:
+        self._by_kind.setdefault(kind, Finding("error", text))
+
+    def warning(self, kind: str, text: str) -> None:
+        self._by_kind.setdefault(kind, Finding("warning", text))
+
+    def errors_of(self, check: Callable[[], T]) -> T | None:
+        try:
+            return check()
+        except EnvError as error:
+            self.error(str(error), str(error))
+            return None
+
+
+def _rollout(
+    env: gymnasium.Env[Any, Any], names: tuple[str, ...], steps: int, length: int, seed: int, report: _Report
+) -> list[Row]:
+    """Take random steps, report what is wrong at each, and return one row per step (fewer after a failure).
+
+    Episodes end by themselves or after `length` steps; the first one has the seed `seed`, the next one the next.
+    """
+    env.action_space.seed(seed)
+    rows: list[Row] = []
+    start, episodes, ended = 0, 0, True
+    for step in range(1, steps + 1):
+        where = f"at step {step}"
+        try:
+            if ended:
+                _check_reset(env, env.reset(seed=seed + episodes), report)
+                start, episodes = step, episodes + 1
+            result = env.step(env.action_space.sample())
+        except Exception as error:
+            report.error("raises", f"The environment raised {describe(error)} {where}.")
+            break
+        if not isinstance(result, tuple) or len(result) != 5:
+            got = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+            report.error(
+                "step",
+                f"step returns {got}; it must return (observation, reward, terminated, truncated, info), with the cost "
+                f"in info.",
+            )
+            break
+        observation, reward, terminated, truncated, info = result
+        row = _check_observation(env.observation_space, observation, where, report)
+        value = as_number(reward)
+        if value is None or not math.isfinite(value):
+            report.error("reward", f"The reward is {reward!r} {where}; it must be a finite number.")
+        for name, flag in (("terminated", terminated), ("truncated", truncated)):
+            if not isinstance(flag, bool | np.bool_):
+                report.error(name, f"{name} is {flag!r} {where}; it must be True or False.")
+        costs = _check_costs(info, names, where, report)
+        if row is None or value is None or costs is None:
+            break
+        rows.append(np.concatenate([row, [value], costs]))
+        ended = bool(terminated or truncated) or step - start + 1 >= length
+    return rows
+
+
+def _check_reset(env: gymnasium.Env[Any, Any], result: object, report: _Report) -> None:
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+        report.error(
+            "reset", f"reset returns {type(result).__name__}; it must return (observation, info), info a dict."
+        )
+    else:
+        _check_observation(env.observation_space, result[0], "at a reset", report)
+
+
+def _check_observation(space: gymnasium.Space[Any], raw: Any, where: str, report: _Report) -> Row | None:
+    """The observation as a row [O], or None if it has no such form."""
+    if isinstance(space, gymnasium.spaces.Box):
+        array = np.asarray(raw)
+        if array.shape != space.shape or array.dtype.kind not in "biuf":
+            report.error(
+                "shape", f"The observation has shape {array.shape} of {array.dtype} {where}; its space is {space}."
+            )
+            return None
+        if not np.can_cast(array.dtype, space.dtype, "same_kind"):
+            report.warning("dtype", f"The observation is of {array.dtype} {where}, its space of {space.dtype}.")
+        outside = np.flatnonzero((array < space.low) | (array > space.high))
+        if outside.size:
+            index = outside[0]
+            report.warning(
+                "outside",
+                f"observation[{index}] is {array.flat[index]} {where}, outside its space "
+                f"({space.low.flat[index]} to {space.high.flat[index]}).",
+            )
+    elif not space.contains(raw):
+        report.error("shape", f"The observation does not fit its space {where}; the space is {space}.")
+        return None
+    row = flatten(space, raw).astype(np.float64)
+    broken = np.flatnonzero(~np.isfinite(row))
+    if broken.size:
+        report.error("finite", f"observation[{broken[0]}] is {row[broken[0]]} {where}; it must be finite in float32.")
+    return row
+
+
+def _check_costs(info: Any, names: tuple[str, ...], where: str, report: _Report) -> Row | None:
+    """The costs [C], or None if one is not there."""
+    if not isinstance(info, Mapping):
+        report.error("info", f"info is {type(info).__name__} {where}; it must be a dict, with the cost in it.")
+        return None
+    costs = np.zeros(len(names))
+    for index, name in enumerate(names):
+        if name not in info:
+            report.error(
+                name,
+                f"{where.capitalize()}, {missing_cost(name, info)}; put it in at every step, or name another cost.",
+            )
+            return None
+        value = as_number(info[name])
+        if value is None or not math.isfinite(value) or value < 0:
+            report.error(name, f'info["{name}"] is {info[name]!r} {where}; a cost is a finite number and not negative.')
+            return None
+        costs[index] = value
+    return costs
+
+
+def _check_snapshot(env: CostEnv, seed: int, report: _Report) -> None:
+    """A checkpoint keeps the environments in the middle of their episodes if they can be pickled."""
+    generator = np.random.default_rng(seed)
+    actions = generator.uniform(env.spec.action_low, env.spec.action_high, (RESTORED_STEPS, env.spec.action_size))
+    env.reset(seed)
+    env.step(actions[0])
+    frozen = snapshot.freeze(env)
+    if frozen is None:
+        report.warning("pickle", "The environment cannot be pickled; a resumed run starts its episodes anew.")
+        return
+    try:
+        with contextlib.closing(snapshot.thaw(frozen)) as copy:
+            same = all(_same_step(env, copy, action) for action in actions)
+    except Exception as error:
+        report.warning(
+            "pickle",
+            f"Once pickled, the environment cannot be restored ({describe(error)}): no run of it can be resumed.",
+        )
+        return
+    if not same:
+        report.warning("pickle", "A pickled environment does not go on as the original; a resumed run will differ.")
+
+
+def _same_step(first: CostEnv, second: CostEnv, action: NDArray[np.float64]) -> bool:
+    """Whether both answer the action alike; where the episode ends, both start the same new one."""
+    one, other = first.step(action), second.step(action)
+    if one.terminated or one.truncated:
+        first.reset(0)
+        second.reset(0)
+    return (
+        np.array_equal(one.observation, other.observation)
+        and np.array_equal(one.cost, other.cost)
+        and ((one.reward, one.terminated, one.truncated) == (other.reward, other.terminated, other.truncated))
+    )

@@ -1,0 +1,71 @@
+"""The checker says what is wrong with an environment, and finds nothing in one that is right."""
+
+import pytest
+
+from cvpo.envs import Finding, check_env
+
+
+def toy(name: str) -> list[Finding]:
+    return check_env(f"tests.envs.toys:{name}", max_episode_steps=20, steps=100)
+
+
+@pytest.mark.parametrize("env_id", ["tests.envs.toys:drift", "SafetySwimmerVelocity-v1", "SafetyPointCircle2-v0"])
+def test_nothing_is_found_in_a_sound_environment(env_id: str) -> None:
+    assert check_env(env_id) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "severity", "says"),
+    [
+        ("NoCost", "error", 'At step 3, info has no cost "cost" (it has cost_fuel, costs)'),
+        ("NegativeCost", "error", 'info["cost"] is -0.5 at step 3'),
+        ("InfiniteCost", "error", 'info["cost"] is inf at step 3'),
+        ("WordCost", "error", "info[\"cost\"] is 'much' at step 3"),
+        ("NanObservation", "error", "observation[1] is nan at step 3"),
+        ("InfiniteReward", "error", "The reward is -inf at step 3"),
+        ("NoReward", "error", "The reward is None at step 3"),
+        ("WrongShape", "error", "The observation has shape (3,) of float64 at step 3"),
+        ("NumberForFlag", "error", "terminated is 0.5 at step 3"),
+        ("OldStep", "error", "step returns 4 values"),
+        ("OldReset", "error", "reset returns ndarray"),
+        ("Raises", "error", "raised RuntimeError: the gripper is stuck at step 3"),
+        ("Unseeded", "error", "The same seed (0) does not give the same episode"),
+        ("UnboundedActions", "error", "each must be finite"),
+        ("DiscreteActions", "error", "actions must be a Box"),
+        ("SequenceObservation", "error", "cannot be flattened"),
+        ("FailsToStart", "error", "no camera"),
+        ("OutsideItsSpace", "warning", "observation[1] is 11.0 at step 3, outside its space (-10.0 to 10.0)"),
+        ("FreeOfCost", "warning", 'info["cost"] is 0 at each of 100 random steps'),
+        ("Unpicklable", "warning", "cannot be pickled; a resumed run starts its episodes anew"),
+        ("ForgetsItsState", "warning", "does not go on as the original"),
+        ("Unthawable", "warning", "cannot be restored (RuntimeError: made by another version)"),
+    ],
+)
+def test_what_is_wrong_is_found(name: str, severity: str, says: str) -> None:
+    findings = toy(name)
+    assert [finding for finding in findings if finding.severity == severity and says in finding.text], findings
+
+
+@pytest.mark.parametrize(
+    "name", ["NoCost", "NanObservation", "Raises", "Unseeded", "OutsideItsSpace", "FreeOfCost", "Unpicklable"]
+)
+def test_nothing_else_is_found(name: str) -> None:
+    assert len(toy(name)) == 1
+
+
+def test_a_missing_time_limit_is_an_error() -> None:
+    (finding,) = check_env("tests.envs.toys:Drift", steps=50)
+    assert finding.severity == "error"
+    assert "has no time limit" in finding.text
+
+
+def test_several_things_are_found_at_once() -> None:
+    texts = " ".join(finding.text for finding in check_env("tests.envs.toys:UnboundedActions", steps=50))
+    assert "has no time limit" in texts
+    assert "each must be finite" in texts
+
+
+def test_named_costs_are_the_ones_that_are_checked() -> None:
+    assert check_env("tests.envs.toys:drift", cost_names=("cost_fuel",), steps=50) == []
+    (finding,) = check_env("tests.envs.toys:drift", cost_names=("cost_heat",), steps=50)
+    assert 'no cost "cost_heat" (it has cost, cost_fuel)' in finding.text

@@ -1,0 +1,120 @@
+"""From an id to an environment, and the sentence for every id that has none."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from cvpo.envs import make_env, safety_tasks
+from cvpo.errors import EnvError
+
+
+def message(env_id: str, **options: int) -> str:
+    with pytest.raises(EnvError) as caught:
+        make_env(env_id, **options)  # type: ignore[arg-type]  # the horizon is the only option here
+    return str(caught.value)
+
+
+def test_the_spec_says_what_learning_and_serving_need() -> None:
+    spec = make_env("tests.envs.toys:drift", cost_names=("cost", "cost_fuel")).spec
+    assert spec.env_id == "tests.envs.toys:drift"
+    assert (spec.observation_size, spec.action_size) == (2, 2)
+    np.testing.assert_array_equal(spec.action_low, [-1.0, -2.0])
+    np.testing.assert_array_equal(spec.action_high, [1.0, 2.0])
+    assert spec.action_low.dtype == np.float64
+    assert spec.cost_names == ("cost", "cost_fuel")
+    assert spec.max_episode_steps == 20
+    assert spec.control_period_ms == 50.0
+
+
+def test_the_default_cost_is_the_total() -> None:
+    assert make_env("tests.envs.toys:drift").spec.cost_names == ("cost",)
+
+
+def test_a_registered_id_keeps_its_horizon_unless_another_is_given() -> None:
+    import tests.envs.toys  # noqa: F401 - registers ToyDrift-v0
+
+    assert make_env("ToyDrift-v0").spec.max_episode_steps == 30
+    longer = make_env("ToyDrift-v0", max_episode_steps=40)
+    longer.reset(seed=0)
+    ends = [longer.step(np.zeros(2)).truncated for _ in range(40)]
+    assert ends == [False] * 39 + [True]
+
+
+def test_an_id_that_importing_a_module_registers_is_found_through_the_module() -> None:
+    code = "from cvpo.envs import make_env; print(make_env('tests.envs.toys:ToyDrift-v0').spec.max_episode_steps)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "30\n"
+
+
+def test_a_module_in_the_current_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_robot.py").write_text("from tests.envs.toys import drift as make\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert make_env("my_robot:make").spec.max_episode_steps == 20
+
+
+def test_an_unknown_id_is_answered_with_the_closest_names() -> None:
+    text = message("SafetyPointGaol1-v0")
+    assert "There is no environment SafetyPointGaol1-v0" in text
+    assert "SafetyPointGoal1-v0" in text
+
+
+@pytest.mark.parametrize(
+    ("env_id", "says"),
+    [
+        ("Pendulum", "Pendulum-v1"),
+        ("qqqqqqqq", "Nothing known is similar"),
+        ("no_such_module:Env", "there is no module no_such_module"),
+        ("tests.no_such_module:Env", "there is no module tests.no_such_module"),
+        ("tests.envs.toys:Drfit", "the module has no Drfit"),
+        ("tests.envs.toys:number", "the module has a int as number"),
+        ("tests.envs.toys:not_an_environment", "makes dict, not a gymnasium.Env"),
+        ("tests.envs.toys:FailsToStart", "cannot be made: OSError: no camera at /dev/video0"),
+        ("tests.envs.toys:Drift", "has no time limit"),
+        ("tests.envs.toys:DiscreteActions", "actions must be a Box"),
+        ("tests.envs.toys:UnboundedActions", "each must be finite"),
+        ("tests.envs.toys:SequenceObservation", "cannot be flattened"),
+    ],
+)
+def test_what_cannot_be_made_is_one_sentence(env_id: str, says: str) -> None:
+    text = message(env_id)
+    assert says in text
+    assert "\n" not in text
+
+
+def test_a_horizon_below_one_is_refused() -> None:
+    assert "max_episode_steps is 0" in message("tests.envs.toys:Drift", max_episode_steps=0)
+
+
+def test_a_cost_named_twice_is_refused() -> None:
+    with pytest.raises(EnvError, match="name one twice"):
+        make_env("tests.envs.toys:drift", cost_names=("cost", "cost"))
+
+
+def test_importing_the_package_loads_neither_safety_gymnasium_nor_torch() -> None:
+    code = "import sys, cvpo.envs; print([m for m in ('torch', 'safety_gymnasium') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_an_unsuitable_gymnasium_is_refused_with_the_version_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "safety_gymnasium", raising=False)
+    monkeypatch.setattr(gymnasium, "__version__", "1.2.0")
+    with pytest.raises(EnvError, match=r"does not work with gymnasium 1\.2\.0; install gymnasium==0\.29\.1"):
+        safety_tasks.load()
+
+
+@pytest.mark.parametrize("missing", ["safety_gymnasium", "xmltodict"])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(missing: str) -> None:
+    code = (
+        f"import sys; sys.modules['{missing}'] = None\n"
+        "from cvpo.envs import make_env\n"
+        "from cvpo.errors import EnvError\n"
+        "try:\n    make_env('SafetyPointGoal1-v0')\n"
+        "except EnvError as error:\n    print(error)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert missing in said.replace("Safety-Gymnasium is", "safety_gymnasium is")
+    assert "pip install --no-deps safety-gymnasium==1.0.0" in said

@@ -1,0 +1,204 @@
+"""Small environments: one that is right, and one for each way to be wrong. Made as `tests.envs.toys:NAME`."""
+
+import itertools
+import os
+import threading
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.wrappers.time_limit import TimeLimit
+from numpy.typing import NDArray
+
+Result = tuple[Any, Any, Any, Any, dict[str, Any]]
+
+
+class Drift(gymnasium.Env[Any, Any]):
+    """A point with noise, in a plane: x += action + noise. Reward x[0]; cost 1 where x[1] > 0, fuel |action|.
+
+    Terminates where |x| > 4.
+    """
+
+    def __init__(self) -> None:
+        self.observation_space: Any = Box(-10.0, 10.0, (2,), np.float64)
+        self.action_space: Any = Box(np.array([-1.0, -2.0]), np.array([1.0, 2.0]), dtype=np.float64)
+        self.dt = 0.05
+        self.x = np.zeros(2)
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.x = self.np_random.normal(0.0, 0.1, 2)
+        self.steps = 0
+        return self.x.copy(), {}
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        self.steps += 1
+        self.x = self.x + action + self.np_random.normal(0.0, 0.1, 2)
+        info = {"cost": float(self.x[1] > 0), "cost_fuel": float(np.abs(action).sum())}
+        return self.x.copy(), float(self.x[0]), bool(np.abs(self.x).max() > 4), False, info
+
+
+def drift() -> gymnasium.Env[Any, Any]:
+    """Drift, at most 20 steps."""
+    return TimeLimit(Drift(), 20)
+
+
+class _Altered(Drift):
+    """Drift whose results are altered from step 3 on."""
+
+    def alter(self, result: Result) -> Any:
+        raise NotImplementedError
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        result = super().step(action)
+        return result if self.steps < 3 else self.alter(result)
+
+
+class NoCost(_Altered):
+    def alter(self, result: Result) -> Any:
+        return *result[:4], {"cost_fuel": 1.0, "costs": 2.0, "time": 3.0}
+
+
+class NegativeCost(_Altered):
+    def alter(self, result: Result) -> Any:
+        return *result[:4], {"cost": -0.5}
+
+
+class InfiniteCost(_Altered):
+    def alter(self, result: Result) -> Any:
+        return *result[:4], {"cost": np.inf}
+
+
+class WordCost(_Altered):
+    def alter(self, result: Result) -> Any:
+        return *result[:4], {"cost": "much"}
+
+
+class NanObservation(_Altered):
+    def alter(self, result: Result) -> Any:
+        return np.array([0.0, np.nan]), *result[1:]
+
+
+class InfiniteReward(_Altered):
+    def alter(self, result: Result) -> Any:
+        return result[0], -np.inf, *result[2:]
+
+
+class NoReward(_Altered):
+    def alter(self, result: Result) -> Any:
+        return result[0], None, *result[2:]
+
+
+class WrongShape(_Altered):
+    def alter(self, result: Result) -> Any:
+        return np.zeros(3), *result[1:]
+
+
+class OutsideItsSpace(_Altered):
+    def alter(self, result: Result) -> Any:
+        return np.array([0.0, 11.0]), *result[1:]
+
+
+class NumberForFlag(_Altered):
+    def alter(self, result: Result) -> Any:
+        return *result[:2], 0.5, *result[3:]
+
+
+class OldStep(_Altered):
+    def alter(self, result: Result) -> Any:
+        return *result[:3], result[4]
+
+
+class Raises(_Altered):
+    def alter(self, result: Result) -> Any:
+        raise RuntimeError("the gripper\nis stuck")
+
+
+class Exits(_Altered):
+    def alter(self, result: Result) -> Any:
+        os._exit(3)
+
+
+class OldReset(Drift):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return super().reset(seed=seed)[0]
+
+
+class Unseeded(Drift):
+    noise = itertools.count()
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        observation, *rest = super().step(action)
+        return observation + 1e-6 * next(self.noise), *rest
+
+
+class Unpicklable(Drift):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class ForgetsItsState(Drift):
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"x": np.zeros(2)}
+
+
+class Unthawable(Drift):
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise RuntimeError("made by another version")
+
+
+class FreeOfCost(Drift):
+    def step(self, action: NDArray[np.float64]) -> Any:
+        return *super().step(action)[:4], {"cost": 0}
+
+
+class UnboundedActions(Drift):
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = Box(-np.inf, np.inf, (2,), np.float64)
+
+
+class DiscreteActions(Drift):
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = Discrete(3)
+
+
+class DictObservation(Drift):
+    """Observes {"b": x[0], "a": [[x0, x1]]}, which Gymnasium flattens in the order of the keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = Dict(a=Box(-10.0, 10.0, (1, 2)), b=Box(-10.0, 10.0, (1,)))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self.observed(super().reset(seed=seed)[0]), {}
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        observation, *rest = super().step(action)
+        return self.observed(observation), *rest
+
+    def observed(self, x: NDArray[np.float64]) -> dict[str, Any]:
+        return {"b": x[:1].astype(np.float32), "a": x[None].astype(np.float32)}
+
+
+class SequenceObservation(Drift):
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Sequence(Box(-1.0, 1.0, (2,)))
+
+
+class FailsToStart(Drift):
+    def __init__(self) -> None:
+        raise OSError("no camera at /dev/video0")
+
+
+def not_an_environment() -> dict[str, int]:
+    return {}
+
+
+number = 3
+gymnasium.register("ToyDrift-v0", entry_point="tests.envs.toys:Drift", max_episode_steps=30)
