@@ -7,10 +7,6 @@ SHA-256 of the others and of itself. It is immutable: calibrating or training ag
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -18,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cvpo.errors import BundleError
+from cvpo.files import write_directory
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -32,7 +29,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # JSON has no infinity: in a training configuration it is written as text.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Space(_Model):
@@ -47,20 +45,25 @@ class Space(_Model):
         return len(self.names)
 
     @model_validator(mode="after")
-    def _same_length(self) -> Self:
+    def _parts_agree(self) -> Self:
         if not len(self.low) == len(self.high) == len(self.names):
             raise ValueError(f"{len(self.names)} names, {len(self.low)} low and {len(self.high)} high bounds")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("two dimensions have the same name")
+        for name, low, high in zip(self.names, self.low, self.high, strict=True):
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"{name}: the lower bound {low} is above the upper bound {high}")
         return self
 
 
 class Constraint(_Model):
     """One cost and its limit, in the environment's cost units."""
 
-    name: str
+    name: str = Field(min_length=1)
     unit: str = "cost"
     cost_limit: NonNegative | None  # expected undiscounted cost of one episode; None: unconstrained
     discount: Annotated[float, Field(gt=0, lt=1)]  # of the cost critic
-    horizon_steps: Annotated[int, Field(gt=0)]  # steps of one episode, T
+    horizon_steps: Annotated[int, Field(gt=0, lt=2**31)]  # steps of one episode, T
     window_steps: Annotated[int, Field(gt=0)]  # steps that a request without steps_left is judged over, W
 
     def threshold(self) -> float:
@@ -159,7 +162,7 @@ class Manifest(_Model):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-    version: Annotated[int, Field(gt=0)]
+    version: Annotated[int, Field(gt=0, lt=2**63)]
     observation: Space
     action: Space  # environment units, bounded
     fingerprint: str = ""  # of spaces and constraint names; filled in when empty, else checked
@@ -201,8 +204,15 @@ class Manifest(_Model):
             raise ValueError("action: every bound must be finite")
         if len(self.safe_action) != action_size:
             raise ValueError(f"safe_action has {len(self.safe_action)} entries, the action has {action_size}")
+        for low, safe, high in zip(self.action.low, self.safe_action, self.action.high, strict=True):
+            if low is not None and high is not None and not low <= safe <= high:
+                raise ValueError(f"safe_action: {safe} is outside the action's bounds, {low} to {high}")
         if len({(c.horizon_steps, c.window_steps) for c in self.constraints}) > 1:
             raise ValueError("constraints: horizon_steps and window_steps must be the same for all")
+        if self.window_steps > self.horizon_steps:
+            raise ValueError(f"window_steps {self.window_steps} is longer than horizon_steps {self.horizon_steps}")
+        if len({c.name for c in self.constraints}) < len(self.constraints):
+            raise ValueError("constraints: two have the same name")
         statistics = self.observation_statistics
         for field in ("mean", "standard_deviation", "low", "high"):
             if len(getattr(statistics, field)) != observation_size:
@@ -243,10 +253,10 @@ def write_bundle(path: Path, manifest: Manifest, *, policy_graph: bytes, critic_
     files = {
         name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)) for name, data in contents.items()
     }
-    document = manifest.model_copy(update={"files": files}).model_dump(mode="json")
-    document["digest"] = hashlib.sha256(_canonical(document)).hexdigest()
-    contents[MANIFEST] = (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
-    write_directory(path, contents)
+    document = json.loads(manifest.model_copy(update={"files": files}).model_dump_json())
+    document["digest"] = _digest(document)
+    contents[MANIFEST] = _render(document)
+    write_directory(path, contents, BundleError)
     return path
 
 
@@ -259,13 +269,12 @@ def read_bundle(path: Path) -> Bundle:
     """
     manifest_path = path / MANIFEST
     document = _read_document(manifest_path)
-    digest = document.pop("digest", None)
     if document.get("schema_version") != SCHEMA_VERSION:
         raise BundleError(
             f"{manifest_path} has schema_version {document.get('schema_version')!r}; this cvpo reads {SCHEMA_VERSION}. "
             "Export the bundle again with this version."
         )
-    if digest != hashlib.sha256(_canonical(document)).hexdigest():
+    if document.pop("digest", None) != _digest(document):
         raise BundleError(f"{manifest_path} does not match its own digest: it was changed after export. Export again.")
     try:
         manifest = Manifest.model_validate(document)
@@ -276,66 +285,44 @@ def read_bundle(path: Path) -> Bundle:
     required = {POLICY_GRAPH, CRITIC_GRAPH, MODEL_CARD}
     if set(manifest.files) != required:
         raise BundleError(f"{manifest_path} must list exactly {sorted(required)}, not {sorted(manifest.files)}.")
-    unlisted = {entry.name for entry in path.iterdir()} - required - {MANIFEST}
+    try:
+        unlisted = {entry.name for entry in path.iterdir()} - required - {MANIFEST}
+    except OSError as error:
+        raise BundleError(f"Cannot read {path}: {error.strerror}.") from error
     if unlisted:
         raise BundleError(
             f"{path} holds {sorted(unlisted)}, which its manifest does not list. Remove it or export again."
         )
     data = {name: _read_verified(path / name, entry) for name, entry in manifest.files.items()}
-    return Bundle(path, manifest, data[POLICY_GRAPH], data[CRITIC_GRAPH], data[MODEL_CARD].decode())
-
-
-def write_directory(path: Path, contents: Mapping[str, bytes]) -> None:
-    """Write a new directory of files whole or not at all: a temporary name beside it, fsync, rename.
-
-    Raises:
-        BundleError: the parent cannot be written, the disk is full, or `path` appeared meanwhile.
-    """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        for name, data in contents.items():
-            with (temporary / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.chmod(0o755)
-        _fsync_directory(temporary)
-        temporary.rename(path)
-        _fsync_directory(path.parent)
-    except OSError as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        reason = error.strerror or str(error)
-        raise BundleError(
-            f"Cannot write {path}: {reason}. Free space or choose another folder; nothing was kept."
-        ) from error
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return Bundle(path, manifest, data[POLICY_GRAPH], data[CRITIC_GRAPH], data[MODEL_CARD].decode(errors="replace"))
 
 
 def _canonical(document: object) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+def _digest(document: dict[str, object]) -> str:
+    return hashlib.sha256(_canonical(document)).hexdigest()
+
+
+def _render(document: dict[str, object]) -> bytes:
+    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+
+
 def _read_document(path: Path) -> dict[str, object]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        document = json.loads(data)
     except FileNotFoundError as error:
         raise BundleError(f"{path.parent} is not a bundle: it has no {MANIFEST}. `cvpo export` writes one.") from error
     except OSError as error:
         raise BundleError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not valid JSON (cut short or altered): {error}. Export again.") from error
     if not isinstance(document, dict) or not _all_finite(document):
         raise BundleError(f"{path} is not a manifest. Export again.")
+    if data != _render(document):  # the digest covers the values; this covers the bytes between them
+        raise BundleError(f"{path} is not as it was written: it was changed after export. Export again.")
     return document
 
 

@@ -1,0 +1,120 @@
+"""Every setting of a training run, its default, and what it means."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cvpo.errors import ConfigError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EnvironmentConfig(_Group):
+    """What is learned in."""
+
+    env_id: str
+    cost_names: tuple[str, ...] = ()  # keys of info; empty: the total cost
+    max_episode_steps: Count | None = None  # where the environment has no time limit of its own
+    num_envs: Count = 5
+    workers: Annotated[int, Field(ge=0)] = 1  # simulator processes; 0: none, simulate in the learner's process
+
+
+class ScheduleConfig(_Group):
+    """How much is collected, learned, saved and evaluated."""
+
+    steps: Count
+    warmup_steps: Count = 5_000  # of uniform random actions
+    warmup_updates: Annotated[int, Field(ge=0)] = 500  # when the warm-up ends
+    updates_per_step: Positive = 0.4
+    checkpoint_every: Count = 10_000  # steps; each checkpoint is evaluated
+    evaluation_episodes: Count = 10
+    evaluation_workers: Annotated[int, Field(ge=0)] = 1
+
+
+class ReplayConfig(_Group):
+    capacity: Count = 1_000_000
+    batch_size: Annotated[int, Field(ge=4)] = 256
+    recent_episodes: Positive = 5.0  # the newest part, of which half of each batch is drawn
+
+
+class NetworkConfig(_Group):
+    hidden: Count = 128
+    reward_heads: Count = 1
+    cost_heads: Count = 2  # averaged
+
+
+class CriticConfig(_Group):
+    discount: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    n_step: Count = 5
+    learning_rate: Positive = 1e-3
+    target_rate: Annotated[float, Field(gt=0, le=1)] = 0.02
+
+
+class LimitConfig(_Group):
+    """The controller that holds the measured cost at its limit (cvpo/limit.py)."""
+
+    window_episodes: Positive = 1.0  # newest steps of each environment that the measured cost is the sum of
+    gain_above: Positive = 0.5
+    gain_below: Positive = 1.0
+    integral_gain: Positive = 0.3
+    integral_steps: Count = 10_000
+    integral_low: float = -0.3
+    integral_high: float = 0.8
+    max_share: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+
+class EStepConfig(_Group):
+    kl_bound: Positive = 0.1
+    samples: Annotated[int, Field(ge=4, multiple_of=2)] = 16  # K
+    # measured: a controller on the measured episode cost asks for a share of what the KL ball can reach.
+    # critic: E_q[Q_c] under the discounted threshold, the paper's own form, on recent states.
+    constraint: Literal["measured", "critic"] = "measured"
+
+
+class MStepConfig(_Group):
+    kl_mean_bound: Positive = 0.03
+    kl_covariance_bound: Positive = 1e-3
+    learning_rate: Positive = 1e-3
+    period: Count = 100  # updates between two copies to the behavior policy
+
+
+class TrainConfig(_Group):
+    """A training run. Two runs with the same config on the same machine are the same."""
+
+    environment: EnvironmentConfig
+    cost_limits: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=1)  # per episode; inf: unconstrained
+    seed: Annotated[int, Field(ge=0)] = 0
+    schedule: ScheduleConfig
+    replay: ReplayConfig = ReplayConfig()
+    network: NetworkConfig = NetworkConfig()
+    critic: CriticConfig = CriticConfig()
+    limit: LimitConfig = LimitConfig()
+    estep: EStepConfig = EStepConfig()
+    mstep: MStepConfig = MStepConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        names, limits = self.environment.cost_names, self.cost_limits
+        if names and len(names) != len(limits):
+            raise ValueError(f"{len(limits)} cost limits for {len(names)} costs {names}; give one limit per cost")
+        return self
+
+
+def parse_config(document: object) -> TrainConfig:
+    """Check a config, as parsed from a file or put together from flags.
+
+    Raises:
+        ConfigError: names the setting, and says what is wrong with it.
+    """
+    try:
+        return TrainConfig.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "config"
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {message} (got {first['input']!r}).") from error

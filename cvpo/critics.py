@@ -1,0 +1,36 @@
+"""Learning the critics: bootstrap values, targets, loss, and the slow copy that gives them."""
+
+import torch
+from torch import Tensor, nn
+
+
+def bootstrap_target(total: Tensor, discount: Tensor, value: Tensor) -> Tensor:
+    """n-step target: what was received, plus the discounted value of where it led.
+
+    Args:
+        total: discounted sum over the n steps, [B] or [B, C].
+        discount: factor of the bootstrap value, [B]; 0 after termination.
+        value: V(s') as the mean over actions and critic heads, [B] or [B, C]. Never the minimum: for a cost it would
+            be optimistic about danger.
+    """
+    return total + (discount if total.dim() == 1 else discount.unsqueeze(-1)) * value
+
+
+def critic_loss(reward_value: Tensor, reward_target: Tensor, cost_value: Tensor, cost_target: Tensor) -> Tensor:
+    """Mean squared error over states, summed over heads and constraints.
+
+    Args:
+        reward_value: [reward_heads, B].
+        reward_target: [B].
+        cost_value: [cost_heads, B, C].
+        cost_target: [B, C].
+    """
+    reward_loss = (reward_value - reward_target).square().mean(1).sum()
+    cost_loss = (cost_value - cost_target).square().mean(1).sum()
+    return reward_loss + cost_loss
+
+
+@torch.no_grad()
+def follow(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """Move the target's parameters towards the source's by `rate` of their distance (Polyak averaging)."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)

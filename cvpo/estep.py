@@ -1,0 +1,299 @@
+"""The E-step: the best reweighting of sampled actions under cost thresholds and a KL bound, by its convex dual."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize
+
+from cvpo.errors import NonFiniteError
+
+Array = NDArray[np.float64]
+
+TOLERANCE = 1e-8  # of the scaled KKT residuals that end the solver
+FEASIBILITY_MARGIN = 1e-9  # scaled excess that still counts as met
+MAX_NEWTON_STEPS = 60
+MIN_TEMPERATURE = 1e-6  # relative to the spread of the values; below it the KL bound does not bind
+
+
+@dataclass(frozen=True)
+class DualSolution:
+    """The E-step's distribution q and the proof that it keeps its promises.
+
+    `kl_residual` and `cost_residual` are relative: mean KL over its bound minus 1, and (E_q[Q_c] − d) in standard
+    deviations of Q_c over actions. Neither is above the solver's tolerance when `feasible`.
+    """
+
+    temperature: float  # eta > 0
+    cost_multiplier: Array  # lambda >= 0, [C]
+    weights: Array  # q on the sampled actions, [B, K], rows sum to 1
+    kl: float  # mean_s KL(q || behavior policy), nats
+    cost: Array  # mean_s E_q[Q_c], [C]
+    kl_residual: float
+    cost_residual: Array  # [C]; -inf where unconstrained
+    feasible: bool
+    newton_steps: int
+
+
+def solve_dual(
+    reward_value: Array,
+    cost_value: Array,
+    cost_threshold: Array,
+    kl_bound: float,
+    start: tuple[float, Array] | None = None,
+) -> DualSolution:
+    """Find the temperature and cost multipliers of the E-step (Liu et al., 2022, E-step dual).
+
+    Minimizes  eta·kl_bound + lambda·d + eta·mean_s log mean_a exp((Q_r − lambda·Q_c)/eta)  over eta > 0 and
+    lambda >= 0, where it is jointly convex, by Newton's method with its exact derivatives. Adding a constant per state
+    to Q_r changes nothing but the minimum.
+
+    Args:
+        reward_value: Q_r of the sampled actions, [B, K].
+        cost_value: Q_c of the sampled actions, [B, K, C], environment cost units.
+        cost_threshold: d, [C]; +inf leaves a constraint out.
+        kl_bound: bound on mean_s KL(q || behavior policy), nats. At log K or above it cannot bind.
+        start: temperature and multipliers [C] of a similar batch, to start from.
+
+    Returns:
+        The solution. When no distribution inside the KL ball meets every threshold, `feasible` is False and the
+        weights are those whose largest excess, in standard deviations of Q_c, is least (see `least_excess`).
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite; names the argument.
+        ValueError: shapes do not fit, or kl_bound is not positive.
+    """
+    _check(reward_value, cost_value, cost_threshold, kl_bound)
+    constrained = np.isfinite(cost_threshold)
+    problem = _Problem.scaled(reward_value, cost_value[..., constrained], cost_threshold[constrained], kl_bound)
+    unconstrained = _newton(problem.without_costs(), np.array([1 / math.sqrt(2 * kl_bound)]))
+    multiplier = np.zeros(problem.cost.shape[-1])
+    x = np.concatenate([unconstrained.x[:1], multiplier])
+    feasible, steps = True, unconstrained.steps
+    if np.any(problem.excess(x) > TOLERANCE):
+        probe = _least_excess(problem)
+        steps += probe.steps
+        feasible = probe.value <= FEASIBILITY_MARGIN
+        if not feasible:
+            return _unscale(problem, probe.x, False, steps, constrained, cost_threshold, cost_value)
+        first = np.concatenate([x[:1], np.ones_like(multiplier)])
+        if start is not None:
+            first = problem.scale(start[0], start[1][constrained])
+        solution = _newton(problem, first)
+        x, steps = solution.x, steps + solution.steps
+    return _unscale(problem, x, feasible, steps, constrained, cost_threshold, cost_value)
+
+
+def least_excess(cost_value: Array, cost_threshold: Array, kl_bound: float) -> tuple[float, Array]:
+    """Find how far the thresholds can be met inside the KL ball.
+
+    Solves  min_q max_i (mean_s E_q[Q_ci] − d_i)/s_i  with mean KL(q) <= kl_bound and s_i the standard deviation of
+    Q_ci over actions; it is positive exactly when no distribution in the ball meets every threshold.
+
+    Args:
+        cost_value: Q_c of the sampled actions, [B, K, C].
+        cost_threshold: d, finite, [C].
+        kl_bound: nats.
+
+    Returns:
+        The least largest excess in standard deviations, and the cost E_q[Q_c] it is reached with, [C].
+
+    Raises:
+        NonFiniteError, ValueError: as `solve_dual`.
+    """
+    _check(cost_value[..., 0], cost_value, cost_threshold, kl_bound)
+    problem = _Problem.scaled(np.zeros_like(cost_value[..., 0]), cost_value, cost_threshold, kl_bound)
+    probe = _least_excess(problem)
+    weights = problem.weights(probe.x)
+    return probe.value, np.asarray(np.einsum("bk,bkc->c", weights, cost_value) / len(weights))
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The dual in scaled units: values centred per state and divided by their standard deviation over actions."""
+
+    reward: Array  # [B, K]
+    cost: Array  # [B, K, C]
+    threshold: Array  # [C]
+    kl_bound: float
+    reward_scale: float
+    cost_scale: Array  # [C]
+
+    @classmethod
+    def scaled(cls, reward_value: Array, cost_value: Array, threshold: Array, kl_bound: float) -> "_Problem":
+        reward = reward_value - reward_value.mean(1, keepdims=True)
+        level = cost_value.mean(1, keepdims=True)
+        cost = cost_value - level
+        reward_scale = float(reward.std()) or 1.0
+        cost_scale = cost.std((0, 1))
+        cost_scale = np.where(cost_scale > 0, cost_scale, 1.0)
+        threshold = (threshold - level.mean((0, 1))) / cost_scale
+        return cls(reward / reward_scale, cost / cost_scale, threshold, kl_bound, reward_scale, cost_scale)
+
+    def without_costs(self) -> "_Problem":
+        return replace(self, cost=self.cost[..., :0], threshold=self.threshold[:0])
+
+    def without_reward(self) -> "_Problem":
+        return replace(self, reward=np.zeros_like(self.reward), reward_scale=1.0)
+
+    def scale(self, temperature: float, multiplier: Array) -> Array:
+        return np.concatenate([[temperature / self.reward_scale], multiplier * self.cost_scale / self.reward_scale])
+
+    def _logits(self, x: Array) -> Array:
+        return np.asarray((self.reward - self.cost @ x[1:]) / x[0])
+
+    def weights(self, x: Array) -> Array:
+        z = self._logits(x)
+        w = np.exp(z - z.max(1, keepdims=True))
+        return np.asarray(w / w.sum(1, keepdims=True))
+
+    def excess(self, x: Array) -> Array:
+        """mean_s E_q[Q_c] − d, scaled, [C]."""
+        return np.asarray(np.einsum("bk,bkc->c", self.weights(x), self.cost) / len(self.reward) - self.threshold)
+
+    def derivatives(self, x: Array) -> tuple[float, Array, Array]:
+        """Value, gradient [1 + C] and Hessian [1 + C, 1 + C] in (eta, lambda)."""
+        B = len(self.reward)
+        z = self._logits(x)
+        peak = z.max(1, keepdims=True)
+        w = np.exp(z - peak)
+        total = w.sum(1, keepdims=True)
+        w /= total
+        log_mean = np.log(total[:, 0] / w.shape[1]) + peak[:, 0]
+        value = float(x[0] * (self.kl_bound + log_mean.mean()) + x[1:] @ self.threshold)
+        # Derivatives of eta·log_mean: features f = (z, Q_c) enter through their mean and covariance under q.
+        features = np.concatenate([z[..., None], self.cost], axis=2)
+        mean = np.einsum("bk,bkc->bc", w, features)
+        gradient = np.empty(len(x))
+        gradient[0] = self.kl_bound + log_mean.mean() - mean[:, 0].mean()
+        gradient[1:] = self.threshold - mean[:, 1:].mean(0)
+        features -= mean[:, None, :]
+        weighted = features * w[..., None]
+        hessian = np.tensordot(weighted, features, axes=([0, 1], [0, 1])) / (B * x[0])
+        return value, gradient, np.asarray(hessian)
+
+
+@dataclass(frozen=True)
+class _Minimum:
+    x: Array
+    value: float
+    steps: int
+
+
+def _newton(problem: _Problem, start: Array) -> _Minimum:
+    """Minimize the dual over eta >= MIN_TEMPERATURE and lambda >= 0 by projected Newton steps (Bertsekas, 1982).
+
+    Falls back to SciPy's L-BFGS-B, from where Newton stopped, should it not converge.
+    """
+    lower = np.zeros(len(start))
+    lower[0] = MIN_TEMPERATURE
+    tolerance = np.full(len(start), TOLERANCE)
+    tolerance[0] *= problem.kl_bound
+    x = np.maximum(start, lower)
+    value, gradient, hessian = problem.derivatives(x)
+    for step in range(MAX_NEWTON_STEPS):
+        bound = (x <= lower) & (gradient > 0)
+        if np.all(bound | (np.abs(gradient) <= tolerance)):
+            return _Minimum(x, value, step)
+        free = np.flatnonzero(~bound)
+        H = hessian[np.ix_(free, free)]
+        H = H + (1e-12 * np.trace(H) + 1e-300) * np.eye(len(free))
+        direction = np.zeros(len(x))
+        direction[free] = -np.linalg.solve(H, gradient[free])
+        length = 1.0
+        while True:
+            candidate = np.maximum(x + length * direction, lower)
+            # The temperature may change tenfold a step at most: far from the minimum the quadratic model misleads.
+            candidate[0] = min(max(candidate[0], 0.1 * x[0]), 10 * x[0])
+            new_value, new_gradient, new_hessian = problem.derivatives(candidate)
+            if new_value <= value + 1e-4 * float(gradient @ (candidate - x)) + 1e-14 * abs(value):
+                break
+            length /= 2
+            if length < 1e-8:
+                return _scipy_minimum(problem, x, lower, step)
+        x, value, gradient, hessian = candidate, new_value, new_gradient, new_hessian
+    return _scipy_minimum(problem, x, lower, MAX_NEWTON_STEPS)
+
+
+def _scipy_minimum(problem: _Problem, start: Array, lower: Array, steps: int) -> _Minimum:
+    def objective(x: Array) -> tuple[float, Array]:
+        value, gradient, _ = problem.derivatives(x)
+        return value, gradient
+
+    result = optimize.minimize(
+        objective,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(bound, None) for bound in lower],
+        options={"ftol": 0.0, "gtol": TOLERANCE * min(1.0, problem.kl_bound), "maxiter": 1000},
+    )
+    x = np.asarray(result.x)
+    return _Minimum(x, float(result.fun), steps + int(result.nit))
+
+
+def _least_excess(problem: _Problem) -> _Minimum:
+    """The dual with no reward and lambda on the simplex; minus its minimum is the least largest excess."""
+    pure_cost = problem.without_reward()
+    C = problem.cost.shape[-1]
+    start = 1 / math.sqrt(2 * problem.kl_bound)
+    if C == 1:  # lambda is 1: one dimension is left
+        only = replace(pure_cost.without_costs(), reward=-problem.cost[..., 0])
+        minimum = _newton(only, np.array([start]))
+        return _Minimum(np.array([minimum.x[0], 1.0]), -(minimum.value + float(problem.threshold[0])), minimum.steps)
+
+    def objective(x: Array) -> tuple[float, Array]:
+        value, gradient, _ = pure_cost.derivatives(x)
+        return value, gradient
+
+    result = optimize.minimize(
+        objective,
+        np.concatenate([[start], np.full(C, 1 / C)]),
+        jac=True,
+        method="SLSQP",
+        bounds=[(MIN_TEMPERATURE, None)] + [(0, 1)] * C,
+        constraints={"type": "eq", "fun": lambda x: x[1:].sum() - 1, "jac": lambda x: np.r_[0.0, np.ones(C)]},
+        options={"ftol": 1e-12, "maxiter": 200},
+    )
+    return _Minimum(np.asarray(result.x), -float(result.fun), int(result.nit))
+
+
+def _unscale(
+    problem: _Problem,
+    x: Array,
+    feasible: bool,
+    steps: int,
+    constrained: NDArray[np.bool_],
+    cost_threshold: Array,
+    cost_value: Array,
+) -> DualSolution:
+    """Back to the units of the caller, with the primal residuals."""
+    weights = (problem if feasible else problem.without_reward()).weights(x)
+    B, K = weights.shape
+    log_ratio = np.log(np.maximum(weights * K, 1e-300))
+    kl = float((weights * log_ratio).sum(1).mean())
+    cost = np.einsum("bk,bkc->c", weights, cost_value) / B
+    cost_residual = np.full(len(cost_threshold), -np.inf)
+    cost_residual[constrained] = (cost[constrained] - cost_threshold[constrained]) / problem.cost_scale
+    multiplier = np.zeros(len(cost_threshold))
+    multiplier[constrained] = x[1:] * problem.reward_scale / problem.cost_scale
+    temperature = float(x[0]) * problem.reward_scale
+    return DualSolution(
+        temperature, multiplier, weights, kl, cost, kl / problem.kl_bound - 1, cost_residual, feasible, steps
+    )
+
+
+def _check(reward_value: Array, cost_value: Array, cost_threshold: Array, kl_bound: float) -> None:
+    if reward_value.ndim != 2 or cost_value.shape != (*reward_value.shape, len(cost_threshold)):
+        raise ValueError(
+            f"reward_value {reward_value.shape}, cost_value {cost_value.shape} and cost_threshold "
+            f"{cost_threshold.shape} must be [B, K], [B, K, C] and [C]"
+        )
+    if not (kl_bound > 0 and math.isfinite(kl_bound)):
+        raise ValueError(f"kl_bound must be positive and finite, not {kl_bound}")
+    for name, value in (("reward_value", reward_value), ("cost_value", cost_value)):
+        if not np.isfinite(value).all():
+            raise NonFiniteError(f"{name} has a NaN or infinite entry; the critics have diverged.")
+    if np.isnan(cost_threshold).any() or np.isneginf(cost_threshold).any():
+        raise NonFiniteError(f"cost_threshold {cost_threshold} must be finite, or +inf for no constraint.")

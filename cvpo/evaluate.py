@@ -1,0 +1,188 @@
+"""Episodes of anything that is a policy (a checkpoint, a bundle, a service, chance), and what they add up to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from cvpo.bundle import Evaluation, Interval, Mode
+from cvpo.envs import EnvSpec, VectorEnv
+from cvpo.networks import Model
+from cvpo.returns import discounted_returns
+
+Array = NDArray[np.float64]
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Actions, and what was predicted of them where the policy predicts."""
+
+    action: Array  # [N, A], environment units
+    cost_value: Array | None = None  # [N, C], expected discounted cost
+    cost_to_go: Array | None = None  # [N, C], expected cost of the next steps_left steps
+    violation: NDArray[np.bool_] | None = None  # [N, C]
+
+
+class Actor(Protocol):
+    """Anything that is a policy."""
+
+    def act(self, observation: Float32Array, steps_left: NDArray[np.int64]) -> Decision:
+        """Choose an action [N, A] for each observation [N, O], with that many steps of the episode left, [N]."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode, step by step. Predictions are None for a policy that makes none."""
+
+    observation: Float32Array  # [T, O], what each action was chosen on
+    reward: Array  # [T]
+    cost: Array  # [T, C]
+    terminated: bool  # ended for good, not cut by a time limit
+    cost_value: Array | None  # [T, C]
+    cost_to_go: Array | None  # [T, C]
+    violation: NDArray[np.bool_] | None  # [T, C]
+
+
+class EpisodeRunner:
+    """Runs a number of episodes, one vector step at a time, so that other work can go on while simulators step.
+
+    Each environment runs its own fixed number of episodes: taking whichever end first would favour short ones.
+    """
+
+    def __init__(self, env: VectorEnv, actor: Actor, episodes: int, observation: Float32Array) -> None:
+        self.env, self.actor = env, actor
+        num_envs = env.num_envs
+        self.quota = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
+        self.episodes: list[list[Episode]] = [[] for _ in range(num_envs)]
+        self.steps: list[list[tuple[Float32Array, float, Array, Decision, int]]] = [[] for _ in range(num_envs)]
+        self._act(observation)
+
+    @property
+    def finished(self) -> bool:
+        return all(len(done) >= quota for done, quota in zip(self.episodes, self.quota, strict=True))
+
+    def advance(self) -> None:
+        """Take in the step under way and, unless that was the last one, send the next actions."""
+        step = self.env.step_wait()
+        for i, steps in enumerate(self.steps):
+            steps.append((self.observation[i].copy(), float(step.reward[i]), step.cost[i].copy(), self.decision, i))
+            if step.terminated[i] or step.truncated[i]:
+                if len(self.episodes[i]) < self.quota[i]:
+                    self.episodes[i].append(_episode(steps, bool(step.terminated[i])))
+                steps.clear()
+        if not self.finished:
+            self._act(step.observation)
+
+    def result(self) -> list[Episode]:
+        """The episodes, in an order that does not depend on which ended first."""
+        return [episode for done in self.episodes for episode in done]
+
+    def _act(self, observation: Float32Array) -> None:
+        self.observation = observation.copy()
+        horizon = self.env.spec.max_episode_steps
+        self.decision = self.actor.act(self.observation, np.array([horizon - len(steps) for steps in self.steps]))
+        self.env.step_async(self.decision.action)
+
+
+def run_episodes(env: VectorEnv, actor: Actor, episodes: int) -> list[Episode]:
+    """Run that many episodes to their end."""
+    runner = EpisodeRunner(env, actor, episodes, env.reset())
+    while not runner.finished:
+        runner.advance()
+    return runner.result()
+
+
+def summarize(episodes: Sequence[Episode], cost_limits: Sequence[float], mode: Mode) -> Evaluation:
+    """Means with 95 % bootstrap intervals over episodes, and the share of episodes over each limit."""
+    returns = np.array([episode.reward.sum() for episode in episodes])
+    costs = np.array([episode.cost.sum(0) for episode in episodes])  # [E, C]
+    return Evaluation(
+        mode=mode,
+        episodes=len(episodes),
+        episode_return=interval(returns),
+        episode_cost=tuple(interval(cost) for cost in costs.T),
+        over_limit_share=tuple(float((cost > limit).mean()) for cost, limit in zip(costs.T, cost_limits, strict=True)),
+    )
+
+
+def cost_level(episodes: Sequence[Episode], discount: float) -> list[float | None]:
+    """Predicted over realized discounted cost of each constraint; 1 is right, None where nothing was realized.
+
+    Only steps with three times 1/(1 − discount) steps after them count (or that a termination follows): the rest of
+    their discounted cost was not seen.
+    """
+    predicted, realized = [], []
+    for episode in episodes:
+        if episode.cost_value is None:
+            raise ValueError("these episodes carry no cost_value")
+        returns = np.stack([discounted_returns(cost, discount) for cost in episode.cost.T], axis=1)
+        seen = len(returns) if episode.terminated else max(len(returns) - round(3 / (1 - discount)), 1)
+        predicted.append(episode.cost_value[:seen].mean(0))
+        realized.append(returns[:seen].mean(0))
+    pairs = zip(np.mean(predicted, axis=0), np.mean(realized, axis=0), strict=True)
+    return [float(p / r) if r > 0 else None for p, r in pairs]
+
+
+def interval(values: Array) -> Interval:
+    """Mean and 95 % percentile bootstrap interval; a single value has no width to tell."""
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean=mean, low=mean, high=mean)
+    limits = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=0).confidence_interval
+    return Interval(mean=mean, low=float(limits.low), high=float(limits.high))
+
+
+class TorchActor:
+    """The policy of a checkpoint: the most likely action, or one drawn from it where a generator is given."""
+
+    def __init__(self, model: Model, spec: EnvSpec, generator: torch.Generator | None = None) -> None:
+        self.model, self.generator = model, generator
+        self.low, self.high = spec.action_low, spec.action_high
+
+    @torch.no_grad()
+    def act(self, observation: Float32Array, steps_left: NDArray[np.int64]) -> Decision:
+        mean, standard_deviation = self.model.distribution(torch.from_numpy(observation))
+        if self.generator is not None:
+            mean = mean + standard_deviation * torch.randn(mean.shape, generator=self.generator)
+        action = mean.tanh()
+        _, cost_value = self.model.values(torch.from_numpy(observation), action.unsqueeze(1))
+        return Decision(to_environment(action.double().numpy(), self.low, self.high), cost_value[:, 0].double().numpy())
+
+
+class RandomActor:
+    """Uniformly random actions: what any policy must be better than."""
+
+    def __init__(self, spec: EnvSpec, seed: int) -> None:
+        self.low, self.high, self.generator = spec.action_low, spec.action_high, np.random.default_rng(seed)
+
+    def act(self, observation: Float32Array, steps_left: NDArray[np.int64]) -> Decision:
+        return Decision(self.generator.uniform(self.low, self.high, (len(observation), len(self.low))))
+
+
+def to_environment(action: Array, low: Array, high: Array) -> Array:
+    """Scale actions from [-1, 1] to the environment's bounds."""
+    return low + (action + 1) / 2 * (high - low)
+
+
+def _episode(steps: Sequence[tuple[Float32Array, float, Array, Decision, int]], terminated: bool) -> Episode:
+    observation, reward, cost = (np.array([step[j] for step in steps]) for j in range(3))
+    decisions = [(decision, i) for _, _, _, decision, i in steps]
+    return Episode(
+        observation,
+        reward,
+        cost,
+        terminated,
+        _rows([(decision.cost_value, i) for decision, i in decisions]),
+        _rows([(decision.cost_to_go, i) for decision, i in decisions]),
+        _rows([(decision.violation, i) for decision, i in decisions]),
+    )
+
+
+def _rows(values: Sequence[tuple[NDArray[Any] | None, int]]) -> NDArray[Any] | None:
+    rows = [value[i] for value, i in values if value is not None]
+    return np.array(rows) if rows else None

@@ -1,0 +1,245 @@
+"""One update of CVPO: the order of its steps, on the state that a checkpoint holds."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cvpo.bundle import Constraint
+from cvpo.config import TrainConfig
+from cvpo.critics import bootstrap_target, critic_loss, follow
+from cvpo.estep import DualSolution, least_excess, solve_dual
+from cvpo.limit import LimitController, advantage_threshold, relative_gap
+from cvpo.mstep import TrustRegion, gaussian_kl, interpolate, weighted_likelihood
+from cvpo.networks import Critics, GaussianPolicy, Model, build_model
+from cvpo.replay import Batch
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class LearnerState:
+    """Everything that learning changes. What is not here is not restored."""
+
+    model: Model  # normalizer, policy, and the critics that learn
+    behavior_policy: GaussianPolicy  # what actions and E-step samples are drawn from
+    target_critics: Critics
+    actor_optimizer: torch.optim.Adam
+    critic_optimizer: torch.optim.Adam
+    mean_region: TrustRegion
+    covariance_region: TrustRegion
+    controller: LimitController
+    generator: torch.Generator
+    cost_threshold: Array  # discounted, of the critics' values; used by constraint="critic"
+    reward_scale: float = 1.0  # learning sees reward / reward_scale
+    updates: int = 0
+    infeasible_updates: int = 0
+    pulled_back_periods: int = 0
+    dual_start: tuple[float, Array] | None = None  # of the last feasible E-step
+
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """What one update did; see cvpo/metrics.py for units and meaning."""
+
+    critic_loss: float
+    temperature: float
+    cost_multiplier: Array  # [C]
+    kl_residual: float
+    cost_residual: Array  # [C]
+    feasible: bool
+    share: Array  # [C]
+    cost_value: Array  # [C], mean over recent states under the behavior policy
+    standard_deviation: float  # of the behavior policy, mean over states and dimensions
+    kl_mean: float | None = None  # achieved by the M-step; once a period
+    kl_covariance: float | None = None
+    kept_share: float | None = None  # below 1: the step was pulled back
+
+
+def create(
+    config: TrainConfig, observation_size: int, action_size: int, constraints: Sequence[Constraint]
+) -> LearnerState:
+    """Make a fresh learner; everything random in it comes from the config's seed."""
+    num_costs = len(constraints)
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build_model(config.network, observation_size, action_size, num_costs)
+    return LearnerState(
+        model=model,
+        behavior_policy=copy.deepcopy(model.policy).requires_grad_(False),
+        target_critics=copy.deepcopy(model.critics).requires_grad_(False),
+        actor_optimizer=torch.optim.Adam(model.policy.parameters(), lr=config.mstep.learning_rate),
+        critic_optimizer=torch.optim.Adam(model.critics.parameters(), lr=config.critic.learning_rate),
+        mean_region=TrustRegion(config.mstep.kl_mean_bound),
+        covariance_region=TrustRegion(config.mstep.kl_covariance_bound),
+        controller=LimitController.start(num_costs),
+        generator=generator,
+        cost_threshold=np.array([constraint.threshold() for constraint in constraints]),
+    )
+
+
+def update(state: LearnerState, batch: Batch, measured_cost: Array, config: TrainConfig) -> UpdateMetrics:
+    """Advance the state by one update: critics towards their targets, E-step, one gradient step of the M-step.
+
+    Args:
+        state: changed in place.
+        batch: its first `batch.recent` rows are of states that the current policy visits; the dual is solved on
+            them and applied to all.
+        measured_cost: undiscounted episode cost of the newest episodes, [C], environment units.
+        config: of the run.
+    """
+    normalizer, policy, critics = state.model.normalizer, state.model.policy, state.model.critics
+    with torch.no_grad():
+        next_observation = normalizer(torch.from_numpy(batch.next_observation))
+        mean, standard_deviation = state.behavior_policy(next_observation)
+        noise = antithetic_noise(len(mean), config.estep.samples, mean.shape[1], state.generator)
+        sample = mean.unsqueeze(1) + standard_deviation.unsqueeze(1) * noise
+        reward_heads, cost_heads = state.target_critics(next_observation, sample.tanh())
+        reward_value, cost_value = reward_heads.mean(0), cost_heads.mean(0)
+        discount = torch.from_numpy(batch.discount)
+        reward = torch.from_numpy(batch.reward) / state.reward_scale
+        reward_target = bootstrap_target(reward, discount, reward_value.mean(1))
+        cost_target = bootstrap_target(torch.from_numpy(batch.cost), discount, cost_value.mean(1))
+
+    loss = _critic_step(state, batch, reward_target, cost_target)
+
+    share = state.controller.share(relative_gap(measured_cost, np.array(config.cost_limits)), config.limit)
+    recent = slice(0, batch.recent)
+    dual = _solve(state, reward_value[recent].double().numpy(), cost_value[recent].double().numpy(), share, config)
+    weights = _weights(dual, reward_value, cost_value)
+
+    new_mean, new_standard_deviation = policy(next_observation)
+    likelihood = weighted_likelihood(weights, sample, mean, standard_deviation, new_mean, new_standard_deviation)
+    kl_mean, kl_covariance = gaussian_kl(mean, standard_deviation, new_mean, new_standard_deviation)
+    actor_loss = (
+        -likelihood
+        + state.mean_region.multiplier * kl_mean.mean()
+        + state.covariance_region.multiplier * kl_covariance.mean()
+    )
+    state.actor_optimizer.zero_grad(set_to_none=True)
+    actor_loss.backward()  # type: ignore[no-untyped-call]  # as above
+    state.actor_optimizer.step()
+    follow(state.target_critics, critics, config.critic.target_rate)
+
+    state.updates += 1
+    state.infeasible_updates += not dual.feasible
+    if dual.feasible:
+        state.dual_start = (dual.temperature, dual.cost_multiplier)
+    achieved: tuple[float | None, float | None, float | None] = (None, None, None)
+    if state.updates % config.mstep.period == 0:
+        achieved = _end_period(state, next_observation)
+    return UpdateMetrics(
+        loss,
+        dual.temperature,
+        dual.cost_multiplier,
+        dual.kl_residual,
+        dual.cost_residual,
+        dual.feasible,
+        share,
+        cost_value[recent].mean((0, 1)).double().numpy(),
+        standard_deviation.mean().item(),
+        *achieved,
+    )
+
+
+def state_dict(state: LearnerState) -> dict[str, Any]:
+    """Everything in the state, as tensors and plain values."""
+    return {
+        "model": state.model.state_dict(),
+        "behavior_policy": state.behavior_policy.state_dict(),
+        "target_critics": state.target_critics.state_dict(),
+        "actor_optimizer": state.actor_optimizer.state_dict(),
+        "critic_optimizer": state.critic_optimizer.state_dict(),
+        "log_multipliers": [state.mean_region.log_multiplier, state.covariance_region.log_multiplier],
+        "integral": state.controller.integral.tolist(),
+        "generator": state.generator.get_state(),
+        "reward_scale": state.reward_scale,
+        "counters": [state.updates, state.infeasible_updates, state.pulled_back_periods],
+        "dual_start": None if state.dual_start is None else [state.dual_start[0], state.dual_start[1].tolist()],
+    }
+
+
+def load_state_dict(state: LearnerState, saved: dict[str, Any]) -> None:
+    """Put back what `state_dict` gave, into a state created with the same config."""
+    state.model.load_state_dict(saved["model"])
+    state.behavior_policy.load_state_dict(saved["behavior_policy"])
+    state.target_critics.load_state_dict(saved["target_critics"])
+    state.actor_optimizer.load_state_dict(saved["actor_optimizer"])
+    state.critic_optimizer.load_state_dict(saved["critic_optimizer"])
+    mean, covariance = saved["log_multipliers"]
+    state.mean_region = replace(state.mean_region, log_multiplier=mean)
+    state.covariance_region = replace(state.covariance_region, log_multiplier=covariance)
+    state.controller = LimitController(np.array(saved["integral"]))
+    state.generator.set_state(saved["generator"])
+    state.reward_scale = saved["reward_scale"]
+    state.updates, state.infeasible_updates, state.pulled_back_periods = saved["counters"]
+    start = saved["dual_start"]
+    state.dual_start = None if start is None else (start[0], np.array(start[1]))
+
+
+def antithetic_noise(batch: int, samples: int, dimensions: int, generator: torch.Generator) -> Tensor:
+    """Standard normal noise [B, K, A] in pairs (z, −z), scaled to a second moment of 1 per state and dimension.
+
+    So the samples of a state have exactly the mean and variance of the policy, and the weights see no accident of the
+    draw.
+    """
+    half = torch.randn((batch, samples // 2, dimensions), generator=generator)
+    half = half * torch.rsqrt(half.square().mean(1, keepdim=True))
+    return torch.cat([half, -half], dim=1)
+
+
+def _critic_step(state: LearnerState, batch: Batch, reward_target: Tensor, cost_target: Tensor) -> float:
+    observation = state.model.normalizer(torch.from_numpy(batch.observation))
+    reward_value, cost_value = state.model.critics(observation, torch.from_numpy(batch.action).unsqueeze(1))
+    loss = critic_loss(reward_value.squeeze(2), reward_target, cost_value.squeeze(2), cost_target)
+    state.critic_optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    state.critic_optimizer.step()
+    return loss.item()
+
+
+def _solve(
+    state: LearnerState, reward_value: Array, cost_value: Array, share: Array, config: TrainConfig
+) -> DualSolution:
+    """Solve the dual on recent states, under the critics' threshold or a share of the reachable cost change."""
+    kl_bound = config.estep.kl_bound
+    if config.estep.constraint == "critic":
+        return solve_dual(reward_value, cost_value, state.cost_threshold, kl_bound, state.dual_start)
+    advantage = cost_value - cost_value.mean(1, keepdims=True)
+    cost_limit = np.array(config.cost_limits)
+    least, reward_only = np.zeros(len(share)), np.zeros(len(share))
+    for i in np.flatnonzero(np.isfinite(cost_limit) & (share > 0)):
+        least[i] = least_excess(advantage[..., [i]], np.zeros(1), kl_bound)[1][0]
+    if np.any(share <= 0):
+        reward_only = solve_dual(reward_value, advantage, np.full(len(share), np.inf), kl_bound).cost
+    threshold = advantage_threshold(share, least, reward_only, cost_limit)
+    return solve_dual(reward_value, advantage, threshold, kl_bound, state.dual_start)
+
+
+def _weights(dual: DualSolution, reward_value: Tensor, cost_value: Tensor) -> Tensor:
+    """Apply temperature and multipliers to every state of the batch, [B, K]."""
+    multiplier = torch.from_numpy(dual.cost_multiplier).float()
+    reward = reward_value if dual.feasible else torch.zeros_like(reward_value)
+    return torch.softmax((reward - cost_value @ multiplier) / dual.temperature, dim=1)
+
+
+@torch.no_grad()
+def _end_period(state: LearnerState, observation: Tensor) -> tuple[float, float, float]:
+    """Measure the KL that the M-step achieved, pull it back when it is far over a bound, and copy the policy."""
+    policy = state.model.policy
+    mean, standard_deviation = state.behavior_policy(observation)
+    kl_mean, kl_covariance = (float(kl.mean()) for kl in gaussian_kl(mean, standard_deviation, *policy(observation)))
+    kept = min(state.mean_region.pull_back(kl_mean), state.covariance_region.pull_back(kl_covariance))
+    if kept < 1:
+        interpolate(state.behavior_policy, policy, kept)
+        state.pulled_back_periods += 1
+    state.mean_region = state.mean_region.adapted(kl_mean)
+    state.covariance_region = state.covariance_region.adapted(kl_covariance)
+    state.behavior_policy.load_state_dict(policy.state_dict())
+    return kl_mean, kl_covariance, kept

@@ -1,0 +1,83 @@
+"""Holding a measured episode cost at its limit: how much change of cost one E-step is asked for.
+
+A bounded PI controller per constraint. It asks for a share of what one KL ball can reach, so the E-step stays feasible
+and its multiplier finite; the critic's level, which lags in training, decides nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvpo.config import LimitConfig
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LimitController:
+    """Integral part of the controller of each constraint, [C]."""
+
+    integral: Array
+
+    @classmethod
+    def start(cls, num_costs: int) -> "LimitController":
+        return cls(np.zeros(num_costs))
+
+    def advanced(self, gap: Array, steps: int, config: LimitConfig) -> "LimitController":
+        """Integrate the gap over environment steps; bounded, so that it cannot wind up."""
+        rate = config.integral_gain * np.clip(gap, -1, 1) * steps / config.integral_steps
+        return LimitController(np.clip(self.integral + rate, config.integral_low, config.integral_high))
+
+    def share(self, gap: Array, config: LimitConfig) -> Array:
+        """Share of the reachable cost change to ask for, [C]: positive lowers the cost, negative lets it grow."""
+        proportional = np.where(
+            gap > 0, config.gain_above * np.minimum(gap, 1), config.gain_below * np.maximum(gap, -2)
+        )
+        return np.clip(proportional + self.integral, -1.0, config.max_share)
+
+
+def relative_gap(measured_cost: Array, cost_limit: Array) -> Array:
+    """(J − d)/max(d, 10), [C]; an unconstrained cost counts as far below its limit, -1."""
+    finite = np.isfinite(cost_limit)
+    limit = np.where(finite, cost_limit, 0.0)
+    return np.where(finite, (measured_cost - limit) / np.maximum(limit, 10.0), -1.0)
+
+
+def advantage_threshold(share: Array, least_cost: Array, reward_only_cost: Array, cost_limit: Array) -> Array:
+    """Bound on mean_s E_q[A_c], [C].
+
+    Args:
+        share: of `LimitController.share`, [C].
+        least_cost: the least E_q[A_c] in the KL ball, [C], <= 0.
+        reward_only_cost: E_q[A_c] of the q that looks at reward alone, [C].
+        cost_limit: [C]; +inf stays unconstrained.
+    """
+    threshold = np.where(share > 0, share * least_cost, -share * np.maximum(reward_only_cost, 0.0))
+    return np.where(np.isfinite(cost_limit), threshold, np.inf)
+
+
+@dataclass
+class CostMeter:
+    """The measured episode cost: the sum of the newest horizon of steps of each environment, mean over environments.
+
+    A window of steps, not of episodes: an episode that ends early does not look cheap.
+    """
+
+    window: Array  # [W, N, C], a ring
+    count: int = 0
+
+    @classmethod
+    def start(cls, steps: int, num_envs: int, num_costs: int) -> "CostMeter":
+        return cls(np.zeros((steps, num_envs, num_costs)))
+
+    def add(self, cost: Array) -> None:
+        """Take the costs of one step, [N, C]."""
+        self.window[self.count % len(self.window)] = cost
+        self.count += 1
+
+    def measured(self, horizon_steps: int) -> Array:
+        """Cost per horizon of steps, [C]; zero before the first step."""
+        steps = min(self.count, len(self.window))
+        total = self.window[:steps].sum((0, 1)) / self.window.shape[1]
+        return np.asarray(total * (horizon_steps / max(steps, 1)))

@@ -1,0 +1,128 @@
+"""Every metric of a training run: its name, unit and meaning, and the files they are written to.
+
+Nothing reads a metric back to decide something in training.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from torch.utils.tensorboard import SummaryWriter
+
+from cvpo.bundle import Evaluation
+
+METRICS = {
+    "steps": "environment steps so far",
+    "updates": "updates so far",
+    "steps_per_second": "environment steps a second, learning included, since the last row",
+    "train/return": "undiscounted reward of the newest complete training episodes, mean",
+    "train/cost/NAME": "undiscounted cost of the newest horizon of steps, mean over environments; what is held",
+    "critic/loss": "mean squared error of reward and cost critics, summed over heads",
+    "critic/cost_value/NAME": "Q_c of recent states under the behavior policy, mean, cost units, discounted",
+    "estep/temperature": "eta, scaled reward units",
+    "estep/cost_multiplier/NAME": "lambda, scaled reward per cost unit",
+    "estep/kl_residual_max": "largest mean KL(q || behavior policy) over its bound, minus 1",
+    "estep/cost_residual_max/NAME": "largest excess of E_q over the threshold, standard deviations of Q_c over actions",
+    "estep/infeasible_share": "share of updates whose thresholds no q in the KL ball could meet",
+    "estep/share/NAME": "share of the reachable cost change that was asked for; negative: allowed to grow",
+    "mstep/kl_mean": "achieved KL of the mean over its bound, last period",
+    "mstep/kl_covariance": "achieved KL of the covariance over its bound, last period",
+    "mstep/pulled_back": "periods so far that ended over twice a bound and were pulled back",
+    "mstep/standard_deviation": "of the behavior policy before tanh, mean over recent states",
+}
+"""What each metric means; NAME stands for a constraint's name."""
+
+EVALUATIONS = "evaluations.jsonl"
+RESIDUALS = ("update", "feasible", "temperature", "kl_residual")
+
+
+class MetricsWriter:
+    """Writes rows of metrics as JSON lines and TensorBoard events, and every update's residuals as CSV.
+
+    Files are appended to, so a resumed run goes on in them; rows from after the checkpoint it resumes from are cut.
+    """
+
+    def __init__(self, run: Path, cost_names: tuple[str, ...], resume_steps: int = 0, resume_updates: int = 0) -> None:
+        metrics, residuals = run / "metrics.jsonl", run / "residuals.csv"
+        _keep(run / EVALUATIONS, lambda line: json.loads(line)["steps"] < resume_steps)  # the last is made again
+        _keep(metrics, lambda line: json.loads(line)["steps"] <= resume_steps)
+        _keep(residuals, lambda line: line.startswith("update") or int(line.split(",", 1)[0]) <= resume_updates)
+        self._metrics = metrics.open("a", encoding="utf-8")
+        self._residual_file = residuals.open("a", encoding="utf-8", newline="")
+        self._residuals = csv.writer(self._residual_file)
+        if residuals.stat().st_size == 0:
+            columns = [f"{column}/{name}" for name in cost_names for column in ("cost_multiplier", "cost_residual")]
+            self._residuals.writerow([*RESIDUALS, *columns])
+        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=resume_steps + 1)
+
+    def row(self, row: Mapping[str, float | int]) -> None:
+        """Write one row; `steps` is its time axis."""
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        for name, value in row.items():
+            if name != "steps":
+                self._events.add_scalar(name, value, int(row["steps"]))
+
+    def residual(
+        self, update: int, feasible: bool, temperature: float, kl_residual: float, costs: list[tuple[float, float]]
+    ) -> None:
+        """Write the residuals of one update; `costs` has multiplier and residual of each constraint."""
+        values = [temperature, kl_residual, *(value for pair in costs for value in pair)]
+        self._residuals.writerow([update, int(feasible), *(f"{value:.6g}" for value in values)])
+
+    def flush(self) -> None:
+        """Bring everything to disk, before a checkpoint says it is there."""
+        self._metrics.flush()
+        self._residual_file.flush()
+        self._events.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._metrics.close()
+        self._residual_file.close()
+        self._events.close()
+
+
+def append_evaluation(
+    run: Path, steps: int, evaluation: Evaluation, cost_names: tuple[str, ...], cost_level: Sequence[float | None]
+) -> None:
+    """Add the evaluation of a checkpoint to the run's `evaluations.jsonl`."""
+    record = {
+        "steps": steps,
+        "costs": cost_names,
+        "cost_level": cost_level,
+        "evaluation": evaluation.model_dump(mode="json"),
+    }
+    with (run / EVALUATIONS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_evaluations(run: Path) -> dict[int, Evaluation]:
+    """The evaluation of each checkpoint of a run, by its steps."""
+    path = run / EVALUATIONS
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return {record["steps"]: Evaluation.model_validate(record["evaluation"]) for record in records}
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The rows of a run, for people's pictures and tables."""
+    with (run / "metrics.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _keep(path: Path, wanted: Callable[[str], bool]) -> None:
+    """Cut a text file down to the lines that are wanted; a last line cut short by a crash is never wanted."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if line.endswith("\n") and wanted(line)), encoding="utf-8")

@@ -1,0 +1,82 @@
+"""The M-step: fit the policy to the E-step's weights inside decoupled trust regions for its mean and covariance."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def gaussian_kl(
+    old_mean: Tensor, old_standard_deviation: Tensor, mean: Tensor, standard_deviation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """KL(old || new) of diagonal Gaussians [B, A], split in the part of the mean and that of the covariance, [B] each.
+
+    KL_mean = ½ (μ − μ_o)ᵀ Σ_o⁻¹ (μ − μ_o), KL_covariance = ½ [tr(Σ⁻¹ Σ_o) − A + log |Σ|/|Σ_o|], as in Liu et al., 2022,
+    M-step (after Abdolmaleki et al., 2018).
+    """
+    mean_part = 0.5 * ((mean - old_mean) / old_standard_deviation).square().sum(-1)
+    ratio = (old_standard_deviation / standard_deviation).square()
+    covariance_part = 0.5 * (ratio - 1 - ratio.log()).sum(-1)
+    return mean_part, covariance_part
+
+
+def weighted_likelihood(
+    weights: Tensor,
+    sample: Tensor,
+    old_mean: Tensor,
+    old_standard_deviation: Tensor,
+    mean: Tensor,
+    standard_deviation: Tensor,
+) -> Tensor:
+    """Mean over states of sum_a w(a|s) log π(a|s), with mean and covariance decoupled.
+
+    The new mean is judged under the old covariance and the other way round, so that neither moves to excuse the other.
+    The weights of a state sum to 1, so the scale does not depend on K.
+
+    Args:
+        weights: [B, K], rows sum to 1.
+        sample: u, [B, K, A].
+        old_mean, old_standard_deviation, mean, standard_deviation: [B, A].
+
+    Returns:
+        A scalar; constants are left out.
+    """
+    by_mean = -0.5 * ((sample - mean.unsqueeze(1)) / old_standard_deviation.unsqueeze(1)).square().sum(-1)
+    scaled = ((sample - old_mean.unsqueeze(1)) / standard_deviation.unsqueeze(1)).square()
+    by_covariance = -0.5 * scaled.sum(-1) - standard_deviation.log().sum(-1, keepdim=True)
+    return (weights * (by_mean + by_covariance)).sum(1).mean()
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """Bound on one part of the KL, and its multiplier, adapted once a period by the KL that was achieved."""
+
+    bound: float  # nats
+    log_multiplier: float = 0.0
+
+    RATE = 0.2
+    FLOOR = -2.0
+
+    @property
+    def multiplier(self) -> float:
+        return math.exp(self.log_multiplier)
+
+    def adapted(self, kl: float) -> "TrustRegion":
+        """Raise or lower the multiplier by the achieved KL; dual ascent on its logarithm, a bounded step a period."""
+        step = min(max(math.log(max(kl, 1e-12) / self.bound), -1.0), 1.0)
+        return TrustRegion(self.bound, max(self.log_multiplier + self.RATE * step, self.FLOOR))
+
+    def pull_back(self, kl: float) -> float:
+        """Share of the parameters' way to keep: 1, or less when the KL ended over twice its bound.
+
+        KL grows with the square of the way, so sqrt(2·bound/KL) of it ends near twice the bound.
+        """
+        return 1.0 if kl <= 2 * self.bound else math.sqrt(2 * self.bound / kl)
+
+
+@torch.no_grad()
+def interpolate(old: torch.nn.Module, new: torch.nn.Module, share: float) -> None:
+    """Set the parameters of `new` to old + share·(new − old)."""
+    for old_parameter, parameter in zip(old.parameters(), new.parameters(), strict=True):
+        parameter.lerp_(old_parameter, 1 - share)
