@@ -64,7 +64,11 @@ def task_ids() -> set[str]:
 
 
 def make_task(env_id: str, *, max_episode_steps: int | None, render: bool) -> gymnasium.Env[Any, Any]:
-    """Make one of `task_ids()` as a Gymnasium environment with its cost in `info["cost"]`."""
+    """Make one of `task_ids()` as a Gymnasium environment with its cost in `info["cost"]`.
+
+    Raises:
+        EnvError: the task sees through a camera, or is driven from a keyboard.
+    """
     safety_gymnasium = load()
     with _mending, _swimmer_loads(), _mujoco_warnings_dropped():
         env = safety_gymnasium.make(
@@ -78,11 +82,14 @@ def make_task(env_id: str, *, max_episode_steps: int | None, render: bool) -> gy
     task = getattr(env.unwrapped, "task", None)  # navigation tasks have one, velocity tasks are plain MuJoCo ones
     if task is None:
         return env
+    if task.observe_vision or task.debug:
+        how = "observes camera pictures" if task.observe_vision else "is driven from a keyboard"
+        raise EnvError(f"{env_id} {how}; use {env_id.replace('Vision', '').replace('Debug', '')}.")
     if max_episode_steps is not None:
         task.num_steps = max_episode_steps  # a second time limit inside
     task.obs_info.obs_space_dict = _UncheckedDict(task.obs_info.obs_space_dict.spaces)
     env.unwrapped.dt = _control_period(task)  # type: ignore[attr-defined]  # as MuJoCo environments call it
-    return env if render or task.observe_vision else _UnseenWorld(env)
+    return _FilmedWorld(env) if render else _UnseenWorld(env)
 
 
 class _UnseenWorld(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -91,6 +98,34 @@ class _UnseenWorld(gymnasium.Wrapper[Any, Any, Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         with _mending, _worlds_without_sky():
             return self.env.reset(seed=seed, options=options)
+
+
+class _FilmedWorld(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Renders with MuJoCo's own renderer: the stock one, made for MuJoCo 2, crashes the process on MuJoCo 3."""
+
+    _renderer: Any = None
+    _model: Any = None
+
+    def render(self) -> Any:
+        """The world from above and afar [480, 480, 3]."""
+        mujoco = importlib.import_module("mujoco")
+        task: Any = self.unwrapped.task  # type: ignore[attr-defined]  # it is a navigation task
+        if self._model is not task.model:  # a reset compiled a new world
+            self._forget()
+            self._renderer, self._model = mujoco.Renderer(task.model, 480, 480), task.model
+        options = mujoco.MjvOption()
+        options.geomgroup[:] = 1
+        self._renderer.update_scene(task.data, camera="fixedfar", scene_option=options)
+        return self._renderer.render()
+
+    def close(self) -> None:
+        self._forget()
+        super().close()  # type: ignore[no-untyped-call]  # gymnasium 0.29 leaves it unannotated
+
+    def _forget(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+        self._renderer = self._model = None
 
 
 class _UncheckedDict(gymnasium.spaces.Dict):

@@ -102,6 +102,42 @@ def test_the_swimmer_touches_neither_itself_nor_the_floor() -> None:
     assert data.ncon == 0
 
 
+@pytest.mark.parametrize(
+    ("env_id", "says"),
+    [
+        ("SafetyPointGoal1Vision-v0", "observes camera pictures; use SafetyPointGoal1-v0"),
+        ("SafetyCarRun0Debug-v0", "is driven from a keyboard; use SafetyCarRun0-v0"),
+    ],
+)
+def test_a_task_for_a_camera_or_a_keyboard_is_refused_with_its_plain_twin(env_id: str, says: str) -> None:
+    with pytest.raises(EnvError, match=says):
+        make_env(env_id)
+
+
+def test_frames_follow_the_world_through_steps_and_resets() -> None:
+    code = (
+        "import numpy as np\n"
+        "from cvpo.envs import make_env\n"
+        "for env_id in ('SafetyPointGoal1-v0', 'SafetySwimmerVelocity-v1'):\n"
+        "    env = make_env(env_id, render=True)\n"
+        "    env.reset(0)\n"
+        "    frames = [env.render()]\n"
+        "    for _ in range(10):\n"
+        "        env.step(np.ones(2))\n"
+        "    frames.append(env.render())\n"
+        "    env.reset(1)\n"
+        "    frames.append(env.render())\n"
+        "    env.close()\n"
+        "    assert all(frame.shape == (480, 480, 3) and frame.dtype == np.uint8 for frame in frames)\n"
+        "    assert len({frame.tobytes() for frame in frames}) == 3\n"
+    )
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "MUJOCO_GL": "egl"}
+    run = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    if run.returncode and "EGL" in run.stderr:
+        pytest.skip("this machine has no EGL")
+    assert run.returncode == 0, run.stderr
+
+
 def test_only_a_world_that_is_rendered_has_a_sky() -> None:
     texture_bytes = []
     for render in (False, True):
