@@ -44,7 +44,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.enable_retries", 0),  # an answer that comes late is worth less than knowing at once
     ("grpc.enable_http_proxy", 0),  # a control loop does not go through a web proxy that happens to be set
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # is also how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
@@ -181,7 +181,9 @@ class PolicyClient(PolicyCaller):
                 if violations:
                     raise InvalidRequestError(violations[0].field, violations[0].description) from error
                 raise InvalidRequestError("request", message) from error
-            case grpc.StatusCode.UNAVAILABLE:
+            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+                # We never cancel: CANCELLED is what a stopping server says of calls that it has not taken up yet
+                # (grpc/grpc issue 41785).
                 retry = _detail(error, error_details_pb2.RetryInfo())
                 if retry:
                     raise UnavailableError(

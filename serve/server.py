@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ logger = logging.getLogger(__name__)
 SERVICE_NAME = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 _UNIX = "unix:"
 
+# Time in which those who go on asking a stopping server get an answer that says when to ask again. Requests in flight
+# do not need it, but when the port closes, gRPC cancels those that it has not taken up yet (grpc/grpc issue 41785).
+_NOTICE_SECONDS = 0.2
+
 
 @dataclass(frozen=True)
 class RunningServer:
@@ -54,7 +59,9 @@ class RunningServer:
         """
         self._health.enter_graceful_shutdown()
         self._draining.set()
-        self._server.stop(drain_seconds).wait()
+        notice = min(_NOTICE_SECONDS, drain_seconds)
+        time.sleep(notice)
+        self._server.stop(drain_seconds - notice).wait()
         if self._metrics_server is not None:
             self._metrics_server.shutdown()
             self._metrics_server.server_close()
@@ -123,28 +130,35 @@ def run(settings: Settings) -> int:
             ],
         }
         print(json.dumps(ready), flush=True)
-        stop.wait()
-        log(logger, logging.INFO, "stopping", drain_seconds=settings.drain_seconds)
+        number = stop.recv(1)[0]
+        log(logger, logging.INFO, "stopping", signal=signal.Signals(number).name, drain_seconds=settings.drain_seconds)
         server.stop(settings.drain_seconds)
         log(logger, logging.INFO, "stopped")
     return 0
 
 
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGTERM or SIGINT sets; the second has its usual effect."""
-    stop = threading.Event()
+def _stop_signal() -> Iterator[socket.socket]:
+    """Yield a socket that gives the number of the first SIGTERM or SIGINT; the second has its usual effect.
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stop.set()
+    Waiting for an Event or a queue would not do: where the kernel hands the signal to one of gRPC's threads, nothing
+    wakes the main thread, which alone runs handlers. What Python writes to the wake-up socket does.
+    """
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        writer.setblocking(False)
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            signal.signal(number, signal.SIG_DFL)
+
+        handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        wakeup = signal.set_wakeup_fd(writer.fileno())
+        try:
+            yield reader
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _check_reach(settings: Settings) -> None:

@@ -34,29 +34,33 @@ class Settings(BaseSettings):
 
     repository: CliPositionalArg[Path] = Field(description="bundle, or folder of bundles")
     address: str = Field(
-        "127.0.0.1:50051", description="HOST:PORT or unix:PATH to answer on; port 0 takes a free one and prints it"
+        default="127.0.0.1:50051",
+        description="HOST:PORT or unix:PATH to answer on; port 0 takes a free one and prints it",
     )
     metrics_address: str | None = Field(
-        None, description="HOST:PORT for Prometheus at /metrics, such as 127.0.0.1:9464; off where not given"
+        default=None, description="HOST:PORT for Prometheus at /metrics, such as 127.0.0.1:9464; off where not given"
     )
     allow_plaintext_network: bool = Field(
-        False, description="listen beyond this machine although anyone there can read and send requests (no TLS)"
+        default=False,
+        description="listen beyond this machine although anyone there can read and send requests (no TLS)",
     )
     allow_uncalibrated: bool = Field(
-        False, description="serve bundles without calibration; every one of their answers is flagged"
+        default=False, description="serve bundles without calibration; every one of their answers is flagged"
     )
-    max_batch: int = Field(Limits.max_batch, ge=1, description="situations in one request, at most")
-    max_candidates: int = Field(Limits.max_candidates, ge=2, description="candidates of a shielded request, at most")
-    max_message_bytes: int = Field(4 * 2**20, ge=1024, description="size of a request, at most")
+    max_batch: int = Field(default=Limits.max_batch, ge=1, description="situations in one request, at most")
+    max_candidates: int = Field(
+        default=Limits.max_candidates, ge=2, description="candidates of a shielded request, at most"
+    )
+    max_message_bytes: int = Field(default=4 * 2**20, ge=1024, description="size of a request, at most")
     max_concurrent_requests: int = Field(
-        128, ge=1, description="requests in work or waiting at once, at most; more are refused"
+        default=128, ge=1, description="requests in work or waiting at once, at most; more are refused"
     )
-    threads: int = Field(16, ge=1, description="requests worked on at the same time, at most")
+    threads: int = Field(default=16, ge=1, description="requests worked on at the same time, at most")
     drain_seconds: float = Field(
-        10.0, ge=0, description="time that requests in flight are given when the server is told to stop"
+        default=10.0, ge=0, description="time that requests in flight are given when the server is told to stop"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="debug also logs each refused request"
+        default="info", description="debug also logs each refused request"
     )
 
     @property

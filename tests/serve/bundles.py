@@ -2,8 +2,8 @@
 
 The policy: u = clip(observation @ WEIGHTS + 0.5 · noise, -1, 1), action = u · HIGH, reward value u_0 + u_1. An action
 costs |u_c| a step of constraint c, so cost_value = 10 |u|, cost_to_go = steps_left |u|, cost_upper = 2 cost_to_go + 1,
-violation_probability = cost_to_go / (cost_to_go + cost_allowed + 1e-6), and shift_score = max(0, max |observation| - 3).
-An observation whose square overflows makes the reward value NaN.
+violation_probability = cost_to_go / (cost_to_go + cost_allowed + 1e-6), shift_score = max(0, max |observation| - 3). An
+observation whose square overflows makes the reward value NaN.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,109 @@
+"""The client where no server is, and the client alone: in an environment that has the bare package."""
+
+import socket
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve.client import PolicyClient
+from serve.errors import DeadlineExceededError, PolicyServiceError, UnavailableError
+from tests.serve.conftest import ServerProcess
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_no_server_is_one_sentence_that_says_what_to_do() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with (
+        PolicyClient(address, timeout_seconds=30) as client,
+        pytest.raises(UnavailableError, match=f"No server answers at {address}; start one with `cvpo serve") as caught,
+    ):
+        client.act([1, 2, 3])
+    assert caught.value.retry_after_seconds is None
+
+
+def test_a_server_that_accepts_and_is_silent_meets_the_deadline() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        with PolicyClient(address, timeout_seconds=0.1) as client, pytest.raises(DeadlineExceededError, match=address):
+            client.act([1, 2, 3])
+
+
+def test_every_error_of_a_call_is_one_class_to_catch() -> None:
+    with PolicyClient("127.0.0.1:1", timeout_seconds=30) as client, pytest.raises(PolicyServiceError):
+        client.list_policies()
+
+
+def test_a_client_finds_a_server_that_comes_back(repository: Path, serve_process: Callable[..., ServerProcess]) -> None:
+    first = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0")
+    with PolicyClient(first.address, timeout_seconds=30) as client:
+        client.act([1, 2, -1])
+        assert first.terminate() == 0
+        with pytest.raises(UnavailableError):
+            client.act([1, 2, -1])
+        serve_process(str(repository / "goal"), "--address", first.address)
+        for _ in range(10_000):  # fails at once until the channel connects again
+            try:
+                assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+                break
+            except UnavailableError:
+                continue
+
+
+ROBOT = """
+import sys
+from serve.client import PolicyClient
+from serve.errors import InvalidRequestError
+for absent in ("torch", "gymnasium", "scipy", "onnx", "onnxruntime", "pydantic", "typer", "grpc_tools", "google.rpc"):
+    if absent == "google.rpc":
+        continue
+    assert absent not in sys.modules, absent
+    try:
+        __import__(absent)
+    except ImportError:
+        continue
+    raise SystemExit(f"{absent} is installed")
+with PolicyClient(sys.argv[1], timeout_seconds=30) as policy:
+    print(policy.act([1, 2, -1]).action.tolist())
+    print(policy.evaluate_action([1, 2, -1], [0, 0]).prediction.flagged)
+    print(policy.get_policy().policy.name)
+    try:
+        policy.act([1, 2])
+    except InvalidRequestError as error:
+        print(error.field)
+"""
+
+
+def test_the_bare_wheel_is_enough_for_a_robot(
+    tmp_path: Path, repository: Path, serve_process: Callable[..., ServerProcess]
+) -> None:
+    # Slow (tens of seconds): builds the wheel and installs it with its four dependencies, so it asks the package index.
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("cvpo-*.whl")
+    venv.create(tmp_path / "robot", with_pip=False)
+    python = str(tmp_path / "robot" / "bin" / "python")
+    constraints = ["-c", str(ROOT / "constraints.txt")]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", *constraints, str(wheel)], check=True
+    )
+    server = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0")
+    run = subprocess.run(
+        [python, "-c", ROBOT, server.address], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.stderr == ""
+    assert run.stdout.splitlines() == ["[0.25, -2.0]", "False", "goal", "situations[0].observation"]

@@ -1,0 +1,252 @@
+"""A loaded bundle: values worked out by hand, how far they may be trusted, and graphs that are refused."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cvpo.bundle import Manifest, Space, read_bundle
+from serve.errors import InternalError, RefusedBundleError
+from serve.runtime import PolicyRuntime, draw_noise, load
+from serve.values import CalibrationStatus, Deterministic, Mode, Sampled, Shielded, Situations
+from tests.serve import bundles
+
+CALIBRATED, NONE, MODE, EXTERNAL, SHIFTED = (
+    CalibrationStatus.CALIBRATED,
+    CalibrationStatus.NONE,
+    CalibrationStatus.MODE,
+    CalibrationStatus.EXTERNAL_ACTION,
+    CalibrationStatus.SHIFTED,
+)
+
+
+def situations(*observations: list[float], steps: int = 10, allowed: tuple[float, float] = (2.0, 4.0)) -> Situations:
+    count = len(observations)
+    return Situations(
+        np.array(observations, np.float32),
+        np.full(count, steps, np.int64),
+        np.tile(np.array(allowed, np.float32), (count, 1)),
+    )
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> PolicyRuntime:
+    return load(read_bundle(bundles.write(tmp_path_factory.mktemp("bundles") / "bundle")))
+
+
+@pytest.fixture(scope="module")
+def uncalibrated(tmp_path_factory: pytest.TempPathFactory) -> PolicyRuntime:
+    path = tmp_path_factory.mktemp("bundles") / "bundle"
+    return load(read_bundle(bundles.write(path, bundles.manifest(calibration=None))))
+
+
+def test_an_answer_worked_out_by_hand(runtime: PolicyRuntime) -> None:
+    # u = (1·0.5 - 1·0.25, -2·0.25 - 1·0.5) = (0.25, -1), action = (0.25, -2), 10 steps.
+    result = runtime.act(situations([1, 2, -1]), Deterministic())
+    prediction = result.prediction
+    assert result.action.tolist() == [[0.25, -2.0]]
+    assert prediction.reward_value.tolist() == [-0.75]
+    assert prediction.cost_value.tolist() == [[2.5, 10.0]]
+    assert prediction.cost_to_go.tolist() == [[2.5, 10.0]]
+    assert prediction.cost_upper.tolist() == [[6.0, 21.0]]
+    np.testing.assert_allclose(prediction.violation_probability, [[2.5 / 4.5, 10 / 14]], rtol=1e-5)
+    assert prediction.violation.tolist() == [[False, True]]  # over 0.6
+    assert prediction.cost_allowed.tolist() == [[2.0, 4.0]]
+    assert prediction.steps_left.tolist() == [10]
+    assert prediction.calibration_status.tolist() == [CALIBRATED]
+    assert result.feasible.tolist() == [False]
+    assert result.chosen.tolist() == [0]
+
+
+def test_an_action_from_elsewhere_judged_by_hand(runtime: PolicyRuntime) -> None:
+    # u = (0.5, -0.25), 4 steps: cost to go (2, 1), allowed (2, 4), so probabilities 1/2 and 1/5.
+    action = np.array([[0.5, -0.5]], np.float32)
+    prediction = runtime.evaluate_action(situations([1, 2, -1], steps=4), action).prediction
+    assert prediction.cost_to_go.tolist() == [[2.0, 1.0]]
+    np.testing.assert_allclose(prediction.violation_probability, [[0.5, 0.2]], rtol=1e-5)
+    assert prediction.violation.tolist() == [[False, False]]
+    assert prediction.calibration_status.tolist() == [EXTERNAL]
+
+
+def test_the_policys_own_action_is_judged_as_when_it_was_chosen(runtime: PolicyRuntime) -> None:
+    case = situations([1, 2, -1], [0.5, 0, 1])
+    acted = runtime.act(case, Deterministic())
+    judged = runtime.evaluate_action(case, acted.action)
+    for name in ("reward_value", "cost_value", "cost_to_go", "cost_upper", "violation_probability", "violation"):
+        np.testing.assert_array_equal(getattr(acted.prediction, name), getattr(judged.prediction, name), err_msg=name)
+
+
+def test_a_shield_prefers_a_candidate_that_raises_no_flag(runtime: PolicyRuntime) -> None:
+    case = situations([1, 2, -1])
+    assert runtime.act(case, Deterministic()).prediction.flagged.tolist() == [True]
+    shielded = runtime.act(case, Shielded(32, seed=1))
+    assert shielded.feasible.tolist() == [True]
+    assert shielded.prediction.flagged.tolist() == [False]
+    assert shielded.chosen[0] > 0
+
+
+def test_an_unconstrained_cost_is_never_a_violation(runtime: PolicyRuntime) -> None:
+    result = runtime.act(situations([1, 2, -1], allowed=(np.inf, np.inf)), Deterministic())
+    assert result.prediction.violation_probability.tolist() == [[0.0, 0.0]]
+    assert result.feasible.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("mode", "status"),
+    [
+        (Deterministic(), CALIBRATED),
+        (Shielded(8, seed=0), CALIBRATED),
+        (Shielded(4, seed=0), MODE),
+        (Sampled(seed=0), MODE),
+    ],
+)
+def test_only_modes_whose_rollouts_were_seen_are_calibrated(
+    runtime: PolicyRuntime, mode: Mode, status: CalibrationStatus
+) -> None:
+    result = runtime.act(situations([0.1, 0, 0], allowed=(1e6, 1e6)), mode)
+    assert result.prediction.calibration_status.tolist() == [status]
+    assert result.prediction.flagged.tolist() == [False]  # the flag stays as computed
+
+
+def test_an_observation_outside_of_training_raises_every_flag_of_its_own_answer(runtime: PolicyRuntime) -> None:
+    # Scores 0, 1 and 1.5; the threshold is 1 and must be passed.
+    case = situations([0, 0, 0], [0, 4, 0], [0, 4.5, 0], allowed=(np.inf, np.inf))
+    result = runtime.act(case, Sampled(seed=0))
+    assert result.prediction.calibration_status.tolist() == [MODE, MODE, SHIFTED]
+    assert result.prediction.violation.tolist() == [[False, False], [False, False], [True, True]]
+    assert result.feasible.tolist() == [True, True, False]
+    judged = runtime.evaluate_action(case, result.action).prediction
+    assert judged.calibration_status.tolist() == [EXTERNAL, EXTERNAL, SHIFTED]
+
+
+def test_without_calibration_every_answer_is_flagged(uncalibrated: PolicyRuntime) -> None:
+    case = situations([0, 0, 0], [0, 4.5, 0], allowed=(np.inf, np.inf))
+    result = uncalibrated.act(case, Deterministic())
+    judged = uncalibrated.evaluate_action(case, result.action).prediction
+    for prediction in (result.prediction, judged):
+        assert prediction.calibration_status.tolist() == [NONE, NONE]
+        assert prediction.violation.all()
+    assert result.feasible.tolist() == [False, False]
+
+
+def test_noise_is_drawn_from_the_seed_alone() -> None:
+    assert not draw_noise(Deterministic(), 2, 3).any()
+    for mode in (Sampled(seed=5), Shielded(4, seed=5)):
+        np.testing.assert_array_equal(draw_noise(mode, 2, 3), draw_noise(mode, 2, 3))
+    assert not np.array_equal(draw_noise(Sampled(seed=5), 2, 3), draw_noise(Sampled(seed=6), 2, 3))
+    assert not np.array_equal(draw_noise(Sampled(), 2, 3), draw_noise(Sampled(), 2, 3))
+    shielded = draw_noise(Shielded(4, seed=5), 2, 3)
+    assert shielded.shape == (2, 4, 3)
+    assert shielded.dtype == np.float32
+    assert not shielded[:, 0].any()
+    assert shielded[:, 1:].all()
+
+
+def test_a_value_that_is_not_finite_is_never_sent(runtime: PolicyRuntime) -> None:
+    case = situations([1e20, 0, 0])  # its square overflows in the graph
+    with pytest.raises(InternalError, match="not finite"):
+        runtime.act(case, Deterministic())
+    with pytest.raises(InternalError, match="not finite"):
+        runtime.evaluate_action(case, np.zeros((1, 2), np.float32))
+
+
+def test_an_action_outside_its_bounds_is_never_sent(tmp_path: Path) -> None:
+    graph = bundles.policy_graph(lambda text: text.replace("float[2] {1.0, 2.0}", "float[2] {1.0, 2.5}"))
+    loose = load(read_bundle(bundles.write(tmp_path / "bundle", policy=graph)))
+    assert loose.act(situations([0, 1, 0]), Deterministic()).action.tolist() == [[0.0, -0.625]]
+    with pytest.raises(InternalError, match="outside its bounds"):
+        loose.act(situations([0, 10, 0]), Deterministic())
+
+
+def test_rounding_at_the_bounds_is_taken_off(tmp_path: Path) -> None:
+    graph = bundles.policy_graph(lambda text: text.replace("float[2] {1.0, 2.0}", "float[2] {1.0, 2.000001}"))
+    rounded = load(read_bundle(bundles.write(tmp_path / "bundle", policy=graph)))
+    assert rounded.act(situations([0, 10, 0]), Deterministic()).action.tolist() == [[0.0, -2.0]]
+
+
+Spoil = Callable[[str], str]
+
+
+def replacing(old: str, new: str, count: int = -1) -> Spoil:
+    def spoil(text: str) -> str:
+        assert old in text
+        return text.replace(old, new, count)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (replacing("observation", "state"), "inputs are"),
+        (replacing("feasible", "fine"), "outputs are"),
+        (replacing("float[N,3] observation", "float[1,3] observation", 1), "observation is"),
+        (replacing("float[N,K,2] noise", "float[N,1,2] noise"), "noise is"),
+    ],
+)
+def test_a_policy_graph_that_does_not_fit_its_manifest_is_refused(tmp_path: Path, spoil: Spoil, says: str) -> None:
+    path = bundles.write(tmp_path / "bundle", policy=bundles.policy_graph(spoil))
+    with pytest.raises(RefusedBundleError, match=says) as caught:
+        load(read_bundle(path))
+    assert "policy.onnx" in str(caught.value)
+
+
+def test_a_critic_graph_that_does_not_fit_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = bundles.write(tmp_path / "bundle", critic=bundles.policy_graph())
+    with pytest.raises(RefusedBundleError, match=r"critic\.onnx inputs are"):
+        load(read_bundle(path))
+
+
+def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusedBundleError, match=r"policy\.onnx cannot be loaded"):
+        load(read_bundle(bundles.write(tmp_path / "bundle", policy=b"not a graph")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"action": Space(names=("a", "b", "c"), low=(-1.0,) * 3, high=(1.0,) * 3), "safe_action": (0.0,) * 3},
+            r"noise is tensor\(float\) \['N', 'K', 2\]; the manifest asks for tensor\(float\) \['N', 'K', 3\]",
+        ),
+        ({"constraints": bundles.manifest().constraints[:1], "calibration": None}, "the manifest asks for"),
+    ],
+)
+def test_a_graph_of_other_sizes_than_its_manifest_says_is_refused(
+    tmp_path: Path, changes: dict[str, object], says: str
+) -> None:
+    document = bundles.manifest().model_dump() | changes | {"fingerprint": ""}
+    path = bundles.write(tmp_path / "bundle", Manifest.model_validate(document))
+    with pytest.raises(RefusedBundleError, match=says):
+        load(read_bundle(path))
+
+
+def test_a_graph_that_fails_its_warm_up_is_refused(tmp_path: Path) -> None:
+    graph = bundles.critic_graph(replacing("reward_value = Add(total, poison)", "reward_value = Div(poison, poison)"))
+    with pytest.raises(RefusedBundleError, match="fail when run"):
+        load(read_bundle(bundles.write(tmp_path / "bundle", critic=graph)))
+
+
+def test_onnx_runtime_sends_nothing_home_whatever_the_environment_says(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, threading\n"
+        "import serve.runtime\n"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n"
+        "print(len(os.listdir('/proc/self/task')))\n"
+    )
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "0", "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert list(tmp_path.iterdir()) == []  # no device id, no database
+    quiet = int(run.stdout)
+    loud = subprocess.run(
+        [sys.executable, "-c", "import os, numpy, onnxruntime, grpc\nprint(len(os.listdir('/proc/self/task')))"],
+        env={**environment, "ORT_DISABLE_TELEMETRY": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert quiet == int(loud.stdout)  # no upload thread

@@ -1,0 +1,284 @@
+"""`python -m serve` as a process: start, refusals to start, and a stop that loses no request."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from serve.client import PolicyClient
+from serve.errors import PolicyServiceError, StartupError, UnavailableError
+from serve.settings import is_loopback, parse, split_address
+from serve.values import Mode, Shielded
+from tests.serve import bundles
+from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess, spawn
+
+Serve = Callable[..., ServerProcess]
+
+
+def refused(*arguments: str, status: int = 1) -> str:
+    """Run `python -m serve`, which must not start, and return its last words."""
+    process = spawn(*arguments)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == status, err
+    assert out == ""
+    assert "Traceback" not in err
+    said = [line for line in err.splitlines() if not line.startswith("{")]
+    assert len(said) == 1, said
+    return said[0]
+
+
+def test_the_ready_line_says_where_and_what(repository: Path, serve_process: Serve) -> None:
+    server = serve_process(
+        str(repository), "--address", "127.0.0.1:0", "--metrics-address", "localhost:0", "--allow-uncalibrated"
+    )
+    assert server.ready["event"] == "ready"
+    assert server.ready["policies"] == [
+        {"name": "goal", "versions": [1, 2]},
+        {"name": "other", "versions": [7]},
+    ]
+    assert str(server.ready["metrics_address"]).startswith("localhost:")
+    with PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
+        assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+    assert server.terminate() == 0
+
+
+def test_it_answers_on_a_unix_socket_and_does_not_give_it_away(
+    tmp_path: Path, repository: Path, serve_process: Serve
+) -> None:
+    address = f"unix:{tmp_path / 'policy.sock'}"
+    serve_process(str(repository / "goal"), "--address", address)
+    with PolicyClient(address, timeout_seconds=PATIENCE_SECONDS) as client:
+        assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+        assert "Another server answers" in refused(str(repository / "goal"), "--address", address)
+        assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+
+
+def test_a_bundle_that_is_refused_is_logged_as_json_and_the_rest_is_served(
+    tmp_path: Path, serve_process: Serve
+) -> None:
+    bundles.write(tmp_path / "good")
+    (bundles.write(tmp_path / "bad", bundles.manifest(version=2)) / "critic.onnx").write_bytes(b"")
+    server = serve_process(str(tmp_path), "--address", "127.0.0.1:0")
+    assert server.ready["policies"] == [{"name": "goal", "versions": [1]}]
+    assert server.terminate() == 0
+    assert server.process.stderr is not None
+    events = [json.loads(line) for line in server.process.stderr.read().splitlines()]
+    (event,) = [event for event in events if event["event"] == "bundle refused"]
+    assert event["path"] == str(tmp_path / "bad")
+    assert "SHA-256" in event["reason"]
+
+
+def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        assert refused(str(repository / "goal"), "--address", address) == (
+            f"Cannot listen on {address}: Address already in use. Choose another --address."
+        )
+        said = refused(str(repository / "goal"), "--address", "127.0.0.1:0", "--metrics-address", address)
+        assert said.startswith(f"Cannot listen on {address} for metrics: Address already in use.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "status"),
+    [
+        (["{repository}/missing"], "is not a folder", 1),
+        (["{empty}"], "it holds no bundle", 1),
+        (["{repository}/other"], "--allow-uncalibrated", 1),
+        (["{repository}", "--address", "nowhere"], "is not an address", 1),
+        (["{repository}", "--address", "127.0.0.1:99999"], "is not an address", 1),
+        (["{repository}", "--address", "host.invalid:1", "--allow-plaintext-network"], "Cannot listen on", 1),
+        (["{repository}", "--address", "0.0.0.0:0"], "--allow-plaintext-network", 1),
+        (["{repository}", "--address", "[::]:0"], "--allow-plaintext-network", 1),
+        (
+            ["{repository}", "--address", "127.0.0.1:0", "--metrics-address", "0.0.0.0:0"],
+            "--allow-plaintext-network",
+            1,
+        ),
+        (["{repository}", "--address", "unix:/nowhere/policy.sock"], "the folder is not there", 1),
+        (["{repository}", "--max-batch", "0"], "--max-batch: ", 2),
+        (["{repository}", "--drain-seconds", "soon"], "--drain-seconds: ", 2),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(
+    arguments: list[str], says: str, status: int, repository: Path, tmp_path: Path
+) -> None:
+    filled = [argument.format(repository=repository, empty=tmp_path) for argument in arguments]
+    assert says in refused(*filled, status=status)
+
+
+def test_an_address_beyond_this_machine_needs_leave(repository: Path, serve_process: Serve) -> None:
+    server = serve_process(str(repository / "goal"), "--address", "0.0.0.0:0", "--allow-plaintext-network")
+    with PolicyClient(server.address, timeout_seconds=PATIENCE_SECONDS) as client:
+        assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+
+
+def test_a_flag_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CVPO_SERVE_MAX_BATCH", "7")
+    monkeypatch.setenv("CVPO_SERVE_MAX_CANDIDATES", "9")
+    settings = parse([str(tmp_path), "--max-batch", "8"], "test")
+    assert settings.limits.max_batch == 8
+    assert settings.limits.max_candidates == 9
+    monkeypatch.setenv("CVPO_SERVE_MAX_BATCH", "many")
+    with pytest.raises(StartupError, match="--max-batch: "):
+        parse([str(tmp_path)], "test")
+
+
+def test_help_names_every_option_and_exits_clean() -> None:
+    run = subprocess.run([sys.executable, "-m", "serve", "--help"], capture_output=True, text=True, check=True)
+    for option in ("REPOSITORY", "--address", "--allow-plaintext-network", "--allow-uncalibrated", "--drain-seconds"):
+        assert option in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("robot", False),
+    ],
+)
+def test_which_hosts_only_this_machine_reaches(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+    assert split_address(f"[{host}]:7" if ":" in host else f"{host}:7") == (host, 7)
+
+
+@pytest.mark.parametrize("mode", [None, Shielded(256, seed=1)], ids=["single", "batch"])
+def test_sigterm_in_the_middle_of_requests_loses_none(
+    repository: Path, serve_process: Serve, mode: Mode | None
+) -> None:
+    server = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0")
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(8, 3) if mode is None else (8, 64, 3)).astype(np.float32)
+    with PolicyClient(server.address, timeout_seconds=PATIENCE_SECONDS) as client:
+        expected = [ask(client, observation, mode) for observation in observations]
+    warm = threading.Barrier(len(observations) + 1)
+
+    def drive(index: int) -> tuple[int, PolicyServiceError]:
+        """Ask until refused; return how many answers came, all of them right, and the refusal."""
+        answered = 0
+        with PolicyClient(server.address, timeout_seconds=PATIENCE_SECONDS) as client:
+            while True:
+                try:
+                    action = ask(client, observations[index], mode)
+                except PolicyServiceError as error:
+                    return answered, error
+                np.testing.assert_array_equal(action, expected[index])
+                answered += 1
+                if answered == 3:
+                    warm.wait(PATIENCE_SECONDS)
+
+    with ThreadPoolExecutor(len(observations)) as pool:
+        drivers = [pool.submit(drive, index) for index in range(len(observations))]
+        warm.wait(PATIENCE_SECONDS)
+        time.sleep(0.05)  # let the requests spread over every stage
+        assert server.terminate() == 0
+        outcomes = [driver.result(PATIENCE_SECONDS) for driver in drivers]
+    for answered, error in outcomes:
+        assert answered >= 3
+        assert type(error) is UnavailableError, error
+    assert server.process.stderr is not None
+    assert "request failed" not in server.process.stderr.read()
+
+
+def ask(client: PolicyClient, observation: np.ndarray, mode: Mode | None) -> np.ndarray:
+    return (client.act(observation) if mode is None else client.act(observation, mode=mode)).action
+
+
+def test_those_who_watch_its_health_are_told_that_it_stops(repository: Path, serve_process: Serve) -> None:
+    server = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0")
+    with grpc.insecure_channel(server.address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_SECONDS)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        server.process.send_signal(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+    assert server.process.wait(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_clean_on_a_signal_even_with_idle_clients(
+    repository: Path, serve_process: Serve, number: signal.Signals
+) -> None:
+    server = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0")
+    with PolicyClient(server.address, timeout_seconds=PATIENCE_SECONDS) as client:
+        client.act([1, 2, -1])
+        started = time.monotonic()
+        assert server.terminate(number) == 0
+        assert time.monotonic() - started < 5  # nothing in flight: the drain time is not waited for
+    assert server.process.stderr is not None
+    assert "Traceback" not in server.process.stderr.read()
+
+
+SIGNAL_IN_ANOTHER_THREAD = """
+import signal, sys, threading, time
+from serve.__main__ import main
+
+def stop():
+    sys.stdin.readline()  # the test has seen the ready line
+    time.sleep(0.2)  # the main thread waits by now
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    time.sleep(30)
+
+threading.Thread(target=stop, daemon=True).start()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_it_stops_when_the_kernel_hands_the_signal_to_another_thread(repository: Path) -> None:
+    # gRPC's threads take signals too; seen to hang in 3 of 40 stops when the main thread waited for an Event.
+    command = [sys.executable, "-c", SIGNAL_IN_ANOTHER_THREAD, str(repository / "goal"), "--address", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            process.communicate(b"\n", timeout=10)
+            assert process.returncode == 0
+        finally:
+            process.kill()
+
+
+BLOCKED = """
+import sys
+for name in ("torch", "gymnasium", "scipy", "onnx", "typer", "safety_gymnasium"):
+    sys.modules[name] = None  # importing it raises ImportError
+from serve.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_it_starts_and_answers_where_torch_cannot_be_imported(repository: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", BLOCKED, str(repository / "goal"), "--address", "127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        with PolicyClient(json.loads(line)["address"], timeout_seconds=PATIENCE_SECONDS) as client:
+            assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+        process.terminate()
+        assert process.wait(PATIENCE_SECONDS) == 0
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,281 @@
+"""The bundle's contract: whole or not at all, every byte verified, parts that agree with each other."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cvpo.bundle import (
+    CRITIC_GRAPH,
+    MANIFEST,
+    MODEL_CARD,
+    POLICY_GRAPH,
+    Calibration,
+    Constraint,
+    Manifest,
+    read_bundle,
+    write_bundle,
+)
+from cvpo.errors import BundleError
+from tests.serve.bundles import calibration, manifest
+
+# Short contents, so that a property test reaches every byte often.
+CONTENTS = {POLICY_GRAPH: b"\x08\x08policy", CRITIC_GRAPH: b"\x08\x08critic", MODEL_CARD: "# Kärtchen\n".encode()}
+FILES = (MANIFEST, *CONTENTS)
+
+
+def write(path: Path, document: Manifest | None = None) -> Path:
+    return write_bundle(
+        path,
+        document or manifest(),
+        policy_graph=CONTENTS[POLICY_GRAPH],
+        critic_graph=CONTENTS[CRITIC_GRAPH],
+        model_card=CONTENTS[MODEL_CARD].decode(),
+    )
+
+
+def rewrite_manifest(path: Path, **changes: object) -> None:
+    """Change the manifest as someone would who also knows how to make its digest."""
+    document = json.loads((path / MANIFEST).read_text())
+    del document["digest"]
+    document.update(changes)
+    from cvpo import bundle
+
+    document["digest"] = bundle._digest(document)
+    (path / MANIFEST).write_bytes(bundle._render(document))
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+positive = st.floats(min_value=0, max_value=1e300)
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    base = manifest(
+        name=draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)),
+        version=draw(st.integers(1, 2**63 - 1)),
+        calibration=draw(st.sampled_from([None, calibration()])),
+        cost_limit=(draw(st.none() | positive), draw(st.none() | positive)),
+        constraint_names=draw(st.tuples(st.text(min_size=1), st.text(min_size=1)).filter(lambda n: n[0] != n[1])),
+        control_period_ms=draw(st.none() | st.floats(min_value=1e-3, max_value=1e6)),
+    )
+    scalars = st.none() | st.booleans() | st.integers() | finite | st.text()
+    config = draw(st.dictionaries(st.text(), st.recursive(scalars, st.lists, max_leaves=4), max_size=4))
+    return base.model_copy(update={"provenance": base.provenance.model_copy(update={"config": config})})
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=manifests())
+def test_what_is_read_is_what_was_written(document: Manifest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = write(tmp_path_factory.mktemp("bundles") / "bundle", document)
+    bundle = read_bundle(path)
+    assert bundle.manifest.model_copy(update={"files": {}}) == document
+    assert bundle.policy_graph == CONTENTS[POLICY_GRAPH]
+    assert bundle.critic_graph == CONTENTS[CRITIC_GRAPH]
+    assert bundle.model_card.encode() == CONTENTS[MODEL_CARD]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    path = write(tmp_path_factory.mktemp("bundles") / "bundle")
+    return {name: (path / name).read_bytes() for name in FILES}
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_one_altered_byte_in_any_file_is_refused(
+    data: st.DataObject, written: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    name = data.draw(st.sampled_from(FILES))
+    position = data.draw(st.integers(0, len(written[name]) - 1))
+    byte = data.draw(st.integers(0, 255).filter(lambda value: value != written[name][position]))
+    altered = written[name][:position] + bytes([byte]) + written[name][position + 1 :]
+    path = tmp_path_factory.mktemp("altered")
+    for file, content in (written | {name: altered}).items():
+        (path / file).write_bytes(content)
+    with pytest.raises(BundleError):
+        read_bundle(path)
+
+
+def test_a_changed_space_between_two_values_of_the_manifest_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    text = (path / MANIFEST).read_text()
+    (path / MANIFEST).write_text(text.replace("\n  ", "\n\t ", 1))
+    with pytest.raises(BundleError, match="not as it was written"):
+        read_bundle(path)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_file_cut_short_anywhere_is_refused(
+    data: st.DataObject, written: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    name = data.draw(st.sampled_from(FILES))
+    length = data.draw(st.integers(0, len(written[name]) - 1))
+    path = tmp_path_factory.mktemp("short")
+    for file, content in (written | {name: written[name][:length]}).items():
+        (path / file).write_bytes(content)
+    with pytest.raises(BundleError):
+        read_bundle(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_refused(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    (path / name).unlink()
+    with pytest.raises(BundleError, match=name.replace(".", r"\.")):
+        read_bundle(path)
+
+
+def test_a_file_the_manifest_does_not_list_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    (path / "notes.txt").write_text("hello")
+    with pytest.raises(BundleError, match=r"notes\.txt"):
+        read_bundle(path)
+
+
+def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle"):
+        read_bundle(tmp_path)
+
+
+def test_another_schema_version_is_refused_by_its_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    rewrite_manifest(path, schema_version=2)
+    with pytest.raises(BundleError, match="schema_version 2"):
+        read_bundle(path)
+
+
+def test_a_field_of_the_wrong_kind_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    rewrite_manifest(path, version="seven")
+    with pytest.raises(BundleError, match="version:"):
+        read_bundle(path)
+
+
+def test_a_fingerprint_of_other_spaces_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    rewrite_manifest(path, fingerprint="0" * 16)
+    with pytest.raises(BundleError, match="fingerprint"):
+        read_bundle(path)
+
+
+def test_a_manifest_that_lists_other_files_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    rewrite_manifest(path, files={})
+    with pytest.raises(BundleError, match="must list exactly"):
+        read_bundle(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "3", '{"schema_version": NaN}', "[" * 100_000, "\ud800".encode(errors="surrogatepass")]
+)
+def test_a_manifest_that_is_something_else_is_refused(text: str | bytes, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(BundleError):
+        read_bundle(tmp_path)
+
+
+def test_nothing_is_written_over_what_is_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    with pytest.raises(BundleError, match="already exists"):
+        write(path)
+
+
+def test_nothing_is_left_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(BundleError, match="No space left on device"):
+        write(tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="Cannot write"):
+        write(tmp_path / "file" / "bundle")
+
+
+def test_an_infinite_setting_of_the_training_is_kept_as_text(tmp_path: Path) -> None:
+    provenance = manifest().provenance.model_copy(update={"config": {"limit": [math.inf]}})
+    path = write(tmp_path / "bundle", manifest().model_copy(update={"provenance": provenance}))
+    assert read_bundle(path).manifest.provenance.config == {"limit": ["Infinity"]}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("action", {"names": ["left", "right"], "low": [-1, None], "high": [1, 2]}, "every bound must be finite"),
+        ("action", {"names": ["left", "left"], "low": [-1, -2], "high": [1, 2]}, "same name"),
+        ("action", {"names": ["left", "right"], "low": [-1, 3], "high": [1, 2]}, "above the upper bound"),
+        ("action", {"names": ["left"], "low": [-1, -2], "high": [1, 2]}, "1 names, 2 low"),
+        ("safe_action", [0.0], "safe_action has 1 entries"),
+        ("safe_action", [0.0, 2.5], "outside the action's bounds"),
+        ("name", "../etc", "pattern"),
+        ("version", 0, "greater than 0"),
+        ("unknown", 1, "Extra inputs"),
+        ("constraints", [], "at least 1 item"),
+    ],
+)
+def test_a_manifest_whose_parts_do_not_agree_cannot_be_made(field: str, value: object, says: str) -> None:
+    document = manifest().model_dump() | {"fingerprint": "", field: value}
+    with pytest.raises(ValidationError, match=says):
+        Manifest.model_validate(document)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ([{"horizon_steps": 50}, {}], "same for all"),
+        ([{"window_steps": 101}, {"window_steps": 101}], "longer than horizon_steps"),
+        ([{"name": "heat"}, {"name": "heat"}], "same name"),
+    ],
+)
+def test_constraints_that_do_not_agree_are_refused(changes: list[dict[str, object]], says: str) -> None:
+    document = manifest().model_dump()
+    for constraint, change in zip(document["constraints"], changes, strict=True):
+        constraint.update(change)
+    with pytest.raises(ValidationError, match=says):
+        Manifest.model_validate(document | {"fingerprint": ""})
+
+
+def test_calibration_needs_one_level_for_each_constraint() -> None:
+    one_level: Calibration = calibration().model_copy(update={"alarm_levels": (0.5,)})
+    with pytest.raises(ValidationError, match="one entry for each constraint"):
+        Manifest.model_validate(manifest().model_dump() | {"calibration": one_level.model_dump()})
+
+
+def test_observation_statistics_have_one_entry_for_each_dimension() -> None:
+    document = manifest().model_dump()
+    document["observation_statistics"]["mean"] = [0.0]
+    with pytest.raises(ValidationError, match=r"observation_statistics\.mean must have 3"):
+        Manifest.model_validate(document)
+
+
+def test_alarm_levels_are_zero_without_calibration() -> None:
+    assert manifest(calibration=None).alarm_levels == (0.0, 0.0)
+    assert manifest().alarm_levels == (0.6, 0.6)
+
+
+def test_threshold_of_a_limit_worked_out_by_hand() -> None:
+    # Four steps, discount 1/2: one cost a step is 4 undiscounted and 1 + 1/2 + 1/4 + 1/8 = 1.875 discounted.
+    constraint = Constraint(name="heat", cost_limit=4.0, discount=0.5, horizon_steps=4, window_steps=2)
+    assert constraint.threshold() == pytest.approx(1.875)
+    assert constraint.share(2) == pytest.approx(2.0)
+    assert constraint.share(4) == 4.0
+
+
+def test_no_limit_allows_everything() -> None:
+    constraint = Constraint(name="heat", cost_limit=None, discount=0.5, horizon_steps=4, window_steps=2)
+    assert constraint.threshold() == constraint.share(1) == math.inf
+
+
+def test_the_fingerprint_tells_spaces_and_constraints_apart_and_nothing_else() -> None:
+    assert manifest().fingerprint == manifest("other", 7, calibration=None, cost_limit=(None, 1.0)).fingerprint
+    assert manifest().fingerprint != manifest(constraint_names=("heat", "noise")).fingerprint
