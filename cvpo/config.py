@@ -58,6 +58,9 @@ class CriticConfig(_Group):
 class LimitConfig(_Group):
     """The controller that holds the measured cost at its limit (cvpo/limit.py)."""
 
+    # Environments that take the deterministic action, as the served policy will, and whose cost alone is measured;
+    # 0: the cost of all environments, as explored.
+    deterministic_envs: Annotated[int, Field(ge=0)] = 0
     window_episodes: Positive = 1.0  # newest steps of each environment that the measured cost is the sum of
     gain_above: Positive = 0.5
     gain_below: Positive = 1.0
@@ -102,6 +105,11 @@ class TrainConfig(_Group):
         names, limits = self.environment.cost_names, self.cost_limits
         if names and len(names) != len(limits):
             raise ValueError(f"{len(limits)} cost limits for {len(names)} costs {names}; give one limit per cost")
+        if self.limit.deterministic_envs >= self.environment.num_envs:
+            raise ValueError(
+                f"limit.deterministic_envs is {self.limit.deterministic_envs} of {self.environment.num_envs} "
+                "environments; at least one must explore"
+            )
         return self
 
 

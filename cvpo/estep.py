@@ -14,6 +14,7 @@ Array = NDArray[np.float64]
 TOLERANCE = 1e-8  # of the scaled KKT residuals that end the solver
 FEASIBILITY_MARGIN = 1e-9  # scaled excess that still counts as met
 MAX_NEWTON_STEPS = 60
+NEAR_STEPS = 12  # from a similar batch's solution; more than that, and feasibility is asked first
 MIN_TEMPERATURE = 1e-6  # relative to the spread of the values; below it the KL bound does not bind
 
 
@@ -67,22 +68,21 @@ def solve_dual(
     _check(reward_value, cost_value, cost_threshold, kl_bound)
     constrained = np.isfinite(cost_threshold)
     problem = _Problem.scaled(reward_value, cost_value[..., constrained], cost_threshold[constrained], kl_bound)
-    unconstrained = _newton(problem.without_costs(), np.array([1 / math.sqrt(2 * kl_bound)]))
-    multiplier = np.zeros(problem.cost.shape[-1])
-    x = np.concatenate([unconstrained.x[:1], multiplier])
-    feasible, steps = True, unconstrained.steps
+    near = None if start is None else _newton(problem, problem.scale(start[0], start[1][constrained]), NEAR_STEPS)
+    if near is not None:  # a KKT point: no need to ask whether there is one
+        return _unscale(problem, near.x, True, near.steps, constrained, cost_threshold, cost_value)
+    unconstrained = _minimize(problem.without_costs(), np.array([1 / math.sqrt(2 * kl_bound)]))
+    x = np.concatenate([unconstrained.x[:1], np.zeros(problem.cost.shape[-1])])
+    steps = unconstrained.steps
     if np.any(problem.excess(x) > TOLERANCE):
         probe = _least_excess(problem)
         steps += probe.steps
-        feasible = probe.value <= FEASIBILITY_MARGIN
-        if not feasible:
+        if probe.value > FEASIBILITY_MARGIN:
             return _unscale(problem, probe.x, False, steps, constrained, cost_threshold, cost_value)
-        first = np.concatenate([x[:1], np.ones_like(multiplier)])
-        if start is not None:
-            first = problem.scale(start[0], start[1][constrained])
-        solution = _newton(problem, first)
+        x[1:] = 1.0
+        solution = _minimize(problem, x)
         x, steps = solution.x, steps + solution.steps
-    return _unscale(problem, x, feasible, steps, constrained, cost_threshold, cost_value)
+    return _unscale(problem, x, True, steps, constrained, cost_threshold, cost_value)
 
 
 def least_excess(cost_value: Array, cost_threshold: Array, kl_bound: float) -> tuple[float, Array]:
@@ -102,8 +102,9 @@ def least_excess(cost_value: Array, cost_threshold: Array, kl_bound: float) -> t
     Raises:
         NonFiniteError, ValueError: as `solve_dual`.
     """
-    _check(cost_value[..., 0], cost_value, cost_threshold, kl_bound)
-    problem = _Problem.scaled(np.zeros_like(cost_value[..., 0]), cost_value, cost_threshold, kl_bound)
+    no_reward = np.zeros(cost_value.shape[:2])
+    _check(no_reward, cost_value, cost_threshold, kl_bound)
+    problem = _Problem.scaled(no_reward, cost_value, cost_threshold, kl_bound)
     probe = _least_excess(problem)
     weights = problem.weights(probe.x)
     return probe.value, np.asarray(np.einsum("bk,bkc->c", weights, cost_value) / len(weights))
@@ -181,42 +182,49 @@ class _Minimum:
     steps: int
 
 
-def _newton(problem: _Problem, start: Array) -> _Minimum:
+def _newton(problem: _Problem, start: Array, max_steps: int) -> _Minimum | None:
     """Minimize the dual over eta >= MIN_TEMPERATURE and lambda >= 0 by projected Newton steps (Bertsekas, 1982).
 
-    Falls back to SciPy's L-BFGS-B, from where Newton stopped, should it not converge.
+    None if the KKT conditions do not hold to TOLERANCE after that many steps.
     """
-    lower = np.zeros(len(start))
-    lower[0] = MIN_TEMPERATURE
+    lower = _lower(start)
     tolerance = np.full(len(start), TOLERANCE)
     tolerance[0] *= problem.kl_bound
     x = np.maximum(start, lower)
     value, gradient, hessian = problem.derivatives(x)
-    for step in range(MAX_NEWTON_STEPS):
+    for step in range(max_steps):
         bound = (x <= lower) & (gradient > 0)
         if np.all(bound | (np.abs(gradient) <= tolerance)):
             return _Minimum(x, value, step)
         free = np.flatnonzero(~bound)
-        H = hessian[np.ix_(free, free)]
-        H = H + (1e-12 * np.trace(H) + 1e-300) * np.eye(len(free))
         direction = np.zeros(len(x))
-        direction[free] = -np.linalg.solve(H, gradient[free])
+        direction[free] = _newton_direction(gradient, hessian, free)
+        change = min(max(direction[0], -0.9 * x[0]), 9 * x[0])
+        if change != direction[0]:
+            # Far from the minimum the quadratic model misleads: the temperature may change tenfold a step at most,
+            # the multipliers as suits that change.
+            rest = free[free > 0]
+            direction[0] = change
+            direction[rest] = _newton_direction(gradient + hessian[0] * change, hessian, rest)
         length = 1.0
         while True:
             candidate = np.maximum(x + length * direction, lower)
-            # The temperature may change tenfold a step at most: far from the minimum the quadratic model misleads.
-            candidate[0] = min(max(candidate[0], 0.1 * x[0]), 10 * x[0])
             new_value, new_gradient, new_hessian = problem.derivatives(candidate)
             if new_value <= value + 1e-4 * float(gradient @ (candidate - x)) + 1e-14 * abs(value):
                 break
             length /= 2
             if length < 1e-8:
-                return _scipy_minimum(problem, x, lower, step)
+                return None
         x, value, gradient, hessian = candidate, new_value, new_gradient, new_hessian
-    return _scipy_minimum(problem, x, lower, MAX_NEWTON_STEPS)
+    return None
 
 
-def _scipy_minimum(problem: _Problem, start: Array, lower: Array, steps: int) -> _Minimum:
+def _minimize(problem: _Problem, start: Array) -> _Minimum:
+    """Newton's method; should it not converge, SciPy's L-BFGS-B."""
+    minimum = _newton(problem, start, MAX_NEWTON_STEPS)
+    if minimum is not None:
+        return minimum
+
     def objective(x: Array) -> tuple[float, Array]:
         value, gradient, _ = problem.derivatives(x)
         return value, gradient
@@ -226,11 +234,21 @@ def _scipy_minimum(problem: _Problem, start: Array, lower: Array, steps: int) ->
         start,
         jac=True,
         method="L-BFGS-B",
-        bounds=[(bound, None) for bound in lower],
+        bounds=[(bound, None) for bound in _lower(start)],
         options={"ftol": 0.0, "gtol": TOLERANCE * min(1.0, problem.kl_bound), "maxiter": 1000},
     )
-    x = np.asarray(result.x)
-    return _Minimum(x, float(result.fun), steps + int(result.nit))
+    return _Minimum(np.asarray(result.x), float(result.fun), MAX_NEWTON_STEPS + int(result.nit))
+
+
+def _newton_direction(gradient: Array, hessian: Array, free: NDArray[np.intp]) -> Array:
+    """Newton's step in the free coordinates; a trace of the identity keeps it defined where the dual is flat."""
+    H = hessian[np.ix_(free, free)]
+    H = H + (1e-12 * np.trace(H) + 1e-300) * np.eye(len(free))
+    return np.asarray(-np.linalg.solve(H, gradient[free]))
+
+
+def _lower(x: Array) -> Array:
+    return np.concatenate([[MIN_TEMPERATURE], np.zeros(len(x) - 1)])
 
 
 def _least_excess(problem: _Problem) -> _Minimum:
@@ -240,7 +258,7 @@ def _least_excess(problem: _Problem) -> _Minimum:
     start = 1 / math.sqrt(2 * problem.kl_bound)
     if C == 1:  # lambda is 1: one dimension is left
         only = replace(pure_cost.without_costs(), reward=-problem.cost[..., 0])
-        minimum = _newton(only, np.array([start]))
+        minimum = _minimize(only, np.array([start]))
         return _Minimum(np.array([minimum.x[0], 1.0]), -(minimum.value + float(problem.threshold[0])), minimum.steps)
 
     def objective(x: Array) -> tuple[float, Array]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -10,12 +11,20 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cvpo.bundle import Evaluation, Interval, Mode
+from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy
 from cvpo.envs import EnvSpec, VectorEnv
+from cvpo.errors import BundleError, ConfigError, ServiceError
 from cvpo.networks import Model
 from cvpo.returns import discounted_returns
+from serve.client import PolicyCaller, PolicyClient
+from serve.errors import PolicyServiceError, StartupError
+from serve.local import LocalPolicy
+from serve.values import Deterministic, Sampled, Shielded
+from serve.values import Mode as ServedMode
 
 Array = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
+EVALUATION_SEED_OFFSET = 3_000_017  # never training's episodes, nor those an export was measured on
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,49 @@ class TorchActor:
         return Decision(to_environment(action.double().numpy(), self.low, self.high), cost_value[:, 0].double().numpy())
 
 
+class ServedActor:
+    """A policy of a bundle or a service, with its predictions; asked as a robot asks."""
+
+    def __init__(self, caller: PolicyCaller, mode: Mode = "deterministic", candidates: int = 8, seed: int = 0) -> None:
+        self.caller, self.mode, self.candidates, self.seed = caller, mode, candidates, seed
+
+    @classmethod
+    def from_bundle(cls, path: Path, mode: Mode = "deterministic", candidates: int = 8, seed: int = 0) -> Self:
+        """Load a bundle into this process, calibrated or not.
+
+        Raises:
+            BundleError: it does not verify.
+        """
+        try:
+            return cls(LocalPolicy.load(path, allow_uncalibrated=True), mode, candidates, seed)
+        except StartupError as error:
+            raise BundleError(str(error)) from error
+
+    def act(self, observation: Float32Array, steps_left: NDArray[np.int64]) -> Decision:
+        """Raises ServiceError when there is no answer."""
+        self.seed += 1
+        try:
+            result = self.caller.act(observation, steps_left=steps_left, mode=self._mode())
+        except PolicyServiceError as error:
+            raise ServiceError(str(error)) from error
+        prediction = result.prediction
+        return Decision(
+            np.asarray(result.action, np.float64),
+            np.asarray(prediction.cost_value, np.float64),
+            np.asarray(prediction.cost_to_go, np.float64),
+            np.asarray(prediction.violation),
+        )
+
+    def _mode(self) -> ServedMode:
+        match self.mode:
+            case "deterministic":
+                return Deterministic()
+            case "sampled":
+                return Sampled(seed=self.seed)
+            case "shielded":
+                return Shielded(candidates=self.candidates, seed=self.seed)
+
+
 class RandomActor:
     """Uniformly random actions: what any policy must be better than."""
 
@@ -186,3 +238,78 @@ def _episode(steps: Sequence[tuple[Float32Array, float, Array, Decision, int]], 
 def _rows(values: Sequence[tuple[NDArray[Any] | None, int]]) -> NDArray[Any] | None:
     rows = [value[i] for value, i in values if value is not None]
     return np.array(rows) if rows else None
+
+
+@dataclass(frozen=True)
+class TargetEvaluation:
+    """What `evaluate_target` found, and of what."""
+
+    env_id: str
+    cost_names: tuple[str, ...]
+    cost_limits: tuple[float, ...]
+    evaluation: Evaluation
+
+
+def evaluate_target(
+    target: str,
+    episodes: int,
+    mode: Mode = "deterministic",
+    candidates: int = 8,
+    seed: int = 0,
+    policy: str = "",
+    steps: int | None = None,
+    workers: int = 1,
+) -> TargetEvaluation:
+    """Run fresh episodes of a run's checkpoint, a bundle, or a policy service.
+
+    Args:
+        target: folder of a run or of a bundle, else the address of a service.
+        episodes: how many.
+        mode: how actions are chosen; shielded only by a bundle or a service.
+        candidates: of a shielded policy.
+        seed: of the episodes and draws.
+        policy: name of the policy, where the target has several.
+        steps: of the checkpoint of a run; None: the last.
+        workers: simulator processes.
+
+    Raises:
+        CheckpointError, BundleError, ServiceError, EnvError: what is wrong with the target, and what to do.
+    """
+    path = Path(target)
+    limits: tuple[float, ...]
+    actor: Actor
+    if (path / CONFIG).exists():
+        trained = load_policy(path, checkpoint_steps(path)[-1] if steps is None else steps)
+        if mode == "shielded":
+            raise ConfigError("Shielding needs calibrated predictions, which a run has not: export it, then evaluate.")
+        generator = torch.Generator().manual_seed(seed) if mode == "sampled" else None
+        actor = TorchActor(trained.model, trained.spec, generator)
+        environment, limits = trained.config.environment, trained.config.cost_limits
+        env_id, costs = environment.env_id, environment.cost_names
+        horizon = environment.max_episode_steps
+    else:
+        if path.exists():
+            actor = ServedActor.from_bundle(path, mode, candidates, seed)
+        elif ":" in target:
+            actor = ServedActor(PolicyClient(target, policy, timeout_seconds=5.0), mode, candidates, seed)
+        else:
+            raise ConfigError(f"{target} is neither a run nor a bundle, nor HOST:PORT of a policy service.")
+        try:
+            description = actor.caller.get_policy()
+        except PolicyServiceError as error:
+            raise ServiceError(str(error)) from error
+        env_id, horizon = description.environment, description.horizon_steps
+        costs = tuple(constraint.name for constraint in description.constraints)
+        limits = tuple(constraint.cost_limit for constraint in description.constraints)
+    num_envs = min(episodes, 10)
+    with VectorEnv(
+        env_id,
+        num_envs=num_envs,
+        workers=workers,
+        seed=seed + EVALUATION_SEED_OFFSET,
+        cost_names=costs,
+        max_episode_steps=horizon,
+    ) as env:
+        names = env.spec.cost_names
+        evaluation = summarize(run_episodes(env, actor, episodes), limits, mode)
+    return TargetEvaluation(env_id, names, limits, evaluation)

@@ -152,7 +152,8 @@ class _Loop:
         self.replay = Replay(config.replay.capacity, spec.observation_size, spec.action_size, num_costs)
         self.collector = NStepCollector(self.replay, num_envs, config.critic.n_step, config.critic.discount)
         window = round(config.limit.window_episodes * spec.max_episode_steps)
-        self.meter = CostMeter.start(window, num_envs, num_costs)
+        self.measured = slice(0, config.limit.deterministic_envs or num_envs)  # environments whose cost is held
+        self.meter = CostMeter.start(window, self.measured.stop, num_costs)
         self.generator = np.random.default_rng(config.seed)
         self.recent_size = round(config.replay.recent_episodes * spec.max_episode_steps)
         self.steps = 0
@@ -204,6 +205,7 @@ class _Loop:
             normalized = state.model.normalizer(torch.from_numpy(observation))
             mean, standard_deviation = state.behavior_policy(normalized)
             noise = torch.randn(shape, generator=state.generator)
+            noise[: self.config.limit.deterministic_envs] = 0.0
             return np.asarray((mean + standard_deviation * noise).tanh().double().numpy())
 
     def _due_updates(self) -> int:
@@ -235,7 +237,7 @@ class _Loop:
             step.truncated,
         )
         self.learner.model.normalizer.update(torch.from_numpy(next_observation))
-        self.meter.add(step.cost)
+        self.meter.add(step.cost[self.measured])
         self.running_return += step.reward
         for i in np.flatnonzero(step.terminated | step.truncated):
             self.returns.append(float(self.running_return[i]))

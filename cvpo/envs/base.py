@@ -112,6 +112,11 @@ class CostEnv:
                 f"rendering raised {describe(error)}; without a display, set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
             ) from error
 
+    @property
+    def unwrapped(self) -> Any:
+        """The environment itself, for pictures of what happens in it."""
+        return self._env.unwrapped
+
     def close(self) -> None:
         """Free what the simulator holds, e.g. its window."""
         self._env.close()  # type: ignore[no-untyped-call]  # gymnasium 0.29 leaves it unannotated

@@ -1,0 +1,42 @@
+"""The `cvpo` command: runs the command line, and turns what a user can act on into one sentence and an exit code."""
+
+import sys
+
+_EXTRAS = {"typer": "serve", "rich": "serve", "pydantic": "serve", "pydantic_settings": "serve", "onnxruntime": "serve"}
+_TRAIN_MODULES = ("torch", "gymnasium", "scipy", "onnx", "mujoco", "matplotlib", "tensorboard", "safety_gymnasium")
+
+
+def main() -> None:
+    """Run `cvpo ARGUMENTS` and exit: 0, 1 after a failure, 2 after a wrong use, 130 after Ctrl-C."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    from cvpo.errors import CvpoError
+
+    try:
+        from cvpo.cli import app
+
+        app(prog_name="cvpo", standalone_mode=True)
+    except CvpoError as error:
+        print(f"cvpo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("cvpo: stopped.", file=sys.stderr)
+        return 130
+    except ModuleNotFoundError as error:
+        module = (error.name or "").split(".")[0]
+        extra = "train" if module in _TRAIN_MODULES else _EXTRAS.get(module)
+        if extra is None:
+            raise
+        print(
+            f"cvpo: this needs {module}, which is not installed. Install the extra it belongs to: "
+            f"pip install 'cvpo[{extra}]' (in a checkout: make install).",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

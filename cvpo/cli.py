@@ -1,0 +1,340 @@
+"""The command line: parses, calls, prints. Each command imports what it needs when it runs."""
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cvpo import __version__
+from cvpo.errors import ConfigError, CvpoError
+
+if TYPE_CHECKING:
+    from cvpo.bundle import Evaluation
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Learn policies that keep an expected cost under a limit (CVPO), export them, and serve them to robots.",
+    epilog="A first look at all of it: cvpo demo",
+)
+
+EnvId = Annotated[
+    str, typer.Argument(metavar="ENV", help="Safety-Gymnasium task, registered Gymnasium id, or module:attribute.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+CostNames = Annotated[
+    list[str], typer.Option("--cost", help="Key of info that holds a cost; once per cost. Default: the total, cost.")
+]
+EpisodeSteps = Annotated[
+    int | None, typer.Option(min=1, help="Longest episode, where the environment has no time limit of its own.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+ModeOption = Annotated[Literal["deterministic", "sampled", "shielded"], typer.Option(help="How actions are chosen.")]
+Candidates = Annotated[int, typer.Option(min=2, help="Candidates of a shielded policy.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cvpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Only the options that stand before a command."""
+
+
+@app.command(epilog="Example: cvpo train SafetyPointCircle1-v0 --steps 100000 --cost-limit 25 --seed 0")
+def train(
+    env: Annotated[
+        str | None,
+        typer.Argument(metavar="ENV", help="Safety-Gymnasium task, registered Gymnasium id, or module:attribute."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Environment steps.  [default: 100000]")] = None,
+    cost_limit: Annotated[
+        list[float],
+        typer.Option(help="Cost that one episode may have on average; once per cost; inf for none.  [default: 25]"),
+    ] = [],  # noqa: B006  # typer copies it
+    cost: CostNames = [],  # noqa: B006
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="New folder for the run.  [default: runs/ENV-sSEED]")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run instead.")] = None,
+    max_episode_steps: EpisodeSteps = None,
+    setting: Annotated[
+        list[str],
+        typer.Option("--set", metavar="GROUP.NAME=VALUE", help="Any other setting, such as estep.kl_bound=0.05."),
+    ] = [],  # noqa: B006
+) -> None:
+    """Learn a policy that keeps the expected cost of an episode under a limit.
+
+    Shows a row per checkpoint: return and cost of its deterministic policy in evaluation episodes. The folder has
+    config.json, metrics.jsonl, evaluations.jsonl, residuals.csv, tensorboard/, checkpoints/ and resume/. Ctrl-C saves
+    a checkpoint and stops.
+    """
+    from cvpo import trainer
+    from cvpo.checkpoint import read_config
+    from cvpo.report import TrainingReport, say
+
+    if resume is not None:
+        if env or cost_limit or cost or out or setting or max_episode_steps:
+            raise typer.BadParameter("--resume goes on with a run as it was begun; only --steps goes with it.")
+        run, config = resume, read_config(resume)
+        with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
+            done = trainer.resume(run, report, stopped, steps)
+    else:
+        if env is None:
+            raise typer.BadParameter("Say what to learn in, such as SafetyPointCircle1-v0, or --resume RUN.")
+        config = _train_config(env, steps, cost_limit, cost, seed, max_episode_steps, setting)
+        run = out or Path("runs") / f"{env.split(':')[-1]}-s{seed}"
+        with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
+            done = trainer.train(config, run, report, stopped)
+    say(f"run     {run}")
+    if stopped():
+        say(f"stopped at {done:,} steps; go on with: cvpo train --resume {run}")
+        raise typer.Exit(130)
+    say(f"next    cvpo export {run} --out bundles/{run.name}/1   or   cvpo plot {run}")
+
+
+@app.command(epilog="Example: cvpo evaluate runs/circle --episodes 100   or   cvpo evaluate 127.0.0.1:50051")
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A run, a bundle, or HOST:PORT of a policy service.")],
+    episodes: Annotated[int, typer.Option(min=1)] = 50,
+    mode: ModeOption = "deterministic",
+    candidates: Candidates = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the episodes. Training's own are never met.")] = 0,
+    policy: Annotated[str, typer.Option(help="Name of the policy, where the target has several.")] = "",
+    step: Annotated[int | None, typer.Option(help="Of the checkpoint of a run.  [default: the last]")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Return and cost of a policy in fresh episodes, with 95 % intervals."""
+    from cvpo.evaluate import evaluate_target
+
+    result = evaluate_target(target, episodes, mode, candidates, seed, policy, step, workers)
+    if as_json:
+        typer.echo(result.evaluation.model_dump_json())
+        return
+    typer.echo(f"{target}: {result.env_id}, {episodes} episodes, {mode}")
+    _print_evaluation(result.evaluation, result.cost_names, result.cost_limits)
+
+
+@app.command(epilog="Example: cvpo export runs/circle --out bundles/circle/1 --select")
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="New folder for the bundle: .../NAME/VERSION, or .../NAME for version 1.")],
+    select: Annotated[
+        bool,
+        typer.Option(
+            "--select", help="Take the checkpoint with the highest return among those under the limit, not the last."
+        ),
+    ] = False,
+    step: Annotated[int | None, typer.Option(help="Take the checkpoint of this step.")] = None,
+    calibrate: Annotated[bool, typer.Option(help="Measure how far predicted costs can be trusted.")] = True,
+    calibration_episodes: Annotated[int, typer.Option(min=8)] = 100,
+    evaluation_episodes: Annotated[int, typer.Option(min=1)] = 50,
+    workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
+) -> None:
+    """Write policy and cost critics to ONNX, in one verified bundle with what was measured of them.
+
+    Nothing is written if the graphs do not compute what the policy in torch computes.
+    """
+    from cvpo.release import release
+    from cvpo.report import say
+
+    if select and step is not None:
+        raise typer.BadParameter("--select chooses a checkpoint itself; leave out --step.")
+    done = release(
+        run,
+        out,
+        select=select,
+        steps=step,
+        calibration_episodes=calibration_episodes if calibrate else 0,
+        evaluation_episodes=evaluation_episodes,
+        workers=workers,
+        say=say,
+    )
+    names = tuple(constraint.name for constraint in done.manifest.constraints)
+    limits = tuple(math.inf if c.cost_limit is None else c.cost_limit for c in done.manifest.constraints)
+    for evaluation in done.manifest.evaluations:
+        _print_evaluation(evaluation, names, limits)
+    say(f"bundle  {done.path}   (read {done.path}/MODEL_CARD.md)")
+    say(f"next    cvpo serve {done.path}")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    epilog="Example: cvpo serve bundles",
+)
+def serve(context: typer.Context) -> None:
+    """Answer robots over gRPC from a folder of bundles; the same as python -m serve. Options: cvpo serve --help."""
+    from serve.__main__ import main as serve_main
+
+    raise typer.Exit(serve_main(context.args, "cvpo serve"))
+
+
+@app.command(
+    epilog="Example: cvpo query 127.0.0.1:50051   then   cvpo query 127.0.0.1:50051 --observation '[0.1, 0.2]'"
+)
+def query(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="HOST:PORT or unix:PATH of a policy service.")],
+    observation: Annotated[
+        str | None, typer.Option(help="JSON list of numbers, or - to read it from stdin. Without it: what is served.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="Name of the policy, where the server has several.")] = "",
+    steps_left: Annotated[int | None, typer.Option(min=1, help="Steps that predictions speak of.")] = None,
+    cost_allowed: Annotated[list[float], typer.Option(help="Cost allowed over them; once per constraint.")] = [],  # noqa: B006
+    mode: ModeOption = "deterministic",
+    candidates: Candidates = 8,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, unless deterministic.")] = None,
+    timeout_seconds: Annotated[float, typer.Option(min=0.001)] = 2.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a policy service for an action, or for what it serves, as a robot would."""
+    from cvpo.query import ask, describe
+
+    if observation is None:
+        text = describe(address, timeout_seconds, as_json)
+    else:
+        text = ask(
+            address,
+            _numbers(sys.stdin.read() if observation == "-" else observation),
+            policy=policy,
+            steps_left=steps_left,
+            cost_allowed=cost_allowed or None,
+            mode=mode,
+            candidates=candidates,
+            seed=seed,
+            timeout_seconds=timeout_seconds,
+            as_json=as_json,
+        )
+    typer.echo(text)
+
+
+@app.command(epilog="Example: cvpo plot runs/circle runs/circle-2 --out curves.png")
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    out: Annotated[Path | None, typer.Option(help="Picture to write.  [default: curves.png in the first run]")] = None,
+) -> None:
+    """Draw return and cost of runs over their steps, against the limit."""
+    from cvpo.plot import plot_runs
+
+    typer.echo(plot_runs(runs, out or runs[0] / "curves.png"))
+
+
+@app.command("check-env", epilog="Example: cvpo check-env my_robot.envs:ReachEnv --cost cost_collision")
+def check_env(
+    env: EnvId,
+    cost: CostNames = [],  # noqa: B006
+    steps: Annotated[int, typer.Option(min=1, help="Random steps to try.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_episode_steps: EpisodeSteps = None,
+) -> None:
+    """Say what is wrong with an environment, before hours of training do."""
+    from cvpo.envs import check_env as check
+
+    findings = check(env, cost_names=tuple(cost), max_episode_steps=max_episode_steps, steps=steps, seed=seed)
+    for finding in findings:
+        typer.echo(f"{finding.severity}: {finding.text}")
+    errors = sum(finding.severity == "error" for finding in findings)
+    if errors:
+        raise CvpoError(f"{env} cannot be trained on as it is: {errors} of the findings above are errors.")
+    typer.echo(f"{env} can be trained on." if not findings else f"{env} can be trained on; see the warnings.")
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New folder for run, bundle and pictures.  [default: runs/demo, runs/demo-2, ...]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """The whole product in about five minutes: learn a safe policy, export it, serve it, drive a robot through it."""
+    from cvpo.demo import run_demo
+
+    result = run_demo(out, seed)
+    typer.echo(result.as_json() if as_json else result.as_table())
+
+
+def _train_config(
+    env: str,
+    steps: int | None,
+    cost_limits: list[float],
+    costs: list[str],
+    seed: int,
+    max_episode_steps: int | None,
+    settings: list[str],
+) -> Any:
+    from cvpo.config import parse_config
+
+    total = 100_000 if steps is None else steps
+    document: dict[str, Any] = {
+        "environment": {"env_id": env, "cost_names": costs, "max_episode_steps": max_episode_steps},
+        "cost_limits": cost_limits or [25.0],
+        "seed": seed,
+        "schedule": {"steps": total, "checkpoint_every": max(5_000, min(total // 20, 50_000))},
+    }
+    for setting in settings:
+        path, _, value = setting.partition("=")
+        group, _, name = path.partition(".")
+        if not (group and name and value):
+            raise ConfigError(f"--set {setting}: write it as GROUP.NAME=VALUE, such as estep.kl_bound=0.05.")
+        try:
+            document.setdefault(group, {})[name] = json.loads(value)
+        except ValueError:
+            document[group][name] = value
+        except TypeError:
+            raise ConfigError(f"--set {setting}: {group} is not a group of settings.") from None
+    return parse_config(document)
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a question that the job asks between steps; the second one interrupts."""
+    told = False
+
+    def stop(_signal: int, _frame: object) -> None:
+        nonlocal told
+        if told:
+            raise KeyboardInterrupt
+        told = True
+        print("\nstopping after this step, and saving (again to stop at once)", file=sys.stderr, flush=True)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: told
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _print_evaluation(evaluation: "Evaluation", names: tuple[str, ...], limits: tuple[float, ...]) -> None:
+    returns = evaluation.episode_return
+    typer.echo(f"  return {returns.mean:10.2f}   [{returns.low:.2f}, {returns.high:.2f}]")
+    for name, cost, limit, over in zip(
+        names, evaluation.episode_cost, limits, evaluation.over_limit_share, strict=True
+    ):
+        verdict = "under" if cost.mean <= limit else "OVER"
+        typer.echo(
+            f"  {name:6} {cost.mean:10.2f}   [{cost.low:.2f}, {cost.high:.2f}]   {verdict} the limit of {limit:g}; "
+            f"{over:.0%} of the episodes are over it"
+        )
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        values = json.loads(text)
+        return [float(value) for value in values]
+    except (ValueError, TypeError):
+        raise ConfigError("--observation is not a JSON list of numbers, such as [0.1, -2, 3.5].") from None

@@ -1,0 +1,110 @@
+"""Pictures of training runs: return and cost over steps, against the limit."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # files only: a server has no display
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from cvpo.checkpoint import read_config
+from cvpo.errors import ConfigError
+from cvpo.metrics import read_evaluations, read_metrics
+
+TRAINING, LIMIT = "0.6", "tab:red"
+
+
+def plot_runs(runs: Sequence[Path], out: Path) -> Path:
+    """Draw the learning curves of runs into one picture: points are evaluations of the deterministic policy.
+
+    Raises:
+        CheckpointError: a folder is not a run. ConfigError: the runs have different costs, nothing was logged yet, or
+            the picture cannot be written.
+    """
+    configs = [read_config(run) for run in runs]
+    counts = {len(config.cost_limits) for config in configs}
+    if len(counts) > 1:
+        raise ConfigError("The runs have different numbers of costs; plot them apart.")
+    (num_costs,) = counts
+    figure, axes = plt.subplots(1, 1 + num_costs, figsize=(5.5 * (1 + num_costs), 4), layout="constrained")
+    for run, config in zip(runs, configs, strict=True):
+        evaluations, rows = read_evaluations(run), _rows(run)
+        label = f"{run.name} ({config.environment.env_id}, seed {config.seed})"
+        steps = sorted(evaluations)
+        returns = [evaluations[step].episode_return for step in steps]
+        line = axes[0].plot(steps, [r.mean for r in returns], marker="o", markersize=3, label=label)[0]
+        axes[0].fill_between(steps, [r.low for r in returns], [r.high for r in returns], alpha=0.15)
+        if len(runs) == 1:
+            training = [(row["steps"], row["train/return"]) for row in rows if "train/return" in row]
+            if training:
+                axes[0].plot(*np.array(training).T, color=TRAINING, lw=0.8, zorder=0, label="training episodes")
+        for i, axis in enumerate(axes[1:]):
+            costs = [evaluations[step].episode_cost[i] for step in steps]
+            axis.plot(steps, [c.mean for c in costs], marker="o", markersize=3, color=line.get_color(), label=label)
+            axis.fill_between(
+                steps, [c.low for c in costs], [c.high for c in costs], alpha=0.15, color=line.get_color()
+            )
+            keys = [key for key in (rows[0] if rows else {}) if key.startswith("train/cost/")]
+            name = keys[i] if keys else ""
+            if len(runs) == 1 and name:
+                axis.plot([row["steps"] for row in rows], [row[name] for row in rows], color=TRAINING, lw=0.8, zorder=0)
+            axis.set_title(f"episode cost: {name.removeprefix('train/cost/') or i}")
+        for axis, limit in zip(axes[1:], config.cost_limits, strict=True):
+            axis.axhline(limit, color=LIMIT, ls="--", lw=1)
+            axis.annotate(
+                f"limit {limit:g}", (0.01, limit), xycoords=("axes fraction", "data"), color=LIMIT, va="bottom"
+            )
+    axes[0].set_title("episode return")
+    axes[0].legend(fontsize="small")
+    for axis in axes:
+        axis.set_xlabel("environment steps")
+        axis.spines[["top", "right"]].set_visible(False)
+    return save(figure, out)
+
+
+def plot_paths(paths: Mapping[str, Sequence[NDArray[np.float64]]], wall: float, out: Path) -> Path:
+    """Draw where agents went, [T, 2] metres a path, and the walls that cost outside of them.
+
+    Raises:
+        ConfigError: the picture cannot be written.
+    """
+    figure, axes = plt.subplots(1, len(paths), figsize=(4.5 * len(paths), 4.5), layout="constrained", squeeze=False)
+    for axis, (title, group) in zip(axes[0], paths.items(), strict=True):
+        axis.add_patch(Rectangle((-wall, -wall), 2 * wall, 2 * wall, fill=False, ec=LIMIT, ls="--"))
+        for path in group:
+            line = axis.plot(*path.T, lw=0.8)[0]
+            axis.plot(*path[0], marker="o", markersize=4, color=line.get_color())
+        axis.set_title(title)
+        axis.set_aspect("equal")
+        axis.set_xlabel("x (m)")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("y (m)")
+    axes[0][0].annotate("outside costs", (-wall, wall), color=LIMIT, va="bottom", fontsize="small")
+    return save(figure, out)
+
+
+def save(figure: "mpl.figure.Figure", out: Path) -> Path:
+    """Write a picture and close it.
+
+    Raises:
+        ConfigError: the folder cannot be written, or the ending is not a kind of picture.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=120)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Cannot write the picture {out}: {error}. Choose another --out.") from error
+    finally:
+        plt.close(figure)
+    return out
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    try:
+        return read_metrics(run)
+    except FileNotFoundError:
+        raise ConfigError(f"{run} has no metrics yet; the first row comes after 1,000 steps.") from None

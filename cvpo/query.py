@@ -1,0 +1,100 @@
+"""Asking a policy service from a shell, as a robot would, and saying the answer to people."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from cvpo.bundle import Mode
+from cvpo.errors import ServiceError
+from serve.client import PolicyClient
+from serve.errors import PolicyServiceError
+from serve.values import ActResult, CalibrationStatus, Deterministic, PolicyDescription, Sampled, Shielded
+from serve.values import Mode as ServedMode
+
+
+def describe(address: str, timeout_seconds: float, as_json: bool) -> str:
+    """What a server serves.
+
+    Raises:
+        ServiceError: no answer, and what to do.
+    """
+    try:
+        with PolicyClient(address, timeout_seconds=timeout_seconds) as client:
+            policies = client.list_policies()
+    except PolicyServiceError as error:
+        raise ServiceError(str(error)) from error
+    if as_json:
+        return json.dumps([_plain(dataclasses.asdict(policy)) for policy in policies])
+    return "\n".join(_description(policy) for policy in policies)
+
+
+def ask(
+    address: str,
+    observation: list[float],
+    *,
+    policy: str,
+    steps_left: int | None,
+    cost_allowed: list[float] | None,
+    mode: Mode,
+    candidates: int,
+    seed: int | None,
+    timeout_seconds: float,
+    as_json: bool,
+) -> str:
+    """The action for one observation, and what is predicted of it.
+
+    Raises:
+        ServiceError: no answer, or a refusal that names the field.
+    """
+    served_mode: ServedMode = Deterministic()
+    if mode == "sampled":
+        served_mode = Sampled(seed=seed)
+    elif mode == "shielded":
+        served_mode = Shielded(candidates=candidates, seed=seed)
+    try:
+        with PolicyClient(address, policy, timeout_seconds=timeout_seconds) as client:
+            result = client.act(observation, steps_left=steps_left, cost_allowed=cost_allowed, mode=served_mode)
+    except PolicyServiceError as error:
+        raise ServiceError(str(error)) from error
+    return json.dumps(_plain(dataclasses.asdict(result))) if as_json else _answer(result)
+
+
+def _description(policy: PolicyDescription) -> str:
+    constraints = ", ".join(f"{c.name} <= {c.cost_limit:g} an episode" for c in policy.constraints)
+    return (
+        f"{policy.policy.name} version {policy.policy.version} (fingerprint {policy.policy.fingerprint}): "
+        f"{policy.environment}, observation [{len(policy.observation.names)}], action [{len(policy.action.names)}]; "
+        f"{constraints}; {'calibrated' if policy.calibration else 'NOT calibrated: every answer is flagged'}"
+    )
+
+
+def _answer(result: ActResult) -> str:
+    prediction = result.prediction
+    status = CalibrationStatus(int(prediction.calibration_status)).name
+    lines = [
+        f"action  {np.array2string(np.asarray(result.action), precision=4, separator=', ')}",
+        f"policy  {result.policy.name} version {result.policy.version}; {1e3 * result.compute_seconds:.2f} ms",
+        f"over the next {int(prediction.steps_left)} steps ({status}):",
+    ]
+    for i, name in enumerate(prediction.constraints):
+        flag = "VIOLATION PREDICTED" if prediction.violation[i] else "no violation predicted"
+        lines.append(
+            f"  {name}: expected {prediction.cost_to_go[i]:.3g}, at most {prediction.cost_upper[i]:.3g}; allowed "
+            f"{prediction.cost_allowed[i]:.3g}, probability {prediction.violation_probability[i]:.3g}: {flag}"
+        )
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; an infinity becomes null, which JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,168 @@
+"""From a run to a bundle: choose a checkpoint, export it, measure it as it will be served, and write what was found."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from cvpo.bundle import Evaluation, Manifest, Provenance, read_bundle
+from cvpo.calibrate import calibrate
+from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
+from cvpo.envs import VectorEnv
+from cvpo.errors import BundleError, CheckpointError
+from cvpo.evaluate import ServedActor, TorchActor, run_episodes, summarize
+from cvpo.export import export_bundle
+from cvpo.metrics import read_evaluations
+
+EPISODE_SEED_OFFSET = 2_000_003  # neither training's episodes nor those that checkpoints were chosen by
+ENVS = 10
+PACKAGES = ("cvpo", "torch", "numpy", "gymnasium", "safety-gymnasium", "mujoco", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Released:
+    """A bundle that was written."""
+
+    path: Path
+    manifest: Manifest
+
+
+def release(
+    run: Path,
+    out: Path,
+    *,
+    select: bool = False,
+    steps: int | None = None,
+    calibration_episodes: int = 100,
+    evaluation_episodes: int = 50,
+    workers: int = 1,
+    say: Callable[[str], None],
+) -> Released:
+    """Export a checkpoint of a run, with episodes of the exported policy behind every claim.
+
+    Args:
+        run: folder of the run.
+        out: new folder, .../NAME/VERSION or .../NAME.
+        select: take the checkpoint that `choose_checkpoint` chooses, instead of the last.
+        steps: take the checkpoint of this step.
+        calibration_episodes: to calibrate predictions on; 0 leaves the bundle uncalibrated, and every answer flagged.
+        evaluation_episodes: fresh ones, for return and cost.
+        workers: simulator processes.
+        say: is told what goes on.
+
+    Raises:
+        CheckpointError, ExportError, BundleError, EnvError: what cannot be done, and what to do.
+    """
+    name, version = identity(out)
+    if out.exists():
+        raise BundleError(f"{out} already exists, and bundles are immutable. Choose another --out.")
+    if select:
+        steps, selection = choose_checkpoint(run)
+    else:
+        last = checkpoint_steps(run)[-1]
+        steps = last if steps is None else steps
+        selection = "the last checkpoint" if steps == last else "the checkpoint asked for"
+    trained = load_policy(run, steps)
+    say(f"export  the policy at {steps:,} steps: {selection}")
+    provenance = _provenance(trained, f"{selection}, at {steps} steps")
+    environment = trained.config.environment
+    with VectorEnv(
+        environment.env_id,
+        num_envs=ENVS,
+        workers=workers,
+        seed=trained.config.seed + EPISODE_SEED_OFFSET,
+        cost_names=environment.cost_names,
+        max_episode_steps=environment.max_episode_steps,
+    ) as env:
+        real = run_episodes(env, TorchActor(trained.model, trained.spec), 2)
+        observations = np.concatenate([episode.observation for episode in real])
+        with tempfile.TemporaryDirectory() as scratch:
+            plain = export_bundle(
+                Path(scratch) / "1",
+                trained,
+                name=name,
+                version=version,
+                provenance=provenance,
+                observations=observations,
+                calibrated=None,
+            )
+            say(f"rollout {calibration_episodes} episodes to calibrate and {evaluation_episodes} to evaluate")
+            actor = ServedActor.from_bundle(plain)
+            episodes = run_episodes(env, actor, calibration_episodes + evaluation_episodes)
+    shuffled = [episodes[i] for i in np.random.default_rng(trained.config.seed).permutation(len(episodes))]
+    fresh, calibrating = shuffled[:evaluation_episodes], shuffled[evaluation_episodes:]
+    calibrated = calibrate(calibrating, trained.constraints, seed=trained.config.seed) if calibrating else None
+    path = export_bundle(
+        out,
+        trained,
+        name=name,
+        version=version,
+        provenance=provenance,
+        observations=np.concatenate([observations, *(episode.observation for episode in fresh[:2])]),
+        calibrated=calibrated,
+        evaluations=[summarize(fresh, trained.config.cost_limits, "deterministic")],
+    )
+    return Released(path, read_bundle(path).manifest)
+
+
+def identity(out: Path) -> tuple[str, int]:
+    """Name and version of a bundle by its folder: .../NAME/VERSION, or .../NAME for version 1."""
+    out = out.absolute()
+    if out.name.isdigit() and int(out.name) > 0:
+        return out.parent.name, int(out.name)
+    return out.name, 1
+
+
+def choose_checkpoint(run: Path) -> tuple[int, str]:
+    """The evaluated checkpoint with the highest return among those under every limit; its steps, and how it was chosen.
+
+    "Under" is judged by the upper end of the cost's 95 % interval where any checkpoint passes that, else by the mean.
+
+    Raises:
+        CheckpointError: none was evaluated, or none is under the limit.
+    """
+    limits = load_policy(run, checkpoint_steps(run)[-1]).config.cost_limits
+    evaluations = {s: e for s, e in read_evaluations(run).items() if s in checkpoint_steps(run)}
+    if not evaluations:
+        raise CheckpointError(f"{run} has no evaluated checkpoint to choose from; export without --select.")
+
+    def under(evaluation: Evaluation, end: str) -> bool:
+        return all(getattr(c, end) <= limit for c, limit in zip(evaluation.episode_cost, limits, strict=True))
+
+    for end, judged in (("high", "the upper end of its cost's interval"), ("mean", "its mean cost")):
+        safe = {s: e for s, e in evaluations.items() if under(e, end)}
+        if safe:
+            steps = max(safe, key=lambda s: safe[s].episode_return.mean)
+            return steps, (
+                f"the one with the highest return of {len(safe)} checkpoints under the limit by {judged}, "
+                f"of {len(evaluations)} evaluated on {evaluations[steps].episodes} episodes each"
+            )
+    least = min(min(c.mean for c in e.episode_cost) for e in evaluations.values())
+    raise CheckpointError(
+        f"No evaluated checkpoint of {run} is under its limit (the least cost is {least:.1f}). Train longer, or export "
+        "the last one without --select."
+    )
+
+
+def _provenance(trained: TrainedPolicy, selection: str) -> Provenance:
+    return Provenance(
+        environment=trained.spec.env_id,
+        seed=trained.config.seed,
+        steps=trained.steps,
+        selection=selection,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        packages={name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        config=trained.config.model_dump(mode="json"),
+    )
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

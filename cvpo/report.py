@@ -1,0 +1,89 @@
+"""Showing people how a job is going: a line that moves on a terminal, and a row per checkpoint anywhere."""
+
+import sys
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from cvpo.trainer import CheckpointReport, Progress
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+HEADER = f"{'steps':>11} {'return':>9} {'cost / limit':>22} {'lambda':>9} {'infeasible':>10} {'steps/s':>8}"
+
+
+class TrainingReport:
+    """Shows a training run on stderr; a `cvpo.trainer.Reporter`. Use as a context manager."""
+
+    def __init__(self, cost_limits: tuple[float, ...]) -> None:
+        self.cost_limits = cost_limits
+        self._bar = Bar(
+            TextColumn("{task.fields[steps]:>11}"),
+            BarColumn(20),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=stderr,
+            transient=True,
+            disable=not stderr.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None, steps="0", text="")
+        self._evaluated = ""
+        self._last: Progress | None = None
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        stderr.print(HEADER)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def progress(self, progress: Progress) -> None:
+        """Move the line."""
+        self._last = progress
+        text = f"{progress.steps_per_second:,.0f} steps/s  training cost {_costs(progress.train_cost)}"
+        if progress.temperature is None or progress.cost_multiplier is None:
+            text += "  warm-up: random actions"
+        else:
+            text += f"  eta {progress.temperature:.3g}  lambda {_costs(progress.cost_multiplier, '.3g')}"
+        self._bar.update(
+            self._task,
+            completed=progress.steps,
+            total=progress.total_steps,
+            steps=f"{progress.steps:,}",
+            text=text + self._evaluated,
+        )
+
+    def checkpoint(self, report: CheckpointReport) -> None:
+        """Print a row."""
+        costs = [cost.mean for cost in report.evaluation.episode_cost]
+        limits = "  ".join(
+            f"{cost:.1f} / {limit:g}{' over' if cost > limit else ''}"
+            for cost, limit in zip(costs, self.cost_limits, strict=True)
+        )
+        mean_return = report.evaluation.episode_return.mean
+        self._evaluated = f"  evaluated {mean_return:.1f}, cost {limits}"
+        last = self._last
+        multiplier = "-" if last is None or last.cost_multiplier is None else _costs(last.cost_multiplier, ".3g")
+        share = last.infeasible_share if last else 0.0
+        rate = last.steps_per_second if last else 0.0
+        stderr.print(
+            f"{report.steps:>11,} {mean_return:>9.1f} {limits:>22} {multiplier:>9} {share:>9.0%} {rate:>9,.0f}"
+        )
+
+
+def say(text: str) -> None:
+    """Tell people something, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _costs(values: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]", form: str = ".1f") -> str:
+    return ", ".join(format(float(value), form) for value in values)
