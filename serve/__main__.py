@@ -1,14 +1,18 @@
-"""`python -m serve REPOSITORY`: what the container runs."""
+"""`python -m serve REPOSITORY`: what the container runs, and what `cvpo serve` calls."""
 
 import sys
 
 from serve.errors import StartupError
-from serve.server import run
-from serve.settings import parse
 
 
 def main(arguments: list[str], program: str = "python -m serve") -> int:
-    """Serve as the arguments say and return the exit status: 2 for a wrong argument."""
+    """Serve as the arguments say and return the exit status: 2 for a wrong argument, 1 for any other failure."""
+    try:
+        from serve.server import run
+        from serve.settings import parse
+    except ModuleNotFoundError as error:  # the bare package is the client
+        print(f"The server needs {error.name}. Install it with: pip install 'cvpo[serve]'", file=sys.stderr)
+        return 1
     try:
         settings = parse(arguments, program)
     except StartupError as error:

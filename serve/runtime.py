@@ -167,9 +167,10 @@ class PolicyRuntime:
     def _bounded(self, action: Floats) -> Floats:
         low, high = self.frame.action_low, self.frame.action_high
         rounding = _ROUNDING * (high - low)
-        if not ((low - rounding <= action) & (action <= high + rounding)).all():  # False for NaN
+        bounded: Floats = np.minimum(np.maximum(action, low), high)
+        if not (abs(action - bounded) <= rounding).all():  # False for NaN
             raise InternalError("The policy chose an action that is not finite or outside its bounds.")
-        return np.clip(action, low, high)
+        return bounded
 
 
 def draw_noise(mode: Mode, count: int, action_size: int) -> Floats:

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import grpc
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from serve.client import PolicyClient
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.server import RunningServer, start
 from serve.settings import Settings
 from tests.serve import bundles
+
+hypothesis_settings.register_profile("cvpo", deadline=None)  # a busy machine is not a failure
+hypothesis_settings.load_profile("cvpo")
 
 PATIENCE_SECONDS = 30.0  # for what takes milliseconds on a quiet machine
 
