@@ -1,4 +1,4 @@
-"""Errors to status codes and details (the only place on the server), request ids, deadlines and request metrics."""
+"""Errors to status codes and details (the only place on the server), request ids and request metrics."""
 
 import logging
 import os
@@ -15,7 +15,6 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from serve.errors import (
-    DeadlineExceededError,
     FingerprintError,
     InvalidRequestError,
     NotFoundError,
@@ -33,7 +32,6 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     FingerprintError: grpc.StatusCode.FAILED_PRECONDITION,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _RETRY_AFTER_SECONDS = 1.0  # by then a balancer or a restarted process answers
 _PRINTABLE_ID = re.compile(r"[!-~]{1,128}")
@@ -75,7 +73,10 @@ class RequestInterceptor(grpc.ServerInterceptor):
             request_id = _request_id(context)
             code = grpc.StatusCode.OK
             try:
-                self._check_still_wanted(context)
+                if self._draining.is_set():
+                    raise UnavailableError(
+                        "The server is stopping. Ask again, or ask another one.", _RETRY_AFTER_SECONDS
+                    )
                 response = behavior(request, context)
                 context.set_trailing_metadata(((REQUEST_ID, request_id),))
                 return response
@@ -86,13 +87,6 @@ class RequestInterceptor(grpc.ServerInterceptor):
                 self._metrics.count_request(method, code.name, time.perf_counter() - started)
 
         return answer
-
-    def _check_still_wanted(self, context: grpc.ServicerContext) -> None:
-        if self._draining.is_set():
-            raise UnavailableError("The server is stopping. Ask again, or ask another one.", _RETRY_AFTER_SECONDS)
-        remaining = context.time_remaining()
-        if remaining is not None and remaining <= 0:
-            raise DeadlineExceededError("The request waited in the server past its deadline.")
 
 
 def _request_id(context: grpc.ServicerContext) -> str:

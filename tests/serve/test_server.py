@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import grpc
 import numpy as np
@@ -19,7 +20,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve.client import PolicyClient
 from serve.errors import PolicyServiceError, StartupError, UnavailableError
-from serve.settings import is_loopback, parse, split_address
+from serve.gen.cvpo.v1 import policy_pb2 as pb
+from serve.server import RunningServer, start
+from serve.service import PolicyServicer
+from serve.settings import Settings, is_loopback, parse, split_address
 from serve.values import Mode, Shielded
 from tests.serve import bundles
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess, spawn
@@ -199,6 +203,48 @@ def test_sigterm_in_the_middle_of_requests_loses_none(
 
 def ask(client: PolicyClient, observation: np.ndarray, mode: Mode | None) -> np.ndarray:
     return (client.act(observation) if mode is None else client.act(observation, mode=mode)).action
+
+
+@pytest.fixture
+def slow_server(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunningServer, Event, Event]]:
+    """A server whose ListPolicies says when it has begun and waits to be released."""
+    begun, release = Event(), Event()
+
+    def list_policies(self: PolicyServicer, request: object, context: object) -> pb.ListPoliciesResponse:
+        begun.set()
+        release.wait(PATIENCE_SECONDS)
+        return pb.ListPoliciesResponse()
+
+    monkeypatch.setattr(PolicyServicer, "ListPolicies", list_policies)
+    running = start(Settings(repository=repository / "goal", address="127.0.0.1:0"))
+    yield running, begun, release
+    release.set()
+    running.stop(drain_seconds=0)
+
+
+def test_a_request_in_flight_is_waited_for(slow_server: tuple[RunningServer, Event, Event]) -> None:
+    server, begun, release = slow_server
+    with PolicyClient(server.address, timeout_seconds=PATIENCE_SECONDS) as client, ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(client.list_policies)
+        assert begun.wait(PATIENCE_SECONDS)
+        stopped = pool.submit(server.stop, PATIENCE_SECONDS)
+        with pytest.raises(TimeoutError):
+            stopped.result(1.0)  # well past the notice: the port is closing
+        release.set()
+        assert answer.result(PATIENCE_SECONDS) == ()
+        stopped.result(PATIENCE_SECONDS)
+
+
+def test_a_request_that_outlasts_the_drain_time_is_let_go(slow_server: tuple[RunningServer, Event, Event]) -> None:
+    server, begun, _ = slow_server
+    with PolicyClient(server.address, timeout_seconds=PATIENCE_SECONDS) as client, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(client.list_policies)
+        assert begun.wait(PATIENCE_SECONDS)
+        started = time.monotonic()
+        server.stop(drain_seconds=0.3)
+        assert time.monotonic() - started < 10
+        with pytest.raises(UnavailableError):
+            answer.result(PATIENCE_SECONDS)
 
 
 def test_those_who_watch_its_health_are_told_that_it_stops(repository: Path, serve_process: Serve) -> None:
