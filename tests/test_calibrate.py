@@ -1,0 +1,284 @@
+"""Calibration: values worked out by hand, what must be conservative, and the coverage it claims."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cvpo.bundle import CalibratedMode, Constraint
+from cvpo.calibrate import CalibratedMap, Trial, calibrate, choose_level, try_map
+from cvpo.conformal import horizon_grid, share_within, window_cost
+from cvpo.costmap import CostMap
+from cvpo.errors import ConfigError, ExportError, NonFiniteError
+from cvpo.evaluate import Episode
+
+Array = NDArray[np.float64]
+T, W = 12, 3
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def constraint(limit: float | None = 6.0, name: str = "cost", horizon: int = T, window: int = W) -> Constraint:
+    return Constraint(name=name, cost_limit=limit, discount=0.9, horizon_steps=horizon, window_steps=window)
+
+
+def episode(cost: list[float] | Array, cost_value: list[float] | Array, terminated: bool = False) -> Episode:
+    costs, values = (np.array(x, np.float64).reshape(len(cost), -1) for x in (cost, cost_value))
+    length = len(costs)
+    return Episode(np.zeros((length, 1), np.float32), np.zeros(length), costs, terminated, values, None, None)
+
+
+def ask(found: CalibratedMap, cost_value: float, steps: int, allowed: float) -> tuple[float, float, float]:
+    prediction = found.cost_map(
+        torch.tensor([[[float(cost_value)]]]), torch.tensor([steps]), torch.tensor([[float(allowed)]])
+    )
+    go, upper, probability = (float(value[0, 0, 0]) for value in prediction)
+    return go, upper, probability
+
+
+def test_the_cost_of_the_next_steps_is_known_where_they_were_observed_or_nothing_followed() -> None:
+    steps = np.array([2, 2, 2, 2])
+    cut = episode([1, 0, 2, 1], [0, 0, 0, 0])
+    cost, observed = window_cost(cut, steps)
+    assert cost[:, 0].tolist() == [1, 2, 3, 1]
+    assert observed.tolist() == [True, True, True, False]
+    ended = episode([1, 0, 2, 1], [0, 0, 0, 0], terminated=True)
+    cost, observed = window_cost(ended, np.array([4, 9, 1, 1]))
+    assert cost[:, 0].tolist() == [4, 3, 2, 1]
+    assert observed.all()
+
+
+def test_the_grid_has_one_step_the_window_and_the_horizon() -> None:
+    grid = horizon_grid(1000, 100)
+    assert {1, 100, 1000} <= set(grid.tolist())
+    assert (np.diff(grid) > 0).all()
+    assert horizon_grid(1, 1).tolist() == [1]
+
+
+def test_a_cost_that_never_varies_is_predicted_exactly() -> None:
+    found = calibrate([episode([1.0] * T, [5.0] * T) for _ in range(40)], [constraint()], seed=0)
+    for steps in range(1, T + 1):
+        # 12 episodes calibrate: a thirteenth of the probability lies at infinity, the rest at the cost.
+        assert ask(found, 5.0, steps, steps) == pytest.approx((steps, steps, 1 / 13), rel=1e-5)
+        assert ask(found, 5.0, steps, steps - 0.01)[2] == 1
+
+
+def test_a_policy_without_cost_raises_no_flag() -> None:
+    found = calibrate([episode([0.0] * T, np.full(T, 0.2)) for _ in range(40)], [constraint()], seed=0)
+    assert ask(found, 0.2, T, 0.0) == pytest.approx((0, 0, 1 / 13))
+    assert found.record.alarm_levels == (0.1,)
+    result = found.record.results[0]
+    assert (result.coverage, result.missed_share, result.flagged_share) == (1, None, 0)
+    assert "only 0 episodes had violations" in found.record.method
+
+
+def test_a_critic_that_knows_separates_what_a_mean_would_mix() -> None:
+    # Half of the episodes cost 4 in the first step, and the critic says which.
+    dear = episode([4.0] + [0.0] * (T - 1), [3.0] * T)
+    free = episode([0.0] * T, [0.0] * T)
+    found = calibrate([dear, free] * 50, [constraint()], seed=1)
+    assert ask(found, 3.0, T, 3.9)[2] > 0.8
+    assert ask(found, 0.0, T, 3.9)[2] < 0.2
+    assert ask(found, 0.0, T, 4.0)[2] == pytest.approx(1 / 31, rel=1e-5)  # 30 episodes calibrate
+    assert ask(found, 3.0, T, 4.0)[2] == pytest.approx(1 / 31, rel=1e-5)
+    assert ask(found, 3.0, T, 0.0)[1] == 4
+    assert ask(found, 3.0, T, 0.0)[0] > 3.5 > 0.5 > ask(found, 0.0, T, 0.0)[0]
+
+
+def test_a_truncated_rest_is_unknown_and_a_terminated_one_costs_nothing() -> None:
+    cut = calibrate([episode([1.0] * 6, [2.0] * 6) for _ in range(40)], [constraint()], seed=0)
+    assert ask(cut, 2.0, W, 3.0)[2] == pytest.approx(1 / 13, rel=1e-5)
+    assert ask(cut, 2.0, T, 1000.0)[1:] == (math.inf, 1)
+    ended = calibrate([episode([1.0] * 6, [2.0] * 6, terminated=True) for _ in range(40)], [constraint()], seed=0)
+    assert ask(ended, 2.0, T, 6.0)[1:] == pytest.approx((6, 1 / 13), rel=1e-5)
+
+
+def test_each_episode_weighs_the_same_however_many_steps_it_has() -> None:
+    atoms = np.array([[[[0.0, 1.0]]]])
+    cost_map = CostMap(np.array([T]), np.zeros((1, 1)), atoms, atoms[..., 0], np.zeros((1, 1, 2)), 0.9)
+    episodes = [episode([1.0], [0.0], terminated=True), episode([0.0] * 10, [0.0] * 10, terminated=True)]
+    share = share_within(cost_map, episodes, [np.full(1, T), np.full(10, T)])
+    # Two episodes and the fresh one: a third each. Only the second has no cost; both are within the atom at 1.
+    assert share[0] == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_short_episodes_weigh_as_much_as_long_ones_in_the_mean() -> None:
+    short, long = episode([1.0], [2.0], terminated=True), episode([0.0] * T, [2.0] * T)
+    found = calibrate([short, long] * 50, [constraint()], seed=0)
+    assert ask(found, 2.0, 1, 0.0)[0] == pytest.approx(0.5, abs=0.2)  # by steps it would be a thirteenth
+
+
+def test_what_is_left_of_an_episode_counts_beside_windows_inside_it() -> None:
+    # Only the last step costs. Of the windows of six steps one in seven holds it; what is left of an episode always.
+    found = calibrate([episode([0.0] * (T - 1) + [5.0], [2.0] * T) for _ in range(40)], [constraint()], seed=0)
+    assert ask(found, 2.0, 6, 4.9)[2] > 0.7  # by windows alone about 0.2
+    assert ask(found, 2.0, 6, 4.9)[1] >= 5
+
+
+def test_the_service_is_imitated_with_windows_and_with_budgets_less_what_was_spent() -> None:
+    constant = episode([1.0] * T, [5.0] * T)
+    found = calibrate([constant] * 40, [constraint(6.0)], seed=0)
+    trial = try_map(found.cost_map, constant, [constraint(6.0)])
+    # Ten windows of 3 steps, with 0.375, 0.75, 1.5 and 3 allowed: the last is just enough for their cost of 3.
+    # At step t, t is spent, and 12 - t more will be; 1.5, 3 and 6 in all are never enough and exhausted from steps
+    # 2, 4 and 7 on; 12 is just enough.
+    assert trial.judged.sum() == 4 * 10 + 2 + 4 + 7 + 12
+    assert (trial.violated & trial.judged).sum() == 3 * 10 + 2 + 4 + 7
+    assert trial.covered.all()
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_the_bound_holds_as_claimed_on_exchangeable_episodes(count: int) -> None:
+    """Over many calibrations, the share of a fresh episode's steps within the bound is the claimed one or more."""
+    generator = np.random.default_rng(count)
+
+    def draw() -> Episode:
+        rate = min(generator.gamma(0.5, 0.4), 0.9)  # episodes differ, and most cost nothing
+        length = T if generator.random() < 0.7 else int(generator.integers(1, T))
+        cost = (generator.random(length) < rate) * generator.integers(1, 3, length)
+        return episode(cost.astype(float), np.abs(6 * rate + generator.normal(0, 0.5, length)), length < T)
+
+    windows: list[float] = []
+    rests: list[float] = []
+    for repetition in range(20):
+        found = calibrate([draw() for _ in range(count)], [constraint()], seed=repetition)
+        for fresh in (draw() for _ in range(10)):
+            assert fresh.cost_value is not None
+            start = np.arange(len(fresh.cost))
+            for steps, shares in ((np.full(len(start), W), windows), (T - start, rests)):
+                cost, observed = window_cost(fresh, steps)
+                value = torch.from_numpy(fresh.cost_value).float().unsqueeze(-1)
+                upper = found.cost_map(value, torch.from_numpy(steps), torch.zeros(len(steps), 1)).cost_upper
+                if observed.any():
+                    shares.append((cost[:, 0] <= upper[:, 0, 0].numpy())[observed].mean())
+    for shares in (windows, rests):
+        # A share has a variance of at most p(1 - p); three standard errors of 200 of them.
+        assert np.mean(shares) >= 0.9 - 3 * math.sqrt(0.09 / len(shares))
+    if count == 60:
+        assert np.mean(windows) < 0.99  # a bound that always held would claim too little
+
+
+def trial(probability: list[float], violated: list[bool]) -> Trial:
+    column = np.array(violated)[:, None]
+    return Trial(np.ones((1, 1), bool), np.array(probability)[:, None], column, np.ones_like(column))
+
+
+def test_the_alarm_level_is_the_highest_that_keeps_the_expected_misses_low() -> None:
+    # One violation in each of 19 episodes, announced with 0.05, 0.10, ..., 0.95. For a miss rate of 0.1,
+    # (missed + 1)/20 <= 0.1 admits one miss: the level is just below the second one.
+    trials = [trial([0.05 * k, 0.01], [True, False]) for k in range(1, 20)]
+    chosen = choose_level(trials, 0, confidence=0.9, miss_rate=0.1)
+    assert chosen.level == pytest.approx(0.10)
+    assert chosen.level < 0.10
+    assert "19 episodes with violations" in chosen.note
+    # For 0.2 it admits three, for 0.05 none.
+    assert choose_level(trials, 0, confidence=0.9, miss_rate=0.2).level == pytest.approx(0.20)
+    assert choose_level(trials, 0, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.05)
+
+
+def test_an_episodes_misses_are_a_share_of_its_own_violations() -> None:
+    # 19 episodes, each with nine violations announced with 0.5 and one with 0.2: missing the latter is a tenth of each.
+    trials = [trial([0.5] * 9 + [0.2], [True] * 10)] * 19
+    assert choose_level(trials, 0, confidence=0.9, miss_rate=0.2).level == pytest.approx(0.5)  # (19 · 0.1 + 1)/20
+    assert choose_level(trials, 0, confidence=0.9, miss_rate=0.1).level == pytest.approx(0.2)
+
+
+def test_with_too_few_violations_the_level_stays_where_the_bound_meets_what_is_allowed() -> None:
+    trials = [trial([0.6, 0.7], [True, False])] * 3
+    chosen = choose_level(trials, 0, confidence=0.9, miss_rate=0.05)
+    assert chosen.level == 0.1
+    assert "only 3 episodes had violations and the miss rate needs 19" in chosen.note
+    assert choose_level([trial([0.04], [True])] * 3, 0, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.04)
+
+
+def test_predictions_of_a_calibrated_map_are_ordered() -> None:
+    generator = np.random.default_rng(5)
+    episodes = []
+    for _ in range(40):
+        value = 2 * generator.random(T) ** 2
+        episodes.append(episode((generator.random(T) < value / 2).astype(np.float64), value))
+    found = calibrate(episodes, [constraint()], seed=0)
+    steps, values, allowed = np.arange(1, T + 1), np.linspace(0, 2, 9), np.arange(-1, 9) + 0.5
+    grid = np.array([[[ask(found, v, int(s), a) for a in allowed] for v in values] for s in steps])
+    go, upper, probability = np.moveaxis(grid, -1, 0)
+    rounding = 1e-4
+    for axis in (0, 1):  # more steps left, more cost value
+        for ordered in (go, np.nan_to_num(upper, posinf=1e6), probability):
+            assert (np.diff(ordered, axis=axis) >= -rounding).all()
+    assert (np.diff(probability, axis=2) <= 0).all()  # more allowed
+    assert np.isfinite(go).all()
+    assert probability.min() >= 1 / 13 - 1e-6
+
+
+def test_with_two_constraints_each_is_calibrated_by_its_own_costs() -> None:
+    generator = np.random.default_rng(2)
+    episodes = []
+    for _ in range(40):
+        cost = np.stack([np.ones(T), (generator.random(T) < 0.3) * 2.0], axis=1)
+        episodes.append(episode(cost, np.stack([np.full(T, 5.0), np.full(T, 3.0)], axis=1)))
+    limits = [constraint(6.0, "always"), constraint(None, "sometimes")]
+    found = calibrate(episodes, limits, seed=0)
+    prediction = found.cost_map(torch.tensor([[[5.0], [3.0]]]), torch.tensor([T]), torch.tensor([[11.0, torch.inf]]))
+    assert prediction.cost_to_go[0, 0, 0] == pytest.approx(T, rel=1e-5)
+    assert prediction.cost_to_go[0, 1, 0] == pytest.approx(0.6 * T, rel=0.2)
+    assert prediction.violation_probability[0, :, 0].tolist() == [1, 0]
+    first, second = found.record.results
+    assert first.missed_share == 0  # it costs 1 at every step: with less than 12 allowed it is always over
+    assert (second.constraint, second.missed_share, second.flagged_share) == ("sometimes", None, 0)
+
+
+def test_the_record_says_what_was_used_for_what() -> None:
+    mode = CalibratedMode(mode="sampled")
+    found = calibrate([episode([1.0] * T, [5.0] * T)] * 100, [constraint()], seed=0, mode=mode, miss_rate=0.1)
+    record = found.record
+    assert record.episodes == {"fit": 30, "calibrate": 30, "alarm": 25, "test": 15}
+    assert (record.modes, record.confidence, record.miss_rate) == ((mode,), 0.9, 0.1)
+    assert record.results[0].cost_to_go_mean == pytest.approx(T)
+    assert record.results[0].episode_cost_mean == T
+    assert record.results[0].coverage == 1
+
+
+def test_no_episode_serves_two_purposes() -> None:
+    # Marked by their cost, 1 to 20: what fits and calibrates is at most what those episodes cost.
+    episodes = [episode([float(k)] * T, [5.0] * T) for k in range(1, 21)]
+    record = calibrate(episodes, [constraint()], seed=0).record
+    assert sum(record.episodes.values()) == 20
+    assert record.episodes["calibrate"] == 9  # what a confidence of 0.9 needs
+
+
+def test_the_same_seed_gives_the_same_map() -> None:
+    generator = np.random.default_rng(0)
+    episodes = [episode(generator.random(T), generator.random(T)) for _ in range(20)]
+    first, again, other = (calibrate(episodes, [constraint()], seed=seed) for seed in (1, 1, 2))
+    for name, value in first.cost_map.state_dict().items():
+        assert torch.equal(value, again.cost_map.state_dict()[name])
+    assert not torch.equal(first.cost_map.table, other.cost_map.table)
+
+
+def test_with_too_few_episodes_for_the_confidence_there_is_no_bound() -> None:
+    found = calibrate([episode([1.0] * T, [5.0] * T)] * 12, [constraint()], seed=0)
+    assert ask(found, 5.0, 1, 1.0)[1] == math.inf
+    assert "cost_upper is infinite" in found.record.method
+    assert found.record.alarm_levels[0] <= 0.1
+
+
+def test_episodes_that_cannot_calibrate_are_refused() -> None:
+    good = episode([1.0] * T, [5.0] * T)
+    with pytest.raises(ExportError, match=r"at least 8 episodes.* it got 7"):
+        calibrate([good] * 7, [constraint()], seed=0)
+    blind = Episode(good.observation, good.reward, good.cost, False, None, None, None)
+    with pytest.raises(ExportError, match="Episode 8 carries no cost value"):
+        calibrate([good] * 8 + [blind], [constraint()], seed=0)
+    with pytest.raises(ExportError, match="carries no cost value"):
+        calibrate([good] * 8, [constraint(), constraint(name="another")], seed=0)
+    with pytest.raises(NonFiniteError, match="cost_value of episode 0"):
+        calibrate([episode([1.0] * T, [np.nan] * T)] * 8, [constraint()], seed=0)
+    with pytest.raises(ExportError, match="more than the horizon of 12"):
+        calibrate([episode([1.0] * 13, [1.0] * 13)] * 8, [constraint()], seed=0)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        calibrate([good] * 8, [constraint()], seed=0, confidence=1.0)
