@@ -1,0 +1,115 @@
+"""The model card: the manifest for people, with what the figures mean and what they do not."""
+
+from cvpo.bundle import Calibration, CalibrationResult, Constraint, Evaluation, Interval, Manifest
+
+
+def model_card(manifest: Manifest) -> str:
+    """The card in Markdown; everything in it comes from the manifest."""
+    source = manifest.provenance
+    period = f"{manifest.control_period_ms:g} ms" if manifest.control_period_ms else "not stated by the environment"
+    sections = [
+        f"# {manifest.name}, version {manifest.version}",
+        f"A control policy for `{source.environment}`, learned by constrained variational policy optimization (CVPO) "
+        "to earn reward while the expected cost of an episode stays under a limit.",
+        "**It is no safety-rated function (ISO 13849, IEC 61508). Keep an independent stop that works without it.**",
+        "## What it takes and gives",
+        "\n".join(
+            [
+                f"- observation: {manifest.observation.size} values; action: {manifest.action.size} values, within "
+                f"{_list(manifest.action.low)} and {_list(manifest.action.high)}, environment units",
+                f"- control period: {period}; an episode has {manifest.horizon_steps} steps",
+                f"- safe action: {_list(manifest.safe_action)}, as near to zero as the bounds admit; whether that is "
+                "safe on your robot is yours to say",
+                f"- fingerprint: `{manifest.fingerprint}`",
+            ]
+        ),
+        "## Where it comes from",
+        f"{source.selection.rstrip('.')}. Trained for {source.steps:,} steps with seed {source.seed}; exported "
+        f"{source.created} with {', '.join(f'{name} {version}' for name, version in sorted(source.packages.items()))}. "
+        "The full configuration is in `manifest.json`.",
+        "## How good it is",
+        *_evaluations(manifest),
+        "## How far its predictions can be trusted",
+        *_predictions(manifest.calibration, manifest.constraints),
+        "## What a predicted cost means, and what not",
+        f"Every prediction speaks of one event: the undiscounted cost of the next `steps_left` steps exceeds "
+        f"`cost_allowed`. A request that names neither is judged over {manifest.window_steps} steps and the limit's "
+        "share of them. `cost_value` is the discounted mean that training constrains, and nothing is decided by it. "
+        "`cost_to_go` is a mean: single episodes cost more.",
+        "The figures hold for episodes like those they were measured on: the same simulator, the same starts, the same "
+        "way of choosing actions, and this policy going on afterwards. They say nothing of another robot, of actions "
+        "from elsewhere, or of situations outside what training saw, which `shift_score` measures and "
+        "`calibration_status` reports. No flag is no promise that nothing happens.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _evaluations(manifest: Manifest) -> list[str]:
+    if not manifest.evaluations:
+        return ["It was not evaluated."]
+    rows = [_evaluation(evaluation, manifest.constraints) for evaluation in manifest.evaluations]
+    return [
+        "On episodes that nothing was chosen or fitted on, means with 95 % intervals.",
+        "\n".join(["| mode | episodes | return | cost of an episode |", "|---|---|---|---|", *rows]),
+    ]
+
+
+def _evaluation(evaluation: Evaluation, constraints: tuple[Constraint, ...]) -> str:
+    costs = "; ".join(
+        f"{constraint.name} {_interval(cost)} {_against(cost, constraint)}, {over:.0%} of episodes over"
+        if constraint.cost_limit is not None
+        else f"{constraint.name} {_interval(cost)}, no limit"
+        for constraint, cost, over in zip(
+            constraints, evaluation.episode_cost, evaluation.over_limit_share, strict=True
+        )
+    )
+    return f"| {evaluation.mode} | {evaluation.episodes} | {_interval(evaluation.episode_return)} | {costs} |"
+
+
+def _against(cost: Interval, constraint: Constraint) -> str:
+    assert constraint.cost_limit is not None  # asked of limited ones only
+    verdict = "under" if cost.mean <= constraint.cost_limit else "**over**"
+    return f"{verdict} the limit of {constraint.cost_limit:g}"
+
+
+def _predictions(calibration: Calibration | None, constraints: tuple[Constraint, ...]) -> list[str]:
+    if calibration is None:
+        return [
+            "Nothing was measured. `cost_to_go` assumes that cost is spread evenly over an episode; there is no bound, "
+            "the violation probability is 1 wherever anything is limited, and every answer is flagged."
+        ]
+    modes = ", ".join(m.mode + (f" of {m.candidates}" if m.candidates > 1 else "") for m in calibration.modes)
+    episodes = ", ".join(f"{count} to {use}" for use, count in calibration.episodes.items())
+    rows = [_result(result, level) for result, level in zip(calibration.results, calibration.alarm_levels, strict=True)]
+    return [
+        f"{calibration.method} Measured on {sum(calibration.episodes.values())} {modes} episodes ({episodes}).",
+        f"Claimed: for a fresh episode and a random one of its steps, the cost of the next steps is at most "
+        f"`cost_upper` with probability {calibration.confidence:g} or more, where those steps are a window of "
+        f"{constraints[0].window_steps} or all that are left. Alarm levels are meant to let "
+        f"at most {calibration.miss_rate:.0%} of the violations ahead go unannounced, with budgets from a quarter of "
+        "the limit to twice the limit. On test episodes:",
+        "\n".join(
+            [
+                "| constraint | alarm level | cost within bound | violations missed | flagged without one "
+                "| predicted / realized cost of an episode |",
+                "|---|---|---|---|---|---|",
+                *rows,
+            ]
+        ),
+    ]
+
+
+def _result(result: CalibrationResult, level: float) -> str:
+    missed = "there were none" if result.missed_share is None else f"{result.missed_share:.1%}"
+    return (
+        f"| {result.constraint} | {level:.3g} | {result.coverage:.1%} | {missed} | {result.flagged_share:.1%} "
+        f"| {result.cost_to_go_mean:.3g} / {result.episode_cost_mean:.3g} |"
+    )
+
+
+def _interval(value: Interval) -> str:
+    return f"{value.mean:.4g} ({value.low:.4g} to {value.high:.4g})"
+
+
+def _list(values: tuple[float | None, ...]) -> str:
+    return "[" + ", ".join(f"{value:g}" for value in values if value is not None) + "]"

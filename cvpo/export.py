@@ -1,0 +1,123 @@
+"""From a learned model to a bundle: graphs, parity check, manifest, model card; all of it or nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from cvpo.bundle import Constraint, Evaluation, Manifest, ObservationStatistics, Provenance, Space, write_bundle
+from cvpo.calibrate import CalibratedMap
+from cvpo.card import model_card
+from cvpo.costmap import uncalibrated_map
+from cvpo.envs.base import EnvSpec
+from cvpo.errors import ExportError
+from cvpo.graphs import critic_graph, policy_graph
+from cvpo.networks import Model
+from cvpo.parity import check_parity
+from cvpo.served import VARIANCE_FLOOR, Served
+
+SHIFT_THRESHOLD = 1.0  # standard deviations beyond the smallest and largest value that training saw
+PARITY_OBSERVATIONS = 256  # of those given, evenly spread: enough to meet every mode in many places, within seconds
+
+
+@dataclass(frozen=True)
+class TrainedPolicy:
+    """What is exported, and where it comes from."""
+
+    name: str
+    version: int
+    model: Model
+    reward_scale: float
+    """The learner saw rewards divided by it."""
+    spec: EnvSpec
+    constraints: tuple[Constraint, ...]
+    provenance: Provenance
+
+
+def export_bundle(
+    path: Path,
+    policy: TrainedPolicy,
+    observations: NDArray[np.float32],
+    *,
+    calibrated: CalibratedMap | None,
+    evaluations: Sequence[Evaluation] = (),
+) -> Path:
+    """Write the bundle of a policy to a new folder and return its path.
+
+    The safe action is zero, or the nearest to it that the bounds admit.
+
+    Args:
+        path: must not exist.
+        policy: what to export.
+        observations: real ones, [N, O], on which the graphs are held against torch.
+        calibrated: what was measured of its predicted costs; None: nothing, and the bundle says so.
+        evaluations: episodes of this policy that nothing was chosen or fitted on.
+
+    Raises:
+        ExportError: the graphs differ from torch, or the parts do not make a valid manifest.
+        BundleError: `path` exists or cannot be written.
+    """
+    cost_map = calibrated.cost_map if calibrated else uncalibrated_map(policy.constraints)
+    spec = policy.spec
+    served = Served(policy.model, cost_map, spec.action_low, spec.action_high, policy.reward_scale).eval()
+    manifest = make_manifest(policy, calibrated, tuple(evaluations))
+    graphs = {"policy_graph": policy_graph(served), "critic_graph": critic_graph(served)}
+    check_parity(served, **graphs, observations=_spread(observations, spec), manifest=manifest)
+    return write_bundle(path, manifest, **graphs, model_card=model_card(manifest))
+
+
+def make_manifest(
+    policy: TrainedPolicy, calibrated: CalibratedMap | None, evaluations: tuple[Evaluation, ...]
+) -> Manifest:
+    """The manifest of a policy, without its files.
+
+    Raises:
+        ExportError: the parts do not make a valid one.
+    """
+    spec, seen = policy.spec, policy.model.normalizer
+    unbounded = (None,) * spec.observation_size
+    try:
+        return Manifest(
+            name=policy.name,
+            version=policy.version,
+            observation=Space(names=_names("observation", spec.observation_size), low=unbounded, high=unbounded),
+            action=Space(
+                names=_names("action", spec.action_size),
+                low=tuple(spec.action_low.tolist()),
+                high=tuple(spec.action_high.tolist()),
+            ),
+            control_period_ms=spec.control_period_ms,
+            safe_action=tuple(np.clip(0.0, spec.action_low, spec.action_high).tolist()),
+            constraints=policy.constraints,
+            calibration=calibrated.record if calibrated else None,
+            observation_statistics=ObservationStatistics(
+                mean=tuple(seen.mean.tolist()),
+                standard_deviation=tuple((seen.variance + VARIANCE_FLOOR).sqrt().tolist()),
+                low=tuple(seen.low.tolist()),
+                high=tuple(seen.high.tolist()),
+                shift_threshold=SHIFT_THRESHOLD,
+            ),
+            evaluations=evaluations,
+            provenance=policy.provenance,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "parts"
+        raise ExportError(f"{policy.name} cannot be exported: {error.title}, {where}: {first['msg']}.") from error
+
+
+def _names(what: str, size: int) -> tuple[str, ...]:
+    return tuple(f"{what}_{index}" for index in range(size))
+
+
+def _spread(observations: NDArray[np.float32], spec: EnvSpec) -> NDArray[np.float32]:
+    if observations.ndim != 2 or observations.shape[1] != spec.observation_size or not len(observations):
+        raise ExportError(
+            f"The parity check needs real observations of {spec.env_id} [N, {spec.observation_size}], "
+            f"not {list(observations.shape)}."
+        )
+    picked = np.linspace(0, len(observations) - 1, min(len(observations), PARITY_OBSERVATIONS), dtype=np.int64)
+    return observations[picked].astype(np.float32)

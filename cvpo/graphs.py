@@ -1,0 +1,234 @@
+"""The served policy as ONNX graphs, node by node: the arithmetic of `cvpo.served`, at any N and K.
+
+Written out instead of traced: torch's tracing exporter is deprecated and cannot follow a layer norm over a dynamic
+shape, its successor needs a further package, and in a control loop every node that they would add costs time.
+The parity check of `cvpo.export` holds the result against torch.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from cvpo.costmap import CostMap
+from cvpo.networks import MIN_STANDARD_DEVIATION, NORMALIZED_BOUND, Critics, GaussianPolicy
+from cvpo.served import VARIANCE_FLOOR, CriticOutput, PolicyOutput, Served
+
+OPSET = 18
+IR_VERSION = 9  # read by every onnxruntime that the service admits
+LAYER_NORM_EPSILON = 1e-5  # torch's default
+
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+_TYPES = {"steps_left": INT64, "chosen": INT64, "feasible": BOOL, "violation": BOOL}  # all others are floats
+_AXES = {"observation": "NO", "noise": "NKA", "action": "NA", "alarm_level": "C"} | dict.fromkeys(
+    ("cost_allowed", "cost_value", "cost_to_go", "cost_upper", "violation_probability", "violation"), "NC"
+)  # all others have one axis, N
+_SITUATION = ("steps_left", "cost_allowed", "alarm_level")
+
+
+def policy_graph(served: Served) -> bytes:
+    """`policy.onnx`: `Served.act`, its arguments as inputs and the fields of PolicyOutput as outputs."""
+    graph = _Graph()
+    normalized = _normalized(graph, served)
+    candidates = _candidates(graph, served.model.policy, normalized)
+    judged = _judge(graph, served, normalized, candidates)
+
+    flags = graph.cast(graph.node("Greater", judged.probability, graph.unsqueeze("alarm_level", 1)), FLOAT)  # [N, C, K]
+    free = graph.node("Less", graph.reduce("ReduceMax", flags, 1), graph.floats(1.0))  # [N, K]
+    graph.node("Greater", graph.reduce("ReduceMax", graph.cast(free, FLOAT), 1), graph.floats(0.0), output="feasible")
+    eligible = graph.node("Where", free, judged.reward_value, graph.floats(-np.inf))
+    best = graph.node("ArgMax", eligible, axis=1, keepdims=0)
+    safest = graph.node("ArgMin", graph.reduce("ReduceMax", judged.probability, 1), axis=1, keepdims=0)
+    graph.node("Where", "feasible", best, safest, output="chosen")
+
+    row = graph.unsqueeze("chosen", 1)  # [N, 1]
+    low, high = graph.tensor(served.action_low), graph.tensor(served.action_high)
+    action = graph.node("Add", graph.node("GatherND", candidates, row, batch_dims=1), graph.floats(1.0))
+    action = graph.node("Mul", action, graph.tensor((served.action_high - served.action_low) / 2))
+    graph.node("Min", graph.node("Max", graph.node("Add", low, action), low), high, output="action")
+    graph.node("GatherND", judged.reward_value, row, batch_dims=1, output="reward_value")
+    by_candidate = graph.node("Transpose", judged.costs, perm=[0, 2, 1])  # [N, K, 4·C]
+    costs = graph.node("GatherND", by_candidate, row, batch_dims=1)
+    return _finish(graph, served, "policy", costs, ("observation", "noise", *_SITUATION), PolicyOutput._fields)
+
+
+def critic_graph(served: Served) -> bytes:
+    """`critic.onnx`: `Served.evaluate`, its arguments as inputs and the fields of CriticOutput as outputs."""
+    graph = _Graph()
+    action = graph.node("Sub", "action", graph.tensor(served.action_low))
+    action = graph.node("Div", action, graph.tensor((served.action_high - served.action_low) / 2))
+    unit = graph.clip(graph.node("Sub", action, graph.floats(1.0)), -1.0, 1.0)
+    judged = _judge(graph, served, _normalized(graph, served), graph.unsqueeze(unit, 1))
+    graph.node("Squeeze", judged.reward_value, graph.integers(1), output="reward_value")
+    costs = graph.node("Squeeze", judged.costs, graph.integers(2))
+    return _finish(graph, served, "critic", costs, ("observation", "action", *_SITUATION), CriticOutput._fields)
+
+
+class _Graph:
+    """A graph under construction; a value is known by its name, and by a number where it needs none."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
+
+    def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        name = output or f"{operator}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(operator, inputs, [name], **attributes))
+        return name
+
+    def split(self, value: str, axis: int, *sizes: int, outputs: tuple[str, ...] = ()) -> tuple[str, ...]:
+        names = outputs or tuple(f"Split_{len(self._nodes)}_{part}" for part in range(len(sizes)))
+        self._nodes.append(helper.make_node("Split", [value, self.integers(*sizes)], names, axis=axis))
+        return names
+
+    def array(self, value: NDArray[np.float32] | NDArray[np.int64]) -> str:
+        constants = self._constants
+        tensor = numpy_helper.from_array(np.ascontiguousarray(value), f"constant_{len(constants)}")
+        return constants.setdefault((value.dtype.name, value.shape, value.tobytes()), tensor).name
+
+    def tensor(self, value: Tensor) -> str:
+        return self.array(value.detach().numpy().astype(np.float32))
+
+    def floats(self, value: float) -> str:
+        return self.array(np.array(value, np.float32))
+
+    def integers(self, *values: int) -> str:
+        return self.array(np.array(values, np.int64))
+
+    def cast(self, value: str, to: int) -> str:
+        return self.node("Cast", value, to=to)
+
+    def unsqueeze(self, value: str, *axes: int) -> str:
+        return self.node("Unsqueeze", value, self.integers(*axes))
+
+    def clip(self, value: str, low: float, high: float) -> str:
+        return self.node("Clip", value, self.floats(low), self.floats(high))
+
+    def reduce(self, operator: str, value: str, axis: int, output: str = "") -> str:
+        return self.node(operator, value, self.integers(axis), keepdims=0, output=output)
+
+    def linear(self, value: str, layer: nn.Linear) -> str:
+        return self.node("Gemm", value, self.tensor(layer.weight), self.tensor(layer.bias), transB=1)
+
+    def norm_relu(self, value: str, width: int) -> str:
+        scale = self.array(np.ones(width, np.float32))
+        return self.node("Relu", self.node("LayerNormalization", value, scale, axis=-1, epsilon=LAYER_NORM_EPSILON))
+
+    def serialize(
+        self, name: str, sizes: Mapping[str, int], inputs: tuple[str, ...], outputs: tuple[str, ...]
+    ) -> bytes:
+        """The graph with its signature; an axis without a size is dynamic."""
+
+        def describe(names: tuple[str, ...]) -> list[onnx.ValueInfoProto]:
+            return [
+                helper.make_tensor_value_info(
+                    name, _TYPES.get(name, FLOAT), [sizes.get(axis, axis) for axis in _AXES.get(name, "N")]
+                )
+                for name in names
+            ]
+
+        graph = helper.make_graph(self._nodes, name, describe(inputs), describe(outputs), [*self._constants.values()])
+        opset = helper.make_opsetid("", OPSET)
+        model = helper.make_model(graph, producer_name="cvpo", opset_imports=[opset], ir_version=IR_VERSION)
+        onnx.checker.check_model(model, full_check=True)
+        return model.SerializeToString()
+
+
+class _Judged(NamedTuple):
+    reward_value: str  # [N, K]
+    probability: str  # [N, C, K]
+    costs: str  # [N, 4·C, K]: cost_value, cost_to_go, cost_upper, violation_probability
+
+
+def _normalized(graph: _Graph, served: Served) -> str:
+    seen = served.model.normalizer
+    centred = graph.node("Sub", "observation", graph.tensor(seen.mean))
+    scaled = graph.node("Mul", centred, graph.tensor((seen.variance + VARIANCE_FLOOR).rsqrt()))
+    return graph.clip(scaled, -NORMALIZED_BOUND, NORMALIZED_BOUND)
+
+
+def _candidates(graph: _Graph, policy: GaussianPolicy, normalized: str) -> str:
+    width = policy.first.out_features
+    hidden = graph.norm_relu(graph.linear(normalized, policy.first), width)
+    hidden = graph.norm_relu(graph.linear(hidden, policy.second), width)
+    mean = graph.unsqueeze(graph.linear(hidden, policy.mean), 1)
+    spread = graph.node("Softplus", graph.linear(hidden, policy.spread))
+    deviation = graph.unsqueeze(graph.node("Add", spread, graph.floats(MIN_STANDARD_DEVIATION)), 1)
+    return graph.node("Tanh", graph.node("Add", mean, graph.node("Mul", deviation, "noise")))  # [N, K, A]
+
+
+def _judge(graph: _Graph, served: Served, normalized: str, action: str) -> _Judged:
+    reward_value, cost_value = _values(graph, served.model.critics, normalized, action)
+    predicted = _predict(graph, served.cost_map, cost_value)
+    probability = predicted[-1]
+    costs = graph.node("Concat", cost_value, *predicted, axis=1)
+    return _Judged(graph.node("Mul", reward_value, graph.floats(served.reward_scale)), probability, costs)
+
+
+def _values(graph: _Graph, critics: Critics, normalized: str, action: str) -> tuple[str, str]:
+    """`Model.values` of actions [N, K, A] in [-1, 1]: reward [N, K] and cost [N, C, K]."""
+    E, _, H = critics.observation_weight.shape
+    C = critics.num_costs
+    state = graph.node("MatMul", normalized, graph.tensor(critics.observation_weight))
+    state = graph.node("Add", state, graph.tensor(critics.first_bias))  # [E, N, H]
+    first = graph.node("MatMul", action, graph.tensor(critics.action_weight.unsqueeze(1)))  # [E, N, K, H]
+    first = graph.node("Add", first, graph.unsqueeze(state, 2))
+    hidden = graph.norm_relu(graph.node("Reshape", first, graph.integers(E, -1, H)), H)
+    hidden = graph.node("MatMul", hidden, graph.tensor(critics.second_weight))
+    hidden = graph.norm_relu(graph.node("Add", hidden, graph.tensor(critics.second_bias)), H)
+    value = graph.node("MatMul", hidden, graph.tensor(critics.output_weight))
+    value = graph.node("Add", value, graph.tensor(critics.output_bias))  # [E, N·K, 1]
+    reward_value, cost_value = graph.split(value, 0, critics.reward_heads, critics.cost_heads * C)
+
+    candidates = graph.node("Shape", action, start=0, end=2)
+    shape = graph.node("Concat", graph.integers(critics.reward_heads), candidates, axis=0)
+    reward_value = graph.reduce("ReduceMean", graph.node("Reshape", reward_value, shape), 0)
+    shape = graph.node("Concat", graph.integers(critics.cost_heads, C), candidates, axis=0)
+    cost_value = graph.node("Reshape", graph.node("Softplus", cost_value), shape)
+    cost_value = graph.reduce("ReduceMean", cost_value, 0)  # [C, N, K]
+    return reward_value, graph.node("Transpose", cost_value, perm=[1, 0, 2])
+
+
+def _predict(graph: _Graph, cost_map: CostMap, cost_value: str) -> tuple[str, str, str]:
+    """`CostMap.forward`: the fields of CostPrediction, [N, C, K] each."""
+    C, B, M = cost_map.num_costs, cost_map.num_nodes, cost_map.num_atoms
+    steps_left = graph.unsqueeze(graph.cast("steps_left", FLOAT), 1)
+    lower = graph.tensor(cost_map.horizon_lower)
+    along_horizon = graph.node("Div", graph.node("Sub", steps_left, lower), graph.tensor(cost_map.horizon_width))
+    table = graph.node("MatMul", graph.clip(along_horizon, 0.0, 1.0), graph.tensor(cost_map.table))
+    table = graph.node("Reshape", table, graph.integers(-1, C, B, M + 1))
+    along_nodes = graph.node("Sub", graph.unsqueeze(cost_value, 3), graph.tensor(cost_map.node_lower))
+    along_nodes = graph.node("Div", along_nodes, graph.tensor(cost_map.node_width))
+    values = graph.node("MatMul", graph.clip(along_nodes, 0.0, 1.0), table)  # [N, C, K, M + 1]
+    atoms, mean = graph.split(values, 3, M, 1)
+
+    cell = graph.reduce("ReduceSum", graph.cast(graph.node("Greater", steps_left, lower), INT64), 1)  # [N]
+    within = graph.node("LessOrEqual", atoms, graph.unsqueeze("cost_allowed", 2, 3))
+    within = graph.reduce("ReduceSum", graph.cast(within, INT64), 3)
+    tail = graph.node("Gather", graph.tensor(cost_map.tail), cell, axis=0)
+    probability = graph.node("GatherElements", tail, within, axis=2)
+    unconstrained = graph.unsqueeze(graph.node("Equal", "cost_allowed", graph.floats(np.inf)), 2)
+    probability = graph.node("Where", unconstrained, graph.floats(0.0), probability)
+    bound = graph.unsqueeze(graph.node("Gather", graph.tensor(cost_map.bound), cell, axis=0), 2)
+    cost_upper = graph.reduce("ReduceMax", graph.node("Add", atoms, bound), 3)
+    return graph.node("Squeeze", mean, graph.integers(3)), cost_upper, probability
+
+
+def _finish(
+    graph: _Graph, served: Served, name: str, costs: str, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> bytes:
+    """Add what both graphs end in: the chosen action's `costs` [N, 4·C] one by one, its flags, and the shift score."""
+    C, seen = served.cost_map.num_costs, served.model.normalizer
+    graph.split(costs, 1, C, C, C, C, outputs=("cost_value", "cost_to_go", "cost_upper", "violation_probability"))
+    graph.node("Greater", "violation_probability", "alarm_level", output="violation")
+    below = graph.node("Sub", graph.tensor(seen.low), "observation")
+    above = graph.node("Sub", "observation", graph.tensor(seen.high))
+    outside = graph.node("Max", below, above, graph.floats(0.0))
+    outside = graph.node("Mul", outside, graph.tensor((seen.variance + VARIANCE_FLOOR).rsqrt()))
+    graph.reduce("ReduceMax", outside, 1, output="shift_score")
+    sizes = {"O": len(seen.mean), "A": len(served.action_low), "C": C}
+    return graph.serialize(name, sizes, inputs, outputs)

@@ -1,0 +1,187 @@
+"""Do the exported graphs compute what the policy in torch computes? Asked on real observations, in every mode."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cvpo.bundle import CRITIC_GRAPH, POLICY_GRAPH, Manifest
+from cvpo.errors import ExportError
+from cvpo.served import CriticOutput, Judgement, PolicyOutput, Served
+
+# Since 1.29 the import itself starts an upload thread and writes into the user's cache folder, unless this is set.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime as ort
+
+TOLERANCE = 1e-4
+"""Of the output's scale. Four layers sum up to a thousand products each; that many float32 roundings of 6e-8, all the
+same way, make 6e-5. Seen on trained and random networks: up to 5e-6."""
+
+SHIELDED_CANDIDATES = 8
+EXTRA_ALARM_LEVEL = 0.5  # judged beside the served one, so that both branches of the choice are walked
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Inputs of both graphs, but for noise and action."""
+
+    observation: Tensor
+    steps_left: Tensor
+    cost_allowed: Tensor
+    alarm_level: Tensor
+
+
+def check_parity(
+    served: Served,
+    policy_graph: bytes,
+    critic_graph: bytes,
+    observations: NDArray[np.float32],
+    manifest: Manifest,
+) -> None:
+    """Run both graphs beside torch: deterministic, sampled and shielded, one situation and many, limits from 0 to +inf.
+
+    What is continuous must agree within TOLERANCE. What is discrete must be the same, unless torch itself would decide
+    otherwise after a change of its inputs within TOLERANCE. The map of costs is compared at the cost values of the
+    graph, for it may be steep.
+
+    Raises:
+        ExportError: they differ; names the graph, the mode, the output and the difference.
+    """
+    generator = torch.Generator().manual_seed(0)
+    policy, critic = _Session(POLICY_GRAPH, policy_graph), _Session(CRITIC_GRAPH, critic_graph)
+    low, high = served.action_low, served.action_high
+    with torch.no_grad():
+        for case in _cases(torch.from_numpy(observations), manifest, generator):
+            shape = (len(case.observation), SHIELDED_CANDIDATES, len(low))
+            noise = torch.randn(shape, generator=generator)
+            noise[:, 0] = 0
+            for mode, chosen_noise in {
+                "deterministic": noise[:, :1],
+                "sampled": noise[:, 1:2],
+                "shielded": noise,
+            }.items():
+                _check_policy(served, policy, mode, case, chosen_noise)
+            share = torch.rand(shape[0], shape[2], generator=generator) * 1.2 - 0.1  # some are outside of the bounds
+            _check_critic(served, critic, case, low + share * (high - low))
+
+
+def _cases(observation: Tensor, manifest: Manifest, generator: torch.Generator) -> Iterator[_Case]:
+    N, C, T = len(observation), len(manifest.constraints), manifest.horizon_steps
+    steps_left = torch.randint(1, T + 1, (N,), generator=generator)
+    steps_left[::4], steps_left[1::4], steps_left[2::4] = manifest.window_steps, T, 1
+    limit = torch.tensor([1.0 if c.cost_limit is None else c.cost_limit for c in manifest.constraints])
+    share = limit * steps_left[:, None] / T
+    random = 2 * limit * torch.rand(N, C, generator=generator)
+    for number, cost_allowed in enumerate((share, random, torch.zeros_like(share), torch.full_like(share, torch.inf))):
+        for alarm_level in (manifest.alarm_levels, (EXTRA_ALARM_LEVEL,) * C):
+            case = _Case(observation, steps_left, cost_allowed, torch.tensor(alarm_level))
+            yield case
+            one = slice(number % N, number % N + 1)
+            yield _Case(observation[one], steps_left[one], cost_allowed[one], case.alarm_level)
+
+
+class _Session:
+    """One graph, run on tensors."""
+
+    def __init__(self, name: str, graph: bytes) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.name, self._session = name, ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def run(self, case: _Case, names: tuple[str, ...], **extra: Tensor) -> list[Tensor]:
+        inputs = {name: value.numpy() for name, value in (vars(case) | extra).items()}
+        return [torch.from_numpy(np.asarray(value)) for value in self._session.run(names, inputs)]
+
+
+def _check_policy(served: Served, policy: _Session, mode: str, case: _Case, noise: Tensor) -> None:
+    where = f"{policy.name}, {mode}"
+    found = PolicyOutput(*policy.run(case, PolicyOutput._fields, noise=noise))
+    candidates = served.candidates(case.observation, noise)
+    judged = served.judge(case.observation, candidates, case.steps_left, case.cost_allowed, case.alarm_level)
+    _check_choice(where, served, case, judged, found)
+    rows = torch.arange(len(noise))
+    action = served.environment_action(candidates[rows, found.chosen])
+    _close(where, "action", found.action, action, (served.action_high - served.action_low) / 2)
+    expected = Judgement(*(value[rows, ..., found.chosen] for value in judged))
+    _check_predictions(where, served, case, CriticOutput(*found[3:]), expected)
+
+
+def _check_critic(served: Served, critic: _Session, case: _Case, action: Tensor) -> None:
+    found = CriticOutput(*critic.run(case, CriticOutput._fields, action=action))
+    expected = served.evaluate(case.observation, action, case.steps_left, case.cost_allowed, case.alarm_level)
+    _check_predictions(critic.name, served, case, found, Judgement(*expected[:-1]))
+
+
+def _check_choice(where: str, served: Served, case: _Case, judged: Judgement, found: PolicyOutput) -> None:
+    """The chosen candidate is the best one by torch's values, or cannot be told from it within TOLERANCE."""
+    slack = TOLERANCE * judged.cost_value.amax()
+    least, most = (
+        served.cost_map(judged.cost_value + sign * slack, case.steps_left, _moved(case.cost_allowed, -sign))
+        for sign in (-1, 1)
+    )
+    level = case.alarm_level[:, None]
+    surely_free = (most.violation_probability <= level).all(1)  # [N, K]
+    maybe_free = (least.violation_probability <= level).all(1)
+    wrong = torch.where(found.feasible, ~maybe_free.any(1), surely_free.any(1))
+    _equal(where, "feasible", int(wrong.sum()), len(wrong))
+
+    rows = torch.arange(len(wrong))
+    reward_slack = TOLERANCE * max(served.reward_scale, float(judged.reward_value.abs().amax()))
+    to_beat = judged.reward_value.masked_fill(~surely_free, -torch.inf).amax(1)
+    best = maybe_free[rows, found.chosen] & (judged.reward_value[rows, found.chosen] >= to_beat - reward_slack)
+    safest = least.violation_probability.amax(1)[rows, found.chosen] <= most.violation_probability.amax(1).amin(1)
+    wrong = ~torch.where(found.feasible, best, safest)
+    _equal(where, "chosen", int(wrong.sum()), len(wrong))
+
+
+def _check_predictions(where: str, served: Served, case: _Case, found: CriticOutput, expected: Judgement) -> None:
+    reward_scale = max(served.reward_scale, float(expected.reward_value.abs().amax()))
+    _close(where, "reward_value", found.reward_value, expected.reward_value, torch.tensor(reward_scale))
+    _close(where, "cost_value", found.cost_value, expected.cost_value, expected.cost_value.amax())
+    cost_value = found.cost_value.unsqueeze(-1)
+    mapped = served.cost_map(cost_value, case.steps_left, case.cost_allowed)
+    for name in ("cost_to_go", "cost_upper"):
+        value = getattr(mapped, name).squeeze(-1)
+        finite = value[value.isfinite()]
+        scale = finite.abs().amax() if len(finite) else torch.tensor(0.0)
+        _close(where, name, getattr(found, name), value, scale)
+    probability = found.violation_probability
+    least, most = (
+        served.cost_map(cost_value, case.steps_left, _moved(case.cost_allowed, sign)).violation_probability.squeeze(-1)
+        for sign in (1, -1)
+    )
+    _close(where, "violation_probability", probability, probability.clamp(least, most), torch.tensor(0.0))
+    wrong = found.violation != (probability > case.alarm_level)
+    _equal(where, "violation", int(wrong.sum()), wrong.numel())
+    shift_score = served.shift_score(case.observation)
+    _close(where, "shift_score", found.shift_score, shift_score, shift_score.amax().clamp(min=1))
+
+
+def _moved(cost_allowed: Tensor, sign: int) -> Tensor:
+    """What is allowed, more or less by a tie's width; +inf stays."""
+    return cost_allowed * (1 + sign * TOLERANCE)
+
+
+def _close(where: str, name: str, found: Tensor, expected: Tensor, scale: Tensor) -> None:
+    difference = (found - expected).abs().masked_fill(found == expected, 0.0)  # both may be infinite
+    wrong = ~(difference <= TOLERANCE * scale)  # NaN is wrong
+    if wrong.any():
+        size, bound = difference[wrong].amax(), (TOLERANCE * scale).amin()
+        raise _refusal(where, name, f"by up to {float(size):.3g}, more than the {float(bound):.1g} of float32 rounding")
+
+
+def _equal(where: str, name: str, wrong: int, count: int) -> None:
+    if wrong:
+        raise _refusal(where, name, f"in {wrong} of {count} values")
+
+
+def _refusal(where: str, name: str, difference: str) -> ExportError:
+    return ExportError(
+        f"{where}: {name} differs between onnxruntime {ort.__version__} and torch {difference}. No bundle was written; "
+        "export again, and report it if it stays."
+    )

@@ -1,0 +1,146 @@
+"""What a bundle computes, in torch: the reference that the ONNX graphs are held against."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cvpo.costmap import CostMap, CostPrediction
+from cvpo.networks import Model
+
+VARIANCE_FLOOR = 1e-8  # of an observation that never changed; the normalizer's own
+
+
+class Judgement(NamedTuple):
+    """What is predicted of K actions in each of N situations."""
+
+    reward_value: Tensor  # [N, K], environment reward units
+    cost_value: Tensor  # [N, C, K]
+    cost_to_go: Tensor  # [N, C, K]
+    cost_upper: Tensor  # [N, C, K]
+    violation_probability: Tensor  # [N, C, K]
+    violation: Tensor  # [N, C, K] bool
+
+
+class PolicyOutput(NamedTuple):
+    """Outputs of `policy.onnx`, in its order: the chosen action and what is predicted of it."""
+
+    action: Tensor  # [N, A], environment units
+    chosen: Tensor  # [N] int64
+    feasible: Tensor  # [N] bool
+    reward_value: Tensor  # [N]
+    cost_value: Tensor  # [N, C]
+    cost_to_go: Tensor  # [N, C]
+    cost_upper: Tensor  # [N, C]
+    violation_probability: Tensor  # [N, C]
+    violation: Tensor  # [N, C] bool
+    shift_score: Tensor  # [N]
+
+
+class CriticOutput(NamedTuple):
+    """Outputs of `critic.onnx`, in its order: what is predicted of the given action."""
+
+    reward_value: Tensor  # [N]
+    cost_value: Tensor  # [N, C]
+    cost_to_go: Tensor  # [N, C]
+    cost_upper: Tensor  # [N, C]
+    violation_probability: Tensor  # [N, C]
+    violation: Tensor  # [N, C] bool
+    shift_score: Tensor  # [N]
+
+
+class Served(nn.Module):
+    """A model, its map of costs, and the units of the environment: everything both graphs are made from."""
+
+    action_low: Tensor  # [A]
+    action_high: Tensor  # [A]
+
+    def __init__(
+        self,
+        model: Model,
+        cost_map: CostMap,
+        action_low: NDArray[np.float64],
+        action_high: NDArray[np.float64],
+        reward_scale: float,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            model: the learned networks.
+            cost_map: calibrated or not.
+            action_low: bounds of the action [A], environment units.
+            action_high: the same above.
+            reward_scale: the learner saw rewards divided by it.
+        """
+        super().__init__()
+        self.model, self.cost_map, self.reward_scale = model, cost_map, reward_scale
+        self.register_buffer("action_low", torch.as_tensor(action_low, dtype=torch.float32))
+        self.register_buffer("action_high", torch.as_tensor(action_high, dtype=torch.float32))
+
+    def act(
+        self, observation: Tensor, noise: Tensor, steps_left: Tensor, cost_allowed: Tensor, alarm_level: Tensor
+    ) -> PolicyOutput:
+        """Choose among the candidates that the noise makes; what `policy.onnx` computes.
+
+        Of the candidates that raise no flag, the one with the highest reward value; if all do, the one whose largest
+        violation probability is smallest. The lowest index wins a tie.
+
+        Args:
+            observation: [N, O].
+            noise: standard normal, [N, K, A]; zero is the policy's most likely action.
+            steps_left: [N] int64.
+            cost_allowed: [N, C], undiscounted cost allowed over those steps; +inf: unconstrained.
+            alarm_level: [C].
+        """
+        candidates = self.candidates(observation, noise)
+        judged = self.judge(observation, candidates, steps_left, cost_allowed, alarm_level)
+        flagged = judged.violation.any(1)
+        feasible = ~flagged.all(1)
+        best = judged.reward_value.masked_fill(flagged, -torch.inf).argmax(1)
+        safest = judged.violation_probability.amax(1).argmin(1)
+        chosen = torch.where(feasible, best, safest)
+        rows = torch.arange(len(chosen))
+        return PolicyOutput(
+            self.environment_action(candidates[rows, chosen]),
+            chosen,
+            feasible,
+            *Judgement(*(value[rows, ..., chosen] for value in judged)),
+            self.shift_score(observation),
+        )
+
+    def evaluate(
+        self, observation: Tensor, action: Tensor, steps_left: Tensor, cost_allowed: Tensor, alarm_level: Tensor
+    ) -> CriticOutput:
+        """Judge actions [N, A] in environment units, clipped to their bounds; what `critic.onnx` computes."""
+        half = (self.action_high - self.action_low) / 2
+        unit = (action - self.action_low) / half - 1
+        judged = self.judge(observation, unit.clamp(-1, 1).unsqueeze(1), steps_left, cost_allowed, alarm_level)
+        return CriticOutput(*Judgement(*(value[..., 0] for value in judged)), self.shift_score(observation))
+
+    def candidates(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Actions in [-1, 1], [N, K, A]: tanh(mean + standard deviation · noise)."""
+        mean, standard_deviation = self.model.distribution(observation)
+        return torch.tanh(mean.unsqueeze(1) + standard_deviation.unsqueeze(1) * noise)
+
+    def judge(
+        self, observation: Tensor, action: Tensor, steps_left: Tensor, cost_allowed: Tensor, alarm_level: Tensor
+    ) -> Judgement:
+        """Predict what follows actions [N, K, A] in [-1, 1], if the policy goes on from there."""
+        reward_value, cost_value = self.model.values(observation, action)
+        cost_value = cost_value.transpose(1, 2)
+        predicted: CostPrediction = self.cost_map(cost_value, steps_left, cost_allowed)
+        violation = predicted.violation_probability > alarm_level[:, None]
+        return Judgement(reward_value * self.reward_scale, cost_value, *predicted, violation)
+
+    def environment_action(self, action: Tensor) -> Tensor:
+        """Actions [N, A] in [-1, 1] in environment units, inside the bounds whatever the rounding."""
+        half = (self.action_high - self.action_low) / 2
+        return (self.action_low + (action + 1) * half).clamp(self.action_low, self.action_high)
+
+    def shift_score(self, observation: Tensor) -> Tensor:
+        """Largest distance of an observation outside what training saw, in standard deviations, [N]; 0 inside."""
+        seen = self.model.normalizer
+        outside = torch.maximum(seen.low - observation, observation - seen.high).clamp(min=0)
+        return (outside * torch.rsqrt(seen.variance + VARIANCE_FLOOR)).amax(1)

@@ -1,0 +1,179 @@
+"""Both graphs against torch at every kind of N and K, and the rule by which an action is chosen."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime as ort
+
+from cvpo.costmap import uncalibrated_map
+from cvpo.graphs import critic_graph, policy_graph
+from cvpo.served import CriticOutput, PolicyOutput, Served
+from tests.small_policies import ACTION_SIZE, HIGH, LOW, T, constraints, observations, served
+
+Inputs = dict[str, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def session(graph: bytes) -> ort.InferenceSession:
+    return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+
+
+def run(graph: ort.InferenceSession, names: tuple[str, ...], inputs: Inputs) -> list[torch.Tensor]:
+    values = graph.run(names, {name: value.numpy() for name, value in inputs.items()})
+    return [torch.from_numpy(np.asarray(value)) for value in values]
+
+
+def situations(count: int, num_costs: int, alarm_level: float = 0.5) -> Inputs:
+    generator = torch.Generator().manual_seed(count)
+    allowed = torch.rand(count, num_costs, generator=generator) * 40
+    allowed[::3] = math.inf
+    return {
+        "observation": torch.from_numpy(observations(count)),
+        "steps_left": torch.randint(1, T + 1, (count,), generator=generator),
+        "cost_allowed": allowed,
+        "alarm_level": torch.full((num_costs,), alarm_level),
+    }
+
+
+@pytest.mark.parametrize("num_costs", [1, 2])
+def test_the_graphs_compute_what_torch_does_at_any_n_and_k(num_costs: int) -> None:
+    policy = served(num_costs)
+    graphs = session(policy_graph(policy)), session(critic_graph(policy))
+    for count, candidates in [(1, 1), (1, 8), (7, 1), (6, 5), (200, 3)]:
+        inputs = situations(count, num_costs)
+        noise = torch.randn(count, candidates, ACTION_SIZE, generator=torch.Generator().manual_seed(1))
+        noise[:, 0] = 0
+        with torch.no_grad():
+            expected = policy.act(**inputs, noise=noise)
+            judged = policy.evaluate(**inputs, action=expected.action)
+        found = PolicyOutput(*run(graphs[0], PolicyOutput._fields, {**inputs, "noise": noise}))
+        for name, value in expected._asdict().items():
+            assert getattr(found, name).dtype == value.dtype, name
+            # Sums of tens of float32 products of size 1, on costs of up to 100.
+            np.testing.assert_allclose(getattr(found, name), value, rtol=1e-5, atol=1e-4, err_msg=name)
+        again = CriticOutput(*run(graphs[1], CriticOutput._fields, {**inputs, "action": expected.action}))
+        for name, value in judged._asdict().items():
+            np.testing.assert_allclose(getattr(again, name), value, rtol=1e-5, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(value, getattr(expected, name), rtol=1e-4, atol=1e-3, err_msg=name)
+
+
+def test_the_signature_is_the_one_the_service_is_built_against() -> None:
+    policy = served(2)
+    graph = session(policy_graph(policy))
+    assert {i.name: (i.type, i.shape) for i in graph.get_inputs()} == {
+        "observation": ("tensor(float)", ["N", 5]),
+        "noise": ("tensor(float)", ["N", "K", 2]),
+        "steps_left": ("tensor(int64)", ["N"]),
+        "cost_allowed": ("tensor(float)", ["N", 2]),
+        "alarm_level": ("tensor(float)", [2]),
+    }
+    assert [(o.name, o.type, o.shape) for o in graph.get_outputs()] == [
+        ("action", "tensor(float)", ["N", 2]),
+        ("chosen", "tensor(int64)", ["N"]),
+        ("feasible", "tensor(bool)", ["N"]),
+        ("reward_value", "tensor(float)", ["N"]),
+        ("cost_value", "tensor(float)", ["N", 2]),
+        ("cost_to_go", "tensor(float)", ["N", 2]),
+        ("cost_upper", "tensor(float)", ["N", 2]),
+        ("violation_probability", "tensor(float)", ["N", 2]),
+        ("violation", "tensor(bool)", ["N", 2]),
+        ("shift_score", "tensor(float)", ["N"]),
+    ]
+    critic = session(critic_graph(policy))
+    assert [i.name for i in critic.get_inputs()] == [
+        "observation", "action", "steps_left", "cost_allowed", "alarm_level"
+    ]  # fmt: skip
+    assert [o.name for o in critic.get_outputs()] == list(CriticOutput._fields)
+
+
+def test_the_most_rewarding_candidate_without_a_flag_is_chosen_else_the_least_likely_to_violate() -> None:
+    policy = served(2)
+    inputs = situations(200, 2, alarm_level=0.4)
+    noise = 2 * torch.randn(200, 6, ACTION_SIZE, generator=torch.Generator().manual_seed(2))
+    found = PolicyOutput(*run(session(policy_graph(policy)), PolicyOutput._fields, {**inputs, "noise": noise}))
+    with torch.no_grad():
+        candidates = policy.candidates(inputs["observation"], noise)
+        judged = policy.judge(action=candidates, **inputs)
+    seen = set()
+    for n in range(200):
+        free = [k for k in range(6) if not judged.violation[n, :, k].any()]
+        worst = judged.violation_probability[n].amax(0).tolist()
+        expected = max(free, key=lambda k: float(judged.reward_value[n, k])) if free else worst.index(min(worst))
+        assert (int(found.chosen[n]), bool(found.feasible[n])) == (expected, bool(free))
+        seen.add((expected, bool(free)))
+    assert {feasible for _, feasible in seen} == {True, False}
+    assert len(seen) > 6
+
+
+def test_the_lowest_index_wins_where_all_are_equally_likely_to_violate() -> None:
+    policy = served(2, cost_map=uncalibrated_map(constraints((5.0, 5.0))))
+    inputs = situations(9, 2, alarm_level=0.0)
+    inputs["cost_allowed"][:] = 5.0
+    noise = torch.randn(9, 4, ACTION_SIZE, generator=torch.Generator().manual_seed(0))
+    found = PolicyOutput(*run(session(policy_graph(policy)), PolicyOutput._fields, {**inputs, "noise": noise}))
+    assert not found.feasible.any()
+    assert (found.chosen == 0).all()
+    assert (found.violation_probability == 1).all()
+    assert found.violation.all()
+
+
+def test_nothing_limited_raises_no_flag_even_without_calibration() -> None:
+    policy = served(1, cost_map=uncalibrated_map(constraints((None,))))
+    inputs = situations(5, 1, alarm_level=0.0)
+    inputs["cost_allowed"][:] = math.inf
+    noise = torch.randn(5, 4, ACTION_SIZE, generator=torch.Generator().manual_seed(0))
+    found = PolicyOutput(*run(session(policy_graph(policy)), PolicyOutput._fields, {**inputs, "noise": noise}))
+    assert found.feasible.all()
+    assert not found.violation.any()
+    assert (found.cost_upper == math.inf).all()
+    assert not any(value.isnan().any() for value in found)
+
+
+def test_actions_come_out_in_the_environments_units_and_within_its_bounds() -> None:
+    policy = served(1)
+    noise = 100 * torch.randn(200, 1, ACTION_SIZE, generator=torch.Generator().manual_seed(0))
+    inputs = situations(200, 1)
+    found = PolicyOutput(*run(session(policy_graph(policy)), PolicyOutput._fields, {**inputs, "noise": noise}))
+    action = found.action.numpy()
+    assert (action >= LOW.astype(np.float32)).all()
+    assert (action <= HIGH.astype(np.float32)).all()
+    # tanh saturates: with such noise nearly every action sits on a bound
+    assert (np.isclose(action, LOW) | np.isclose(action, HIGH)).mean() > 0.9
+
+
+def test_an_action_outside_the_bounds_is_judged_as_the_nearest_inside() -> None:
+    policy = served(1)
+    graph, inputs = session(critic_graph(policy)), situations(4, 1)
+    high = torch.tensor(HIGH, dtype=torch.float32).expand(4, -1)
+    inside = run(graph, CriticOutput._fields, {**inputs, "action": high})
+    outside = run(graph, CriticOutput._fields, {**inputs, "action": high + 7})
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+
+
+def test_reward_values_come_out_in_the_environments_units() -> None:
+    once = served(1)
+    twice = Served(once.model, once.cost_map, LOW, HIGH, reward_scale=2 * once.reward_scale)
+    inputs = {**situations(4, 1), "action": torch.zeros(4, ACTION_SIZE)}
+    small, large = (run(session(critic_graph(p)), ("reward_value",), inputs)[0] for p in (once, twice))
+    torch.testing.assert_close(2 * small, large)
+
+
+def test_the_shift_score_is_the_distance_outside_of_what_training_saw_in_standard_deviations() -> None:
+    policy = served(1)
+    seen = policy.model.normalizer
+    inputs = situations(3, 1)
+    inputs["observation"] = torch.stack([seen.low, seen.high, seen.mean])
+    inputs["observation"][0, 1] -= 3 * seen.variance[1].sqrt()
+    inputs["observation"][1, 2] += 2 * seen.variance[2].sqrt()
+    found = run(session(critic_graph(policy)), ("shift_score",), {**inputs, "action": torch.zeros(3, ACTION_SIZE)})[0]
+    assert found.tolist() == pytest.approx([3, 2, 0], abs=1e-3)
