@@ -1,0 +1,1 @@
+"""The policy service and its client: bundles in, actions and predicted costs out. Loads nothing by itself."""
