@@ -15,7 +15,7 @@ TOLERANCE = 1e-8  # of the scaled KKT residuals that end the solver
 FEASIBILITY_MARGIN = 1e-9  # scaled excess that still counts as met
 MAX_NEWTON_STEPS = 60
 NEAR_STEPS = 12  # from a similar batch's solution; more than that, and feasibility is asked first
-MIN_TEMPERATURE = 1e-6  # relative to the spread of the values; below it the KL bound does not bind
+MIN_TEMPERATURE = 1e-4  # relative to the spread of the values; below it the KL bound does not bind
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _newton(problem: _Problem, start: Array, max_steps: int) -> _Minimum | None:
             if new_value <= value + 1e-4 * float(gradient @ (candidate - x)) + 1e-14 * abs(value):
                 break
             length /= 2
-            if length < 1e-8:
+            if length * np.abs(direction).max() < 1e-12 * x.max():
                 return None
         x, value, gradient, hessian = candidate, new_value, new_gradient, new_hessian
     return None

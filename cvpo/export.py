@@ -24,7 +24,7 @@ PARITY_OBSERVATIONS = 256  # of those given, evenly spread: enough to meet every
 
 
 @dataclass(frozen=True)
-class TrainedPolicy:
+class NamedPolicy:
     """What is exported, and where it comes from."""
 
     name: str
@@ -39,7 +39,7 @@ class TrainedPolicy:
 
 def export_bundle(
     path: Path,
-    policy: TrainedPolicy,
+    policy: NamedPolicy,
     observations: NDArray[np.float32],
     *,
     calibrated: CalibratedMap | None,
@@ -70,7 +70,7 @@ def export_bundle(
 
 
 def make_manifest(
-    policy: TrainedPolicy, calibrated: CalibratedMap | None, evaluations: tuple[Evaluation, ...]
+    policy: NamedPolicy, calibrated: CalibratedMap | None, evaluations: tuple[Evaluation, ...]
 ) -> Manifest:
     """The manifest of a policy, without its files.
 

@@ -5,12 +5,16 @@ Nothing reads a metric back to decide something in training.
 
 import csv
 import json
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from cvpo.bundle import Evaluation
 
@@ -32,6 +36,9 @@ METRICS = {
     "mstep/kl_covariance": "achieved KL of the covariance over its bound, last period",
     "mstep/pulled_back": "periods so far that ended over twice a bound and were pulled back",
     "mstep/standard_deviation": "of the behavior policy before tanh, mean over recent states",
+    "evaluation/return": "undiscounted return of the deterministic policy, mean over evaluation episodes",
+    "evaluation/cost/NAME": "undiscounted episode cost of the same, mean",
+    "evaluation/cost_level/NAME": "predicted over realized discounted cost in the same episodes; 1 is right",
 }
 """What each metric means; NAME stands for a constraint's name."""
 
@@ -46,6 +53,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run: Path, cost_names: tuple[str, ...], resume_steps: int = 0, resume_updates: int = 0) -> None:
+        self._run, self._cost_names = run, cost_names
         metrics, residuals = run / "metrics.jsonl", run / "residuals.csv"
         _keep(run / EVALUATIONS, lambda line: json.loads(line)["steps"] < resume_steps)  # the last is made again
         _keep(metrics, lambda line: json.loads(line)["steps"] <= resume_steps)
@@ -56,15 +64,30 @@ class MetricsWriter:
         if residuals.stat().st_size == 0:
             columns = [f"{column}/{name}" for name in cost_names for column in ("cost_multiplier", "cost_residual")]
             self._residuals.writerow([*RESIDUALS, *columns])
-        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=resume_steps + 1)
+        self._events = _EventFile(run / "tensorboard", resume_steps + 1)
 
     def row(self, row: Mapping[str, float | int]) -> None:
         """Write one row; `steps` is its time axis."""
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
-        for name, value in row.items():
-            if name != "steps":
-                self._events.add_scalar(name, value, int(row["steps"]))
+        self._events.write(row)
+
+    def evaluation(self, steps: int, evaluation: Evaluation, cost_level: Sequence[float | None]) -> None:
+        """Write the evaluation of a checkpoint to `evaluations.jsonl`, with its cost level of each constraint."""
+        record = {
+            "steps": steps,
+            "costs": self._cost_names,
+            "cost_level": cost_level,
+            "evaluation": evaluation.model_dump(mode="json"),
+        }
+        with (self._run / EVALUATIONS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        row: dict[str, float | int] = {"steps": steps, "evaluation/return": evaluation.episode_return.mean}
+        for name, cost, level in zip(self._cost_names, evaluation.episode_cost, cost_level, strict=True):
+            row[f"evaluation/cost/{name}"] = cost.mean
+            if level is not None:
+                row[f"evaluation/cost_level/{name}"] = level
+        self._events.write(row)
 
     def residual(
         self, update: int, feasible: bool, temperature: float, kl_residual: float, costs: list[tuple[float, float]]
@@ -90,18 +113,30 @@ class MetricsWriter:
         self._events.close()
 
 
-def append_evaluation(
-    run: Path, steps: int, evaluation: Evaluation, cost_names: tuple[str, ...], cost_level: Sequence[float | None]
-) -> None:
-    """Add the evaluation of a checkpoint to the run's `evaluations.jsonl`."""
-    record = {
-        "steps": steps,
-        "costs": cost_names,
-        "cost_level": cost_level,
-        "evaluation": evaluation.model_dump(mode="json"),
-    }
-    with (run / EVALUATIONS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+class _EventFile:
+    """TensorBoard events, written at once: its own writer does so from a thread, where a full disk goes unheard."""
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        folder.mkdir(exist_ok=True)
+        now = time.time()
+        self._file = (folder / f"events.out.tfevents.{now:.0f}.{os.getpid()}").open("xb")
+        self._records = RecordWriter(self._file)
+        self._record(Event(wall_time=now, file_version="brain.Event:2"))
+        # Rows from after the checkpoint that a resumed run goes on from are not shown.
+        self._record(Event(wall_time=now, step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, row: Mapping[str, float | int]) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "steps"]
+        self._record(Event(wall_time=time.time(), step=int(row["steps"]), summary=Summary(value=values)))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _record(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())
 
 
 def read_evaluations(run: Path) -> dict[int, Evaluation]:

@@ -15,7 +15,7 @@ from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.errors import BundleError, CheckpointError
 from cvpo.evaluate import ServedActor, TorchActor, run_episodes, summarize
-from cvpo.export import export_bundle
+from cvpo.export import NamedPolicy, export_bundle
 from cvpo.metrics import read_evaluations
 
 EPISODE_SEED_OFFSET = 2_000_003  # neither training's episodes nor those that checkpoints were chosen by
@@ -68,7 +68,15 @@ def release(
         selection = "the last checkpoint" if steps == last else "the checkpoint asked for"
     trained = load_policy(run, steps)
     say(f"export  the policy at {steps:,} steps: {selection}")
-    provenance = _provenance(trained, f"{selection}, at {steps} steps")
+    policy = NamedPolicy(
+        name=name,
+        version=version,
+        model=trained.model,
+        reward_scale=trained.reward_scale,
+        spec=trained.spec,
+        constraints=trained.constraints,
+        provenance=_provenance(trained, f"{selection}, at {steps} steps"),
+    )
     environment = trained.config.environment
     with VectorEnv(
         environment.env_id,
@@ -81,15 +89,7 @@ def release(
         real = run_episodes(env, TorchActor(trained.model, trained.spec), 2)
         observations = np.concatenate([episode.observation for episode in real])
         with tempfile.TemporaryDirectory() as scratch:
-            plain = export_bundle(
-                Path(scratch) / "1",
-                trained,
-                name=name,
-                version=version,
-                provenance=provenance,
-                observations=observations,
-                calibrated=None,
-            )
+            plain = export_bundle(Path(scratch) / "1", policy, observations, calibrated=None)
             say(f"rollout {calibration_episodes} episodes to calibrate and {evaluation_episodes} to evaluate")
             actor = ServedActor.from_bundle(plain)
             episodes = run_episodes(env, actor, calibration_episodes + evaluation_episodes)
@@ -98,11 +98,8 @@ def release(
     calibrated = calibrate(calibrating, trained.constraints, seed=trained.config.seed) if calibrating else None
     path = export_bundle(
         out,
-        trained,
-        name=name,
-        version=version,
-        provenance=provenance,
-        observations=np.concatenate([observations, *(episode.observation for episode in fresh[:2])]),
+        policy,
+        np.concatenate([observations, *(episode.observation for episode in fresh[:2])]),
         calibrated=calibrated,
         evaluations=[summarize(fresh, trained.config.cost_limits, "deterministic")],
     )

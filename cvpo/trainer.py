@@ -4,7 +4,8 @@ import copy
 import ctypes
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from cvpo.errors import CheckpointError, ConfigError
 from cvpo.evaluate import EpisodeRunner, TorchActor, cost_level, summarize, to_environment
 from cvpo.learner import LearnerState, UpdateMetrics
 from cvpo.limit import CostMeter, relative_gap
-from cvpo.metrics import MetricsWriter, append_evaluation
+from cvpo.metrics import MetricsWriter
 from cvpo.networks import Model
 from cvpo.replay import NStepCollector, Replay
 
@@ -86,7 +87,7 @@ def train(config: TrainConfig, run: Path, reporter: Reporter, stop: Callable[[],
     Raises:
         ConfigError, EnvError, WorkerError, CheckpointError: what cannot be done, and what to do.
     """
-    with _environments(config) as env:
+    with _environments(config) as env, _disk_errors(run):
         loop = _Loop(config, constraints_of(config, env.spec), env)
         write_config(run, config)
         return loop.run(run, env.reset(), reporter, stop)
@@ -112,7 +113,7 @@ def resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int |
         config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"steps": steps})})
     if point.steps >= config.schedule.steps:
         raise ConfigError(f"{run} is complete at {point.steps} steps. To train longer, give a larger --steps.")
-    with _environments(config) as env:
+    with _environments(config) as env, _disk_errors(run):
         loop = _Loop(config, constraints_of(config, env.spec), env)
         loop.restore(point.state)
         return loop.run(run, env.restore(point.environments), reporter, stop)
@@ -169,7 +170,7 @@ class _Loop:
         clock = _Clock(self.steps)
         with (
             MetricsWriter(run, self.spec.cost_names, self.steps, self.learner.updates) as writer,
-            _Evaluator(self.config, self.constraints, self.learner, run, reporter) as evaluator,
+            _Evaluator(self.config, self.learner, writer, reporter) as evaluator,
         ):
             rows = _Rows(self, writer)
             if self.steps:
@@ -302,16 +303,8 @@ class _Evaluator:
     Every checkpoint meets the same episodes, so their order is not an accident of the draw.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        constraints: tuple[Constraint, ...],
-        state: LearnerState,
-        run: Path,
-        reporter: Reporter,
-    ) -> None:
-        self.config, self.constraints, self.state = config, constraints, state
-        self.run_folder, self.reporter = run, reporter
+    def __init__(self, config: TrainConfig, state: LearnerState, writer: MetricsWriter, reporter: Reporter) -> None:
+        self.config, self.state, self.writer, self.reporter = config, state, writer, reporter
         self.steps = 0
         self.runner: EpisodeRunner | None = None
 
@@ -350,7 +343,7 @@ class _Evaluator:
             episodes, self.runner = self.runner.result(), None
             evaluation = summarize(episodes, self.config.cost_limits, "deterministic")
             level = cost_level(episodes, self.config.critic.discount)
-            append_evaluation(self.run_folder, self.steps, evaluation, self.env.spec.cost_names, level)
+            self.writer.evaluation(self.steps, evaluation, level)
             self.reporter.checkpoint(CheckpointReport(self.steps, evaluation))
 
     def finish(self) -> None:
@@ -446,6 +439,17 @@ def _environments(config: TrainConfig) -> VectorEnv:
         cost_names=environment.cost_names,
         max_episode_steps=environment.max_episode_steps,
     )
+
+
+@contextmanager
+def _disk_errors(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot write to {run}: {error.strerror or error}. Free space, then go on from the newest checkpoint: "
+            f"cvpo train --resume {run}"
+        ) from error
 
 
 def _keep_freed_memory() -> None:

@@ -11,7 +11,7 @@ from cvpo.bundle import Evaluation, Interval, read_bundle
 from cvpo.calibrate import CalibratedMap, calibrate
 from cvpo.errors import BundleError, ExportError
 from cvpo.evaluate import Episode
-from cvpo.export import TrainedPolicy, export_bundle
+from cvpo.export import NamedPolicy, export_bundle
 from cvpo.graphs import policy_graph
 from cvpo.networks import Normalizer
 from cvpo.served import Served
@@ -40,18 +40,13 @@ EVALUATION = Evaluation(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def trained(limits: tuple[float | None, ...], version: int = 1) -> TrainedPolicy:
-    return TrainedPolicy(
+def trained(limits: tuple[float | None, ...], version: int = 1) -> NamedPolicy:
+    return NamedPolicy(
         "small", version, model(len(limits)), 4.0, spec(len(limits)), constraints(limits), provenance()
     )
 
 
-def measured(policy: TrainedPolicy, count: int = 40) -> CalibratedMap:
+def measured(policy: NamedPolicy, count: int = 40) -> CalibratedMap:
     """Calibrated on episodes whose cost has nothing to do with the policy; export does not mind."""
     generator = np.random.default_rng(0)
     num_costs = len(policy.constraints)
