@@ -18,11 +18,6 @@ Array = NDArray[np.float64]
 T, W = 12, 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def constraint(limit: float | None = 6.0, name: str = "cost", horizon: int = T, window: int = W) -> Constraint:
     return Constraint(name=name, cost_limit=limit, discount=0.9, horizon_steps=horizon, window_steps=window)
 

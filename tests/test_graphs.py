@@ -19,11 +19,6 @@ from tests.small_policies import ACTION_SIZE, HIGH, LOW, T, constraints, observa
 Inputs = dict[str, torch.Tensor]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def session(graph: bytes) -> ort.InferenceSession:
     return ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
 

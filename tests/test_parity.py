@@ -10,20 +10,15 @@ import torch
 from cvpo.bundle import Manifest
 from cvpo.costmap import CostMap, uncalibrated_map
 from cvpo.errors import ExportError
-from cvpo.export import TrainedPolicy, make_manifest
+from cvpo.export import NamedPolicy, make_manifest
 from cvpo.graphs import critic_graph, policy_graph
 from cvpo.parity import check_parity
 from cvpo.served import Served
 from tests.small_policies import constraints, observations, provenance, served, spec
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def manifest(policy: Served, limits: tuple[float | None, ...]) -> Manifest:
-    trained = TrainedPolicy("small", 1, policy.model, 4.0, spec(len(limits)), constraints(limits), provenance())
+    trained = NamedPolicy("small", 1, policy.model, 4.0, spec(len(limits)), constraints(limits), provenance())
     return make_manifest(trained, calibrated=None, evaluations=())
 
 
