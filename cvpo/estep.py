@@ -243,7 +243,7 @@ def _minimize(problem: _Problem, start: Array) -> _Minimum:
 def _newton_direction(gradient: Array, hessian: Array, free: NDArray[np.intp]) -> Array:
     """Newton's step in the free coordinates; a trace of the identity keeps it defined where the dual is flat."""
     H = hessian[np.ix_(free, free)]
-    H = H + (1e-12 * np.trace(H) + 1e-300) * np.eye(len(free))
+    H = H + (1e-12 * np.trace(H) + 1e-30) * np.eye(len(free))
     return np.asarray(-np.linalg.solve(H, gradient[free]))
 
 
