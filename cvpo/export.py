@@ -15,9 +15,9 @@ from cvpo.costmap import uncalibrated_map
 from cvpo.envs.base import EnvSpec
 from cvpo.errors import ExportError
 from cvpo.graphs import critic_graph, policy_graph
-from cvpo.networks import Model
+from cvpo.networks import VARIANCE_FLOOR, Model
 from cvpo.parity import check_parity
-from cvpo.served import VARIANCE_FLOOR, Served
+from cvpo.served import Served
 
 SHIFT_THRESHOLD = 1.0  # standard deviations beyond the smallest and largest value that training saw
 PARITY_OBSERVATIONS = 256  # of those given, evenly spread: enough to meet every mode in many places, within seconds

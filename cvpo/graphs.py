@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from cvpo.costmap import CostMap
-from cvpo.networks import MIN_STANDARD_DEVIATION, NORMALIZED_BOUND, Critics, GaussianPolicy
-from cvpo.served import VARIANCE_FLOOR, CriticOutput, PolicyOutput, Served
+from cvpo.networks import MIN_STANDARD_DEVIATION, NORMALIZED_BOUND, VARIANCE_FLOOR, Critics, GaussianPolicy
+from cvpo.served import CriticOutput, PolicyOutput, Served
 
 OPSET = 18
 IR_VERSION = 9  # read by every onnxruntime that the service admits

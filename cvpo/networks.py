@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cvpo.config import NetworkConfig
 
+VARIANCE_FLOOR = 1e-8  # added to the variance of each observation, so that a constant one divides by something
 NORMALIZED_BOUND = 10.0  # normalized observations are clipped here
 MIN_STANDARD_DEVIATION = 1e-3  # of the policy, before tanh
 
@@ -45,7 +46,7 @@ class Normalizer(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Normalize observations [B, O]."""
-        scale = torch.rsqrt(self.variance + 1e-8)
+        scale = torch.rsqrt(self.variance + VARIANCE_FLOOR)
         return ((observation - self.mean) * scale).clamp(-NORMALIZED_BOUND, NORMALIZED_BOUND)
 
 

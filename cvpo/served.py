@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cvpo.costmap import CostMap, CostPrediction
-from cvpo.networks import Model
-
-VARIANCE_FLOOR = 1e-8  # of an observation that never changed; the normalizer's own
+from cvpo.networks import VARIANCE_FLOOR, Model
 
 
 class Judgement(NamedTuple):
