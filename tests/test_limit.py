@@ -1,0 +1,147 @@
+"""The controller that holds a measured cost at its limit: signs, bounds, no windup, and what it measures."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cvpo.config import LimitConfig
+from cvpo.estep import least_excess, solve_dual
+from cvpo.limit import CostMeter, LimitController, advantage_threshold, relative_gap
+
+CONFIG = LimitConfig()
+
+
+def share(gap: float, integral: float = 0.0) -> float:
+    return float(LimitController(np.array([integral])).share(np.array([gap]), CONFIG)[0])
+
+
+def after(gap: float, steps: int, integral: float = 0.0) -> float:
+    return float(LimitController(np.array([integral])).advanced(np.array([gap]), steps, CONFIG).integral[0])
+
+
+def test_the_gap_is_relative_to_the_limit_but_to_no_less_than_ten() -> None:
+    gap = relative_gap(np.array([30.0, 20.0, 4.0, 10.0]), np.array([20.0, 20.0, 0.0, 25.0]))
+    np.testing.assert_allclose(gap, [0.5, 0.0, 0.4, -0.6])
+
+
+def test_an_unconstrained_cost_counts_as_far_below_its_limit() -> None:
+    np.testing.assert_array_equal(relative_gap(np.array([1e9]), np.array([np.inf])), [-1.0])
+
+
+def test_above_the_limit_cost_is_lowered_and_below_it_may_grow() -> None:
+    assert share(0.4) == pytest.approx(0.2)
+    assert share(-0.4) == pytest.approx(-0.4)
+    assert share(0.0) == 0.0
+
+
+def test_the_share_is_bounded_however_far_the_cost_is_off() -> None:
+    assert share(1e6) == pytest.approx(CONFIG.gain_above)
+    assert share(1e6, integral=CONFIG.integral_high) == CONFIG.max_share
+    assert share(-1e6, integral=CONFIG.integral_low) == -1.0
+
+
+def test_the_integral_grows_with_time_above_the_limit() -> None:
+    assert after(0.5, 10_000) == pytest.approx(0.15)
+    assert after(0.5, 100) == pytest.approx(0.0015)
+    assert after(-0.5, 10_000) == pytest.approx(-0.15)
+
+
+def test_the_integral_does_not_wind_up() -> None:
+    # After however long above the limit, it is back at zero within integral_high / integral_gain periods below it.
+    controller = LimitController.start(1)
+    for _ in range(1000):
+        controller = controller.advanced(np.array([50.0]), 10_000, CONFIG)
+    assert controller.integral[0] == CONFIG.integral_high
+    for _ in range(3):
+        controller = controller.advanced(np.array([-1.0]), 10_000, CONFIG)
+    assert controller.integral[0] < 0
+    for _ in range(1000):
+        controller = controller.advanced(np.array([-50.0]), 10_000, CONFIG)
+    assert controller.integral[0] == CONFIG.integral_low
+
+
+def test_each_constraint_has_its_own_controller() -> None:
+    controller = LimitController.start(2).advanced(np.array([1.0, -1.0]), 5_000, CONFIG)
+    np.testing.assert_allclose(controller.integral, [0.15, -0.15])
+    np.testing.assert_allclose(controller.share(np.array([0.4, -0.4]), CONFIG), [0.35, -0.55])
+
+
+def test_thresholds_are_shares_of_what_the_ball_can_reach() -> None:
+    asked, least, free = np.array([0.5, -0.5, -0.5, 0.0]), np.full(4, -2.0), np.array([3.0, 3.0, -3.0, 3.0])
+    threshold = advantage_threshold(asked, least, free, np.full(4, 25.0))
+    np.testing.assert_array_equal(threshold, [-1.0, 1.5, 0.0, 0.0])
+
+
+def test_an_unconstrained_cost_has_no_threshold() -> None:
+    threshold = advantage_threshold(np.array([-1.0]), np.array([-1.0]), np.array([1.0]), np.array([np.inf]))
+    np.testing.assert_array_equal(threshold, [np.inf])
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.floats(0, 1e4),
+    st.floats(0, 100),
+    st.floats(CONFIG.integral_low, CONFIG.integral_high),
+)
+def test_what_is_asked_of_one_constraint_is_always_feasible(
+    seed: int, measured: float, limit: float, integral: float
+) -> None:
+    generator = np.random.default_rng(seed)
+    reward, cost = generator.normal(size=(8, 6)), generator.normal(size=(8, 6, 1)) * 10.0 ** generator.uniform(-3, 3)
+    advantage = cost - cost.mean(1, keepdims=True)
+    gap = relative_gap(np.array([measured]), np.array([limit]))
+    asked = LimitController(np.array([integral])).share(gap, CONFIG)
+    least = least_excess(advantage, np.zeros(1), 0.1)[1]
+    free = solve_dual(reward, advantage, np.array([np.inf]), 0.1).cost
+    solution = solve_dual(reward, advantage, advantage_threshold(asked, least, free, np.array([limit])), 0.1)
+    assert solution.feasible
+    assert solution.cost_residual[0] <= 1e-6
+    # Bounded, so no cap is needed: at 0.9 of what the ball can reach a unit of cost is not yet worth much reward.
+    spread = reward.std() / advantage.std()
+    assert solution.cost_multiplier[0] <= 20 * spread
+
+
+# What is measured.
+
+
+def meter(costs: list[list[float]], window: int) -> CostMeter:
+    """Costs by step and environment."""
+    filled = CostMeter.start(window, len(costs[0]), 1)
+    for step in costs:
+        filled.add(np.array(step)[:, None])
+    return filled
+
+
+def measured(costs: list[list[float]], window: int, horizon: int) -> float:
+    value: NDArray[np.float64] = meter(costs, window).measured(horizon)
+    assert value.shape == (1,)
+    return float(value[0])
+
+
+def test_the_measured_cost_is_that_of_the_newest_horizon_averaged_over_environments() -> None:
+    # Window and horizon 3; of four steps the newest three count: (2+3+4 + 20+30+40)/2.
+    assert measured([[1, 10], [2, 20], [3, 30], [4, 40]], 3, 3) == pytest.approx(99 / 2)
+
+
+def test_before_a_horizon_is_full_the_cost_is_extrapolated() -> None:
+    assert measured([[1, 3]], 4, 4) == pytest.approx(8)
+    assert measured([[1, 3], [0, 0]], 4, 4) == pytest.approx(4)
+    assert CostMeter.start(4, 2, 1).measured(4) == [0.0]
+
+
+def test_a_longer_window_is_an_average_over_horizons() -> None:
+    assert measured([[1], [2], [3], [4]], 4, 2) == pytest.approx(5)
+
+
+def test_an_episode_that_ends_early_does_not_look_cheap() -> None:
+    # Cost 1 a step, but every episode ends after 5 of its 100 steps: by episodes it would cost 5, by steps it is 100.
+    assert measured([[1.0]] * 200, 100, 100) == pytest.approx(100)
+
+
+def test_each_cost_is_measured_apart() -> None:
+    two = CostMeter.start(2, 1, 2)
+    for step in ([1.0, 10.0], [2.0, 20.0]):
+        two.add(np.array([step]))
+    np.testing.assert_allclose(two.measured(2), [3, 30])
