@@ -11,7 +11,8 @@ Count = Annotated[int, Field(gt=0)]
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no infinity: a limit of inf is written as text, and read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class EnvironmentConfig(_Group):
