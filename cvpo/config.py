@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cvpo.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -67,8 +68,8 @@ class LimitConfig(_Group):
     gain_below: Positive = 1.0
     integral_gain: Positive = 0.3
     integral_steps: Count = 10_000
-    integral_low: float = -0.3
-    integral_high: float = 0.8
+    integral_low: Finite = -0.3
+    integral_high: Finite = 0.8
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
@@ -106,6 +107,12 @@ class TrainConfig(_Group):
         names, limits = self.environment.cost_names, self.cost_limits
         if names and len(names) != len(limits):
             raise ValueError(f"{len(limits)} cost limits for {len(names)} costs {names}; give one limit per cost")
+        first_return = self.critic.n_step * self.environment.num_envs
+        if self.schedule.warmup_steps < first_return:
+            raise ValueError(
+                f"schedule.warmup_steps is {self.schedule.warmup_steps}, but the first returns over "
+                f"{self.critic.n_step} steps of {self.environment.num_envs} environments take {first_return}"
+            )
         if self.limit.deterministic_envs >= self.environment.num_envs:
             raise ValueError(
                 f"limit.deterministic_envs is {self.limit.deterministic_envs} of {self.environment.num_envs} "

@@ -1,0 +1,324 @@
+"""One update: critics to hand-worked values, the policy towards reward or away from cost, periods, and its state."""
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cvpo import learner
+from cvpo.bundle import Constraint
+from cvpo.config import TrainConfig, parse_config
+from cvpo.errors import NonFiniteError
+from cvpo.learner import LearnerState, UpdateMetrics, antithetic_noise
+from cvpo.mstep import gaussian_kl
+from cvpo.replay import Batch
+
+B = 32
+
+
+def config(cost_limits: tuple[float, ...] = (10.0,), **settings: dict[str, Any]) -> TrainConfig:
+    groups: dict[str, dict[str, Any]] = {
+        "environment": {"env_id": "none"},
+        "schedule": {"steps": 1_000},
+        "network": {"hidden": 32},
+        "critic": {"learning_rate": 3e-3, "target_rate": 0.1},
+        "mstep": {"learning_rate": 3e-3, "period": 10},
+    }
+    for group, changes in settings.items():
+        groups[group] = groups.get(group, {}) | changes
+    return parse_config({"cost_limits": cost_limits, **groups})
+
+
+def create(config: TrainConfig, observation_size: int = 2) -> LearnerState:
+    constraints = [
+        Constraint(
+            name=f"c{i}",
+            cost_limit=limit if math.isfinite(limit) else None,
+            discount=0.9,
+            horizon_steps=100,
+            window_steps=10,
+        )
+        for i, limit in enumerate(config.cost_limits)
+    ]
+    return learner.create(config, observation_size, 1, constraints)
+
+
+def one_step_batch(generator: np.random.Generator, costs: int = 1, discount: float = 0.0) -> Batch:
+    """Anywhere, any action: reward is the action, each cost is 1 + action."""
+    observation = generator.normal(size=(B, 2)).astype(np.float32)
+    action = generator.uniform(-1, 1, (B, 1)).astype(np.float32)
+    return Batch(
+        observation,
+        action,
+        action[:, 0],
+        np.repeat(1 + action, costs, axis=1),
+        np.full(B, discount, np.float32),
+        generator.normal(size=(B, 2)).astype(np.float32),
+        B // 2,
+    )
+
+
+def learn(
+    state: LearnerState, config: TrainConfig, updates: int, measured: float | list[float], discount: float = 0.0
+) -> list[UpdateMetrics]:
+    generator = np.random.default_rng(0)
+    costs = len(config.cost_limits)
+    cost = np.broadcast_to(np.array(measured, np.float64), costs)
+    return [learner.update(state, one_step_batch(generator, costs, discount), cost, config) for _ in range(updates)]
+
+
+def mean_action(state: LearnerState) -> float:
+    observation = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+    return state.model.distribution(observation)[0].tanh().mean().item()
+
+
+# Critics.
+
+
+def test_critics_learn_the_values_of_a_chain_by_hand() -> None:
+    # 0 -> 1 -> end, and 2 -> 2 for ever (as a truncated episode does), whatever the action; gamma 0.5.
+    # V(1) = (4, 6); V(0) = (1, 2) + V(1)/2 = (3, 5); V(2) = (1, 1.5)/(1 − 0.5) = (2, 3).
+    settings = config()
+    state = create(settings, observation_size=4)
+    at = np.array([0, 1, 2])
+    following = np.array([1, 3, 2])
+    rows = np.tile(np.arange(3), 22)
+    states = np.eye(4, dtype=np.float32)
+    generator = np.random.default_rng(0)
+    for _ in range(400):
+        batch = Batch(
+            states[at[rows]],
+            generator.uniform(-1, 1, (66, 1)).astype(np.float32),
+            np.array([1, 4, 1], np.float32)[rows],
+            np.array([[2], [6], [1.5]], np.float32)[rows],
+            np.array([0.5, 0, 0.5], np.float32)[rows],
+            states[following[rows]],
+            33,
+        )
+        learner.update(state, batch, np.array([10.0]), settings)
+    action = torch.linspace(-0.8, 0.8, 5).reshape(1, 5, 1).expand(3, 5, 1)
+    with torch.no_grad():
+        reward_value, cost_value = state.model.values(torch.eye(4)[:3], action)
+    np.testing.assert_allclose(reward_value, np.array([[3], [4], [2]]) * np.ones((3, 5)), rtol=0.05)
+    np.testing.assert_allclose(cost_value[..., 0], np.array([[5], [6], [3]]) * np.ones((3, 5)), rtol=0.05)
+
+
+def test_targets_take_the_mean_of_the_heads() -> None:
+    # Target heads that say 1 and 3 everywhere: the bootstrap value is 2, whatever the action.
+    settings = config(network={"reward_heads": 2, "cost_heads": 2})
+    state = create(settings)
+    with torch.no_grad():
+        state.target_critics.output_weight.zero_()
+        # Members: two reward heads, then two cost heads behind a softplus, whose inverse is log(exp(x) − 1).
+        levels = torch.tensor([1.0, 3.0, *np.log(np.expm1([1.0, 3.0]))])
+        state.target_critics.output_bias.copy_(levels.reshape(4, 1, 1))
+    batch = one_step_batch(np.random.default_rng(0), discount=0.5)
+    with torch.no_grad():
+        observation, action = torch.from_numpy(batch.observation), torch.from_numpy(batch.action).unsqueeze(1)
+        reward_value, cost_value = (value[:, :, 0] for value in state.model.critics(observation, action))
+    expected_reward = torch.from_numpy(batch.reward) + 0.5 * 2
+    expected_cost = torch.from_numpy(batch.cost) + 0.5 * 2
+    expected = ((reward_value - expected_reward) ** 2).mean(1).sum() + ((cost_value - expected_cost) ** 2).mean(1).sum()
+    metrics = learner.update(state, batch, np.array([10.0]), settings)
+    assert metrics.critic_loss == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics.cost_value[0] == pytest.approx(2, rel=1e-6)
+
+
+def test_reward_is_learned_in_units_of_its_scale() -> None:
+    settings = config()
+    state = create(settings)
+    state.reward_scale = 100.0
+    generator = np.random.default_rng(0)
+    for _ in range(150):
+        batch = one_step_batch(generator)
+        batch.reward[:] = 200.0
+        learner.update(state, batch, np.array([10.0]), settings)
+    value, _ = state.model.values(torch.from_numpy(batch.observation), torch.from_numpy(batch.action).unsqueeze(1))
+    assert value.mean().item() == pytest.approx(2, rel=0.1)
+
+
+# The policy.
+
+
+def test_below_the_limit_the_policy_follows_the_reward() -> None:
+    settings = config()
+    state = create(settings)
+    metrics = learn(state, settings, 150, measured=0.0)
+    assert mean_action(state) > 0.3
+    assert all(m.feasible and m.share[0] == -1 for m in metrics)
+
+
+def test_above_the_limit_the_policy_lowers_the_cost_though_it_costs_reward() -> None:
+    settings = config()
+    state = create(settings)
+    metrics = learn(state, settings, 150, measured=1000.0)
+    assert mean_action(state) < -0.2
+    assert all(m.feasible and m.share[0] == settings.limit.gain_above for m in metrics)
+    assert np.mean([m.cost_multiplier[0] for m in metrics[50:]]) > 0
+
+
+def test_without_a_limit_no_cost_is_too_high() -> None:
+    settings = config(cost_limits=(float("inf"),))
+    state = create(settings)
+    metrics = learn(state, settings, 150, measured=1e9)
+    assert mean_action(state) > 0.3
+    assert all(m.cost_multiplier[0] == 0 and m.feasible for m in metrics)
+
+
+def test_one_cost_over_its_limit_counts_though_another_is_under() -> None:
+    settings = config(cost_limits=(10.0, 10.0))
+    state = create(settings)
+    metrics = learn(state, settings, 150, measured=[0.0, 1000.0])
+    assert mean_action(state) < -0.2
+    assert all(m.feasible for m in metrics)
+
+
+def test_the_primal_residuals_hold_at_every_update() -> None:
+    settings = config(cost_limits=(10.0, 12.0))
+    for metrics in learn(create(settings), settings, 60, measured=[11.0, 9.0]):
+        assert metrics.kl_residual <= 1e-6
+        assert (metrics.cost_residual <= 1e-6).all()
+
+
+def test_an_unreachable_threshold_is_counted_and_answered_by_the_least_cost() -> None:
+    # The paper's own constraint, E_q[Q_c] <= threshold, where every action costs at least 1 and 0.5 is asked.
+    settings = config(cost_limits=(5.0,), estep={"constraint": "critic"})
+    state = create(settings)
+    learn(state, settings, 100, measured=0.0)  # until the critics know
+    before = state.infeasible_updates
+    state.cost_threshold = np.array([0.02])
+    metrics = learn(state, settings, 100, measured=0.0)
+    assert not any(m.feasible for m in metrics)
+    assert state.infeasible_updates == before + 100
+    assert all(m.cost_residual[0] > 0 for m in metrics)
+    assert mean_action(state) < -0.2
+
+
+def test_the_critic_constraint_uses_the_discounted_threshold() -> None:
+    # 10·(1 − 0.9^100)/((1 − 0.9)·100) = 0.99997.
+    assert create(config()).cost_threshold[0] == pytest.approx(10 * (1 - 0.9**100) / 10)
+
+
+# Periods of the M-step.
+
+
+def test_the_behavior_policy_is_replaced_once_a_period() -> None:
+    settings = config()
+    state = create(settings)
+    before = [parameter.clone() for parameter in state.behavior_policy.parameters()]
+    metrics = learn(state, settings, 9, measured=0.0)
+    assert same(before, list(state.behavior_policy.parameters()))
+    assert not same(before, list(state.model.policy.parameters()))
+    assert all(m.kl_mean is m.kl_covariance is m.kept_share is None for m in metrics)
+    (last,) = learn(state, settings, 1, measured=0.0)
+    assert same(list(state.behavior_policy.parameters()), list(state.model.policy.parameters()))
+    assert last.kl_mean is not None
+    assert last.kl_mean > 0
+    assert last.kept_share == 1
+
+
+def test_a_period_that_went_too_far_is_pulled_back_and_counted() -> None:
+    settings = config(mstep={"kl_mean_bound": 1e-4, "kl_covariance_bound": 1e-4, "learning_rate": 1e-2})
+    state = create(settings)
+    learn(state, settings, 9, measured=0.0)
+    old = [parameter.clone() for parameter in state.behavior_policy.parameters()]
+    (last,) = learn(state, settings, 1, measured=0.0)
+    assert last.kl_mean is not None
+    assert last.kept_share is not None
+    assert last.kl_mean > 2e-4
+    assert last.kept_share < 1
+    assert state.pulled_back_periods == 1
+    assert state.mean_region.log_multiplier > 0
+    assert max(achieved_kl(state, settings, old)) <= 2 * 2e-4
+
+
+def test_the_achieved_kl_of_every_period_stays_near_its_bound() -> None:
+    settings = config()
+    state = create(settings)
+    achieved = []
+    for _ in range(40):
+        old = [parameter.clone() for parameter in state.behavior_policy.parameters()]
+        learn(state, settings, settings.mstep.period, measured=0.0)
+        achieved.append(achieved_kl(state, settings, old))
+    # Twice the bound is where pulling back begins; half as much again for other states than it was measured on.
+    means, covariances = zip(*achieved, strict=True)
+    assert max(means) <= 3 * settings.mstep.kl_mean_bound
+    assert max(covariances) <= 3 * settings.mstep.kl_covariance_bound
+    assert np.mean(means) > 0.1 * settings.mstep.kl_mean_bound  # and the room is used
+
+
+def achieved_kl(state: LearnerState, config: TrainConfig, old: list[Tensor]) -> tuple[float, float]:
+    """KL of mean and covariance between the old behavior policy, given by its parameters, and the present one."""
+    before = create(config).behavior_policy
+    with torch.no_grad():
+        for parameter, value in zip(before.parameters(), old, strict=True):
+            parameter.copy_(value)
+        observation = torch.randn(500, 2, generator=torch.Generator().manual_seed(2))
+        mean, covariance = gaussian_kl(*before(observation), *state.behavior_policy(observation))
+    return mean.mean().item(), covariance.mean().item()
+
+
+def same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(left, right, strict=True))
+
+
+# Noise, state, failure.
+
+
+def test_noise_comes_in_pairs_with_a_second_moment_of_one() -> None:
+    noise = antithetic_noise(7, 16, 3, torch.Generator().manual_seed(0))
+    assert noise.shape == (7, 16, 3)
+    torch.testing.assert_close(noise[:, 8:], -noise[:, :8])
+    torch.testing.assert_close(noise.square().mean(1), torch.ones(7, 3))
+
+
+def test_the_seed_decides_everything_and_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, same_seed, other = create(config()), create(config()), create(config().model_copy(update={"seed": 1}))
+    assert torch.equal(torch.rand(1), expected)
+    assert same(list(one.model.parameters()), list(same_seed.model.parameters()))
+    assert not same(list(one.model.parameters()), list(other.model.parameters()))
+    for state in (one, same_seed):
+        learn(state, config(), 12, measured=11.0)
+    assert same(list(one.model.parameters()), list(same_seed.model.parameters()))
+
+
+def test_a_restored_learner_goes_on_to_the_bit() -> None:
+    settings = config()
+    original, restored = create(settings), create(settings)
+    learn(original, settings, 25, measured=12.0)  # in the middle of a period
+    original.controller = original.controller.advanced(np.array([0.5]), 5_000, settings.limit)
+    original.reward_scale = 3.0
+    saved = io.BytesIO()
+    torch.save(learner.state_dict(original), saved)
+    saved.seek(0)
+    learner.load_state_dict(restored, torch.load(saved, weights_only=True))
+    left, right = (learn(state, settings, 25, measured=12.0) for state in (original, restored))
+    for one, other in zip(left, right, strict=True):
+        assert repr(one) == repr(other)
+    assert same_state(learner.state_dict(original), learner.state_dict(restored))
+
+
+def same_state(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same_state(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same_state, left, right))
+    return bool(left == right)
+
+
+def test_critics_that_diverged_are_named() -> None:
+    settings = config()
+    state = create(settings)
+    with torch.no_grad():
+        state.target_critics.output_bias[0] = float("nan")
+    with pytest.raises(NonFiniteError, match="reward_value"):
+        learn(state, settings, 1, measured=0.0)
