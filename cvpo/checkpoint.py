@@ -59,13 +59,30 @@ def write_config(run: Path, config: TrainConfig) -> None:
     Raises:
         CheckpointError: the folder is in use, or cannot be written.
     """
-    if run.exists() and any(run.iterdir()):
-        raise CheckpointError(f"{run} is not empty. Choose another --out, or go on with it: cvpo train --resume {run}")
     try:
+        if run.exists() and any(run.iterdir()):
+            raise CheckpointError(
+                f"{run} is not empty. Choose another --out, or go on with it: cvpo train --resume {run}"
+            )
         run.mkdir(parents=True, exist_ok=True)
-        (run / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"Cannot write {run}: {error.strerror}. Choose another --out.") from error
+    replace_config(run, config)
+
+
+def replace_config(run: Path, config: TrainConfig) -> None:
+    """Write the config of a run, whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written; the one before stays.
+    """
+    temporary = run / f".{CONFIG}"
+    try:
+        temporary.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        temporary.replace(run / CONFIG)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"Cannot write {run}: {error.strerror}. Free space or choose another --out.") from error
 
 
 def read_config(run: Path) -> TrainConfig:

@@ -120,19 +120,23 @@ def summarize(episodes: Sequence[Episode], cost_limits: Sequence[float], mode: M
 
 
 def cost_level(episodes: Sequence[Episode], discount: float) -> list[float | None]:
-    """Predicted over realized discounted cost of each constraint; 1 is right, None where nothing was realized.
+    """Predicted over realized discounted cost of each constraint; 1 is right, None where nothing was realized or seen.
 
     Only steps with three times 1/(1 − discount) steps after them count (or that a termination follows): the rest of
     their discounted cost was not seen.
     """
+    unseen = round(3 / (1 - discount))
     predicted, realized = [], []
     for episode in episodes:
         if episode.cost_value is None:
             raise ValueError("these episodes carry no cost_value")
-        returns = np.stack([discounted_returns(cost, discount) for cost in episode.cost.T], axis=1)
-        seen = len(returns) if episode.terminated else max(len(returns) - round(3 / (1 - discount)), 1)
-        predicted.append(episode.cost_value[:seen].mean(0))
-        realized.append(returns[:seen].mean(0))
+        seen = len(episode.cost) - (0 if episode.terminated else unseen)
+        if seen > 0:
+            returns = np.stack([discounted_returns(cost, discount) for cost in episode.cost.T], axis=1)
+            predicted.append(episode.cost_value[:seen].mean(0))
+            realized.append(returns[:seen].mean(0))
+    if not realized:
+        return [None] * episodes[0].cost.shape[1]
     pairs = zip(np.mean(predicted, axis=0), np.mean(realized, axis=0), strict=True)
     return [float(p / r) if r > 0 else None for p, r in pairs]
 
@@ -170,14 +174,16 @@ class ServedActor:
         self.caller, self.mode, self.candidates, self.seed = caller, mode, candidates, seed
 
     @classmethod
-    def from_bundle(cls, path: Path, mode: Mode = "deterministic", candidates: int = 8, seed: int = 0) -> Self:
-        """Load a bundle into this process, calibrated or not.
+    def from_bundle(
+        cls, path: Path, mode: Mode = "deterministic", candidates: int = 8, seed: int = 0, policy: str = ""
+    ) -> Self:
+        """Load a bundle, or one policy of a folder of them, into this process, calibrated or not.
 
         Raises:
             BundleError: it does not verify.
         """
         try:
-            return cls(LocalPolicy.load(path, allow_uncalibrated=True), mode, candidates, seed)
+            return cls(LocalPolicy.load(path, policy, allow_uncalibrated=True), mode, candidates, seed)
         except StartupError as error:
             raise BundleError(str(error)) from error
 
@@ -289,7 +295,7 @@ def evaluate_target(
         horizon = environment.max_episode_steps
     else:
         if path.exists():
-            actor = ServedActor.from_bundle(path, mode, candidates, seed)
+            actor = ServedActor.from_bundle(path, mode, candidates, seed, policy)
         elif ":" in target:
             actor = ServedActor(PolicyClient(target, policy, timeout_seconds=5.0), mode, candidates, seed)
         else:

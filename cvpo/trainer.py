@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,11 +22,12 @@ from cvpo.checkpoint import (
     TrainedPolicy,
     load_resume_point,
     read_config,
+    replace_config,
     save_policy,
     save_resume_point,
     write_config,
 )
-from cvpo.config import TrainConfig
+from cvpo.config import TrainConfig, parse_config
 from cvpo.envs import EnvSpec, VectorEnv
 from cvpo.errors import CheckpointError, ConfigError
 from cvpo.evaluate import EpisodeRunner, TorchActor, cost_level, summarize, to_environment
@@ -37,6 +39,7 @@ from cvpo.replay import NStepCollector, Replay
 
 Array = NDArray[np.float64]
 ROW_EVERY = 1_000  # steps between two rows of metrics
+EVALUATION_ENVS = 20
 EVALUATION_SEED_OFFSET = 1_000_003  # evaluation episodes are not training episodes
 
 
@@ -107,15 +110,16 @@ def resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int |
     """
     config = read_config(run)
     point = load_resume_point(run)
-    if point.state["config"] != config.model_dump_json():
+    if _with_steps(parse_config(json.loads(point.state["config"])), config.schedule.steps) != config:
         raise CheckpointError(f"{run}/config.json was changed since the run began. Put it back, or start a new run.")
     if steps is not None:
-        config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"steps": steps})})
+        config = _with_steps(config, steps)
     if point.steps >= config.schedule.steps:
         raise ConfigError(f"{run} is complete at {point.steps} steps. To train longer, give a larger --steps.")
     with _environments(config) as env, _disk_errors(run):
         loop = _Loop(config, constraints_of(config, env.spec), env)
         loop.restore(point.state)
+        replace_config(run, config)
         return loop.run(run, env.restore(point.environments), reporter, stop)
 
 
@@ -175,7 +179,7 @@ class _Loop:
             rows = _Rows(self, writer)
             if self.steps:
                 evaluator.start(self.steps)  # its evaluation may have been cut off
-            saved = self.steps
+            saved, due = self.steps, _next_multiple(self.steps, schedule.checkpoint_every)
             while self.steps < total and not stop():
                 action = self._choose(observation)
                 self.env.step_async(to_environment(action, self.spec.action_low, self.spec.action_high))
@@ -185,8 +189,9 @@ class _Loop:
                 observation = self._take_in(observation, action)
                 reporter.progress(self._progress(clock))
                 rows.write_when_due(clock)
-                if self.steps >= saved + schedule.checkpoint_every and self.learner.updates:
+                if self.steps >= due and self.learner.updates:
                     saved = self._save(run, writer)
+                    due = _next_multiple(saved, schedule.checkpoint_every)
                     evaluator.start(saved)
             if saved != self.steps:
                 saved = self._save(run, writer)
@@ -312,7 +317,7 @@ class _Evaluator:
         schedule, environment = self.config.schedule, self.config.environment
         self.env = VectorEnv(
             environment.env_id,
-            num_envs=min(schedule.evaluation_episodes, 10),
+            num_envs=min(schedule.evaluation_episodes, EVALUATION_ENVS),
             workers=schedule.evaluation_workers,
             seed=self.config.seed + EVALUATION_SEED_OFFSET,
             cost_names=environment.cost_names,
@@ -358,7 +363,7 @@ class _Rows:
     def __init__(self, loop: _Loop, writer: MetricsWriter) -> None:
         self.loop, self.writer = loop, writer
         self.updates: list[UpdateMetrics] = []
-        self.due = loop.steps + ROW_EVERY
+        self.due = _next_multiple(loop.steps, ROW_EVERY)
 
     def update(self, metrics: UpdateMetrics) -> None:
         """Write an update's residuals, and keep the rest for the next row."""
@@ -376,7 +381,7 @@ class _Rows:
         """Write a row each ROW_EVERY steps."""
         if self.loop.steps < self.due:
             return
-        self.due += ROW_EVERY
+        self.due = _next_multiple(self.loop.steps, ROW_EVERY)
         progress = self.loop._progress(clock)
         row: dict[str, float | int] = {
             "steps": progress.steps,
@@ -412,6 +417,10 @@ class _Rows:
             row["mstep/kl_mean"] = _mean(m.kl_mean or 0.0 for m in periods) / state.mean_region.bound
             row["mstep/kl_covariance"] = _mean(m.kl_covariance or 0.0 for m in periods) / state.covariance_region.bound
         return row
+
+
+def _with_steps(config: TrainConfig, steps: int) -> TrainConfig:
+    return config.model_copy(update={"schedule": config.schedule.model_copy(update={"steps": steps})})
 
 
 class _Clock:
@@ -461,6 +470,11 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             libc.mallopt(parameter, 1 << 30)
+
+
+def _next_multiple(steps: int, every: int) -> int:
+    """The first multiple beyond: a resumed run keeps the dates of the one that it goes on with."""
+    return (steps // every + 1) * every
 
 
 def _mean(values: Any) -> float:

@@ -1,0 +1,286 @@
+"""Episodes and what they add up to: fixed quotas, intervals, cost levels, and who acts."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from cvpo.checkpoint import TrainedPolicy, load_policy
+from cvpo.envs import EnvSpec, VectorEnv
+from cvpo.errors import CheckpointError, ConfigError
+from cvpo.evaluate import (
+    Decision,
+    Episode,
+    EpisodeRunner,
+    RandomActor,
+    TorchActor,
+    cost_level,
+    evaluate_target,
+    interval,
+    run_episodes,
+    summarize,
+    to_environment,
+)
+from cvpo.trainer import train
+from tests.budget import Reports, never, small_config
+
+
+class Alternating(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
+    """Episodes of 3 and 9 steps by turns, the short ones terminated; reward 1 a step, cost the action's two parts."""
+
+    def __init__(self) -> None:
+        self.observation_space = Box(0.0, 10.0, (1,), np.float64)
+        self.action_space = Box(np.array([0.0, 2.0]), np.array([1.0, 4.0]), dtype=np.float64)
+        self.length, self.steps = 9, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.length, self.steps = 12 - self.length, 0
+        return np.zeros(1), {}
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        self.steps += 1
+        over, short = self.steps == self.length, self.length == 3
+        costs = {"cost_a": float(action[0]), "cost_b": float(action[1])}
+        return np.full(1, float(self.steps)), 1.0, over and short, over and not short, costs
+
+
+class Recording:
+    """Half the first part of the action, 3 of the other; notes the steps it was told are left."""
+
+    def __init__(self) -> None:
+        self.steps_left: list[list[int]] = []
+
+    def act(self, observation: NDArray[np.float32], steps_left: NDArray[np.int64]) -> Decision:
+        self.steps_left.append(steps_left.tolist())
+        count = len(observation)
+        return Decision(np.tile([0.5, 3.0], (count, 1)), cost_value=np.tile(observation, (1, 2)).astype(np.float64))
+
+
+def alternating(num_envs: int) -> VectorEnv:
+    return VectorEnv(
+        "tests.test_evaluate:Alternating",
+        num_envs=num_envs,
+        workers=0,
+        seed=0,
+        cost_names=("cost_a", "cost_b"),
+        max_episode_steps=20,
+    )
+
+
+# Running episodes.
+
+
+def test_each_environment_runs_its_own_number_of_episodes_so_short_ones_are_not_favoured() -> None:
+    # Five episodes in two environments: three and two, each beginning with a short one. Taking the first five to end
+    # would have given three short ones and two long ones only by chance of who is ahead.
+    with alternating(2) as env:
+        episodes = run_episodes(env, Recording(), 5)
+    assert [len(episode.reward) for episode in episodes] == [3, 9, 3, 3, 9]
+    assert [episode.terminated for episode in episodes] == [True, False, True, True, False]
+
+
+def test_an_episode_has_what_was_seen_done_and_predicted_at_each_step() -> None:
+    with alternating(1) as env:
+        (episode,) = run_episodes(env, Recording(), 1)
+    np.testing.assert_array_equal(episode.observation[:, 0], [0, 1, 2])
+    np.testing.assert_array_equal(episode.reward, [1, 1, 1])
+    np.testing.assert_array_equal(episode.cost, [[0.5, 3.0]] * 3)
+    assert episode.cost_value is not None
+    np.testing.assert_array_equal(episode.cost_value, [[0, 0], [1, 1], [2, 2]])
+    assert episode.cost_to_go is None
+    assert episode.violation is None
+
+
+def test_an_actor_is_told_how_many_steps_are_left() -> None:
+    actor = Recording()
+    with alternating(1) as env:
+        run_episodes(env, actor, 2)
+    assert [left for (left,) in actor.steps_left] == [20, 19, 18, 20, 19, 18, 17, 16, 15, 14, 13, 12]
+
+
+def test_a_runner_advances_one_step_at_a_time() -> None:
+    with alternating(2) as env:
+        runner = EpisodeRunner(env, Recording(), 2, env.reset())
+        for _ in range(3):
+            assert not runner.finished
+            runner.advance()
+        assert runner.finished
+        assert len(runner.result()) == 2
+
+
+# What they add up to.
+
+
+def episode(
+    reward: list[float], cost: list[list[float]], value: list[list[float]] | None = None, terminated: bool = False
+) -> Episode:
+    steps = len(reward)
+    predicted = None if value is None else np.array(value)
+    return Episode(
+        np.zeros((steps, 1), np.float32), np.array(reward), np.array(cost), terminated, predicted, None, None
+    )
+
+
+def test_an_evaluation_sums_episodes_and_counts_those_over_each_limit() -> None:
+    episodes = [
+        episode([1, 2], [[1, 0], [1, 0]]),
+        episode([3], [[5, 1]]),
+        episode([6], [[2, 9]]),
+        episode([0], [[3, 0]]),
+    ]
+    evaluation = summarize(episodes, [2.0, float("inf")], "sampled")
+    assert (evaluation.mode, evaluation.episodes) == ("sampled", 4)
+    assert evaluation.episode_return.mean == 3
+    assert [cost.mean for cost in evaluation.episode_cost] == [3, 2.5]
+    assert evaluation.over_limit_share == (0.5, 0.0)  # 2 is at its limit of 2, not over it
+
+
+def test_an_interval_is_the_students_for_many_normal_values() -> None:
+    # Mean 10, standard deviation 2, n = 400: 10 ± 1.96·2/20.
+    values = np.random.default_rng(0).normal(size=400)
+    values = 10 + 2 * (values - values.mean()) / values.std()
+    found = interval(values)
+    assert found.mean == pytest.approx(10)
+    assert found.low == pytest.approx(10 - 0.196, abs=0.02)
+    assert found.high == pytest.approx(10 + 0.196, abs=0.02)
+
+
+def test_an_interval_covers_its_mean_95_times_in_a_hundred() -> None:
+    generator = np.random.default_rng(0)
+    found = [interval(generator.exponential(size=50)) for _ in range(200)]
+    # Skewed values and 50 of them: a percentile bootstrap covers a little less than it says.
+    assert 0.88 <= np.mean([one.low <= 1 <= one.high for one in found]) <= 0.99
+
+
+def test_the_interval_of_equal_values_or_of_one_has_no_width() -> None:
+    for values in (np.full(10, 25.0), np.array([25.0])):
+        found = interval(values)
+        assert (found.mean, found.low, found.high) == (25, 25, 25)
+
+
+def test_the_interval_is_the_same_each_time() -> None:
+    values = np.random.default_rng(0).normal(size=20)
+    assert interval(values) == interval(values)
+
+
+def test_the_cost_level_is_predicted_over_realized_discounted_cost() -> None:
+    # gamma 0.5: steps with 6 steps after them count. Ten steps of cost 1: the first four realize nearly 2 (2 − 2^-6
+    # and so on); predictions of 3 are half as much too high, and those of the last six steps do not count.
+    one = episode([0] * 10, [[1.0]] * 10, [[3.0]] * 4 + [[99.0]] * 6)
+    (level,) = cost_level([one], 0.5)
+    assert level == pytest.approx(1.5, rel=0.01)
+
+
+def test_every_step_before_a_termination_counts_in_the_cost_level() -> None:
+    # Costs 1, 1, 1 and the end: discounted 1.75, 1.5, 1.
+    one = episode([0] * 3, [[1.0]] * 3, [[1.75], [1.5], [1.0]], terminated=True)
+    (level,) = cost_level([one], 0.5)
+    assert level == pytest.approx(1)
+
+
+def test_there_is_no_cost_level_where_nothing_was_realized_or_seen_to_its_end() -> None:
+    free = episode([0] * 3, [[0.0]] * 3, [[1.0]] * 3, terminated=True)
+    assert cost_level([free], 0.5) == [None]
+    # Six steps, and 0.5 asks for six after a step: the discounted cost of none of them was seen whole.
+    assert cost_level([episode([0] * 6, [[1.0]] * 6, [[1.0]] * 6)], 0.5) == [None]
+
+
+def test_each_cost_has_its_own_level() -> None:
+    one = episode([0], [[1.0, 2.0]], [[2.0, 1.0]], terminated=True)
+    assert cost_level([one], 0.5) == [2.0, 0.5]
+
+
+def test_episodes_without_predictions_have_no_cost_level() -> None:
+    with pytest.raises(ValueError, match="no cost_value"):
+        cost_level([episode([0], [[1.0]])], 0.5)
+
+
+# Who acts.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("evaluate") / "run"
+    train(small_config(steps=400), path, Reports(), never)
+    return path
+
+
+@pytest.fixture(scope="module")
+def policy(run: Path) -> TrainedPolicy:
+    return load_policy(run, 400)
+
+
+def test_actions_are_scaled_to_the_bounds_of_the_environment() -> None:
+    scaled = to_environment(np.array([[-1.0, 0.0], [1.0, 0.5]]), np.array([0.0, -10.0]), np.array([1.0, 30.0]))
+    np.testing.assert_allclose(scaled, [[0.0, 10.0], [1.0, 20.0]])
+
+
+def test_the_deterministic_action_is_that_of_the_mean_and_its_cost_is_judged(policy: TrainedPolicy) -> None:
+    observation = np.array([[1.0], [3.0]], np.float32)
+    actor = TorchActor(policy.model, policy.spec)
+    decision = actor.act(observation, np.full(2, 40))
+    mean, _ = policy.model.distribution(torch.from_numpy(observation))
+    np.testing.assert_allclose(decision.action, (mean.tanh().numpy() + 1) / 2, atol=1e-7)  # efforts are in [0, 1]
+    _, cost_value = policy.model.values(torch.from_numpy(observation), mean.tanh().unsqueeze(1))
+    assert decision.cost_value is not None
+    np.testing.assert_allclose(decision.cost_value, cost_value[:, 0].numpy())
+    np.testing.assert_array_equal(actor.act(observation, np.full(2, 40)).action, decision.action)
+
+
+def test_sampled_actions_follow_the_distribution_and_their_generator(policy: TrainedPolicy) -> None:
+    observation = np.full((2_000, 1), 3.0, np.float32)
+    actions = [
+        TorchActor(policy.model, policy.spec, torch.Generator().manual_seed(7))
+        .act(observation, np.full(2_000, 40))
+        .action
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(actions[0], actions[1])
+    mean, deviation = (float(value[0]) for value in policy.model.distribution(torch.tensor([[3.0]])))
+    u = np.arctanh(np.clip(2 * actions[0] - 1, -1 + 1e-9, 1 - 1e-9))
+    assert u.mean() == pytest.approx(mean, abs=0.05)
+    assert u.std() == pytest.approx(deviation, rel=0.1)
+
+
+def test_random_actions_fill_the_bounds(policy: TrainedPolicy) -> None:
+    spec = EnvSpec("e", 1, np.array([0.0, -5.0]), np.array([1.0, 5.0]), ("cost",), 40, None)
+    action = RandomActor(spec, 0).act(np.zeros((1_000, 1), np.float32), np.full(1_000, 40)).action
+    np.testing.assert_allclose(action.min(0), [0, -5], atol=0.05)
+    np.testing.assert_allclose(action.max(0), [1, 5], atol=0.05)
+    np.testing.assert_allclose(action.mean(0), [0.5, 0], atol=0.3)
+
+
+# A run as the target.
+
+
+def test_a_run_is_evaluated_on_fresh_episodes_against_its_limit(run: Path, policy: TrainedPolicy) -> None:
+    found = evaluate_target(str(run), 12, workers=0)
+    assert (found.env_id, found.cost_names, found.cost_limits) == ("tests.budget:make", ("cost",), (20.0,))
+    assert (found.evaluation.episodes, found.evaluation.mode) == (12, "deterministic")
+    again = evaluate_target(str(run), 12, steps=400, workers=0)
+    assert again == found
+    assert evaluate_target(str(run), 12, seed=1, workers=0) != found
+    assert evaluate_target(str(run), 12, mode="sampled", workers=0).evaluation.mode == "sampled"
+    earlier = evaluate_target(str(run), 12, steps=200, workers=0)
+    assert earlier.evaluation.episode_return != found.evaluation.episode_return
+
+
+def test_a_checkpoint_that_is_not_there_is_named(run: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at 7 steps"):
+        evaluate_target(str(run), 2, steps=7, workers=0)
+
+
+def test_a_run_cannot_be_shielded(run: Path) -> None:
+    with pytest.raises(ConfigError, match="export"):
+        evaluate_target(str(run), 2, mode="shielded", workers=0)
+
+
+def test_a_target_that_is_nothing_known_is_named() -> None:
+    with pytest.raises(ConfigError, match="nowhere is neither a run nor a bundle"):
+        evaluate_target("nowhere", 2, workers=0)

@@ -1,0 +1,312 @@
+"""Whole runs: the same seed the same run, stopped and resumed to the bit, and what is refused."""
+
+import csv
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy, load_resume_point, read_config
+from cvpo.config import TrainConfig
+from cvpo.envs import VectorEnv
+from cvpo.errors import CheckpointError, ConfigError, EnvError
+from cvpo.metrics import METRICS, read_evaluations, read_metrics
+from cvpo.trainer import constraints_of, resume, train
+from tests.budget import STEPS, Reports, never, small_config
+
+# 400 steps of 4 environments, 160 of them warm-up; checkpoints at 200 and 400.
+TOTAL = 400
+
+
+def start(run: Path, config: TrainConfig | None = None, stop_at: int | None = None) -> Reports:
+    reports = Reports()
+    train(config or small_config(steps=TOTAL), run, reports, never if stop_at is None else reports.stop_at(stop_at))
+    return reports
+
+
+def go_on(run: Path, steps: int | None = None, stop_at: int | None = None) -> Reports:
+    reports = Reports()
+    resume(run, reports, never if stop_at is None else reports.stop_at(stop_at), steps)
+    return reports
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    start(run)
+    return run
+
+
+def assert_same(left: Any, right: Any, where: str = "state") -> None:
+    assert type(left) is type(right), where
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), where
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for i, (one, other) in enumerate(zip(left, right, strict=True)):
+            assert_same(one, other, f"{where}[{i}]")
+    else:
+        assert left == right, where
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    """Parameters, optimizers, replay, generators, counters, environments, and every file that people read."""
+    points = load_resume_point(left), load_resume_point(right)
+    assert points[0].steps == points[1].steps
+    assert_same(points[0].state, points[1].state)
+    np.testing.assert_array_equal(continued(points[0].environments), continued(points[1].environments))
+    policies = [load_policy(run, checkpoint_steps(run)[-1]).model.state_dict() for run in (left, right)]
+    assert_same(policies[0], policies[1])
+    assert (left / "residuals.csv").read_text() == (right / "residuals.csv").read_text()
+    last = max(read_evaluations(left))
+    assert read_evaluations(left)[last] == read_evaluations(right)[last]
+
+
+def continued(environments: bytes) -> NDArray[np.float64]:
+    """What the saved environments show over the next episode and a half."""
+    with VectorEnv("tests.budget:make", num_envs=4, workers=0, seed=0) as env:
+        shown = [env.restore(environments)[:, 0].astype(np.float64)]
+        for _ in range(60):
+            env.step_async(np.full((4, 1), 0.5))
+            step = env.step_wait()
+            shown += [step.observation[:, 0].astype(np.float64), step.truncated.astype(np.float64)]
+    return np.array(shown)
+
+
+# The same seed, the same run.
+
+
+def test_the_same_seed_gives_the_same_run(whole: Path, tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_another_seed_gives_another_run(whole: Path, tmp_path: Path) -> None:
+    start(tmp_path / "run", small_config(steps=TOTAL).model_copy(update={"seed": 1}))
+    assert (tmp_path / "run" / "residuals.csv").read_text() != (whole / "residuals.csv").read_text()
+
+
+def test_a_simulator_process_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    start(tmp_path / "run", small_config(steps=TOTAL, environment={"workers": 1}))
+    one, other = load_resume_point(whole), load_resume_point(tmp_path / "run")
+    for state in (one.state, other.state):
+        state.pop("config")
+    assert_same(one.state, other.state)
+
+
+def test_a_run_leaves_config_metrics_residuals_events_and_evaluated_checkpoints(whole: Path) -> None:
+    assert read_config(whole) == small_config(steps=TOTAL)
+    assert checkpoint_steps(whole) == [200, 400]
+    assert list(read_evaluations(whole)) == [200, 400]
+    assert {path.name for path in whole.iterdir()} == {
+        CONFIG,
+        "checkpoints",
+        "resume",
+        "metrics.jsonl",
+        "residuals.csv",
+        "evaluations.jsonl",
+        "tensorboard",
+    }
+    assert any((whole / "tensorboard").iterdir())
+
+
+def test_updates_are_made_at_the_planned_rate(whole: Path) -> None:
+    # 20 at once after the warm-up, and half a one each of the 236 steps from 160 to before the last four.
+    with (whole / "residuals.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20 + 236 // 2 + 1
+
+
+def test_reports_tell_how_far_the_run_is(tmp_path: Path) -> None:
+    reports = start(tmp_path / "run")
+    assert [report.steps for report in reports.checkpoints] == [200, 400]
+    last = reports.last
+    assert last is not None
+    assert (last.steps, last.total_steps) == (400, 400)
+    assert last.train_return is not None
+    assert 0 < last.train_return < 3 * STEPS
+    assert 0 < last.train_cost[0] < STEPS
+    assert last.temperature is not None
+    assert last.temperature > 0
+
+
+def test_rows_of_metrics_have_only_names_with_a_meaning(tmp_path: Path) -> None:
+    schedule = {"warmup_steps": 800, "checkpoint_every": 1_000, "updates_per_step": 0.3}
+    start(tmp_path / "run", small_config(steps=2_000, schedule=schedule))
+    rows = read_metrics(tmp_path / "run")
+    assert [row["steps"] for row in rows] == [1000, 2000]
+    names = {name.removesuffix("cost") + "NAME" if name.endswith("/cost") else name for name in rows[-1]}
+    assert names <= METRICS.keys()
+    assert {"train/return", "train/cost/NAME", "estep/cost_residual_max/NAME", "mstep/kl_mean"} <= names
+    assert rows[-1]["estep/kl_residual_max"] <= 1e-6
+    assert rows[-1]["estep/cost_residual_max/cost"] <= 1e-6
+
+
+# Stopped and resumed.
+
+
+@pytest.mark.parametrize("stop_at", [200, 100, 276])
+def test_a_run_stopped_and_resumed_equals_one_that_was_not(whole: Path, tmp_path: Path, stop_at: int) -> None:
+    # At a checkpoint; in the warm-up; in the middle of episodes and of an M-step's period.
+    run = tmp_path / "run"
+    start(run, stop_at=stop_at)
+    assert load_resume_point(run).steps == stop_at
+    go_on(run)
+    assert_same_run(whole, run)
+    assert set(checkpoint_steps(whole)) <= set(checkpoint_steps(run))
+
+
+def test_a_run_killed_between_checkpoints_goes_on_from_the_last_one(whole: Path, tmp_path: Path) -> None:
+    # Killed without a word at 300: what was written since the checkpoint at 200 is made again.
+    run = tmp_path / "run"
+    reports = Reports()
+
+    def killed() -> bool:
+        if reports.last is not None and reports.last.steps >= 300:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config(steps=TOTAL), run, reports, killed)
+    assert load_resume_point(run).steps == 200
+    go_on(run)
+    assert_same_run(whole, run)
+    assert list(read_evaluations(run)) == [200, 400]
+
+
+def test_stopping_leaves_a_checkpoint_that_can_be_used(tmp_path: Path) -> None:
+    start(tmp_path / "run", stop_at=276)
+    assert checkpoint_steps(tmp_path / "run")[-1] == 276
+    policy = load_policy(tmp_path / "run", 276)
+    action = policy.model.distribution(torch.tensor([[3.0]]))[0].tanh()
+    assert torch.isfinite(action).all()
+
+
+def test_a_stopped_run_keeps_the_dates_of_its_checkpoints(tmp_path: Path) -> None:
+    start(tmp_path / "run", stop_at=276)
+    go_on(tmp_path / "run")
+    assert checkpoint_steps(tmp_path / "run") == [200, 276, 400]
+
+
+def test_a_run_can_be_made_longer_and_then_go_on(tmp_path: Path) -> None:
+    run, straight = tmp_path / "run", tmp_path / "straight"
+    start(run, small_config(steps=200))
+    go_on(run, steps=400, stop_at=300)
+    assert read_config(run).schedule.steps == 400
+    go_on(run)  # and no one has to say 400 again
+    start(straight)
+    assert_same_run(straight, run)
+
+
+def test_an_unconstrained_run_can_be_resumed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start(run, small_config(float("inf"), steps=TOTAL), stop_at=200)
+    reports = go_on(run)
+    assert reports.last is not None
+    assert reports.last.cost_multiplier is not None
+    np.testing.assert_array_equal(reports.last.cost_multiplier, [0.0])
+    assert load_policy(run, 400).constraints[0].cost_limit is None
+
+
+# What is refused.
+
+
+def test_a_folder_in_use_is_refused(whole: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"not empty.*--resume"):
+        start(whole)
+    assert checkpoint_steps(whole) == [200, 400]
+
+
+def test_a_finished_run_says_how_to_train_longer(whole: Path) -> None:
+    with pytest.raises(ConfigError, match=r"complete at 400 steps.*--steps"):
+        go_on(whole)
+
+
+def test_a_config_edited_after_the_start_is_refused(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    document = json.loads((run / CONFIG).read_text())
+    document["cost_limits"] = [5.0]
+    (run / CONFIG).write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="was changed since the run began"):
+        go_on(run, steps=800)
+
+
+def test_a_folder_that_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a run"):
+        go_on(tmp_path)
+
+
+def test_a_run_stopped_before_its_first_step_has_nothing_to_go_on_from(tmp_path: Path) -> None:
+    train(small_config(), tmp_path / "run", Reports(), lambda: True)
+    with pytest.raises(CheckpointError, match="nothing to go on from"):
+        go_on(tmp_path / "run")
+
+
+def test_the_number_of_limits_is_that_of_the_costs(tmp_path: Path) -> None:
+    config = small_config().model_copy(update={"cost_limits": (1.0, 2.0)})
+    with pytest.raises(ConfigError, match=r"2 entries but tests.budget:make reports 1 \(cost\)"):
+        start(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_environment_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(EnvError):
+        start(tmp_path / "run", small_config(environment={"env_id": "tests.budget:nothing"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_a_sentence_and_its_last_checkpoint(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    fsync, calls = os.fsync, iter(range(100))
+
+    def full(descriptor: int) -> None:
+        if next(calls) >= 9:  # two folders of 2 and 3 files, and 2 directories each
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"Cannot write .*0000000400: No space left on device"):
+        start(run)
+    monkeypatch.undo()
+    assert checkpoint_steps(run) == [200]
+    assert load_resume_point(run).steps == 200
+    go_on(run)
+    assert_same_run(whole, run)
+
+
+def test_metrics_that_cannot_be_written_end_the_run_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("cvpo.metrics.MetricsWriter.evaluation", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*--resume"):
+        start(tmp_path / "run")
+
+
+# Constraints.
+
+
+def test_each_cost_becomes_a_constraint_with_its_discount_and_horizon(whole: Path) -> None:
+    policy = load_policy(whole, 400)
+    (constraint,) = constraints_of(policy.config, policy.spec)
+    assert (constraint.name, constraint.cost_limit) == ("cost", 20.0)
+    assert (constraint.discount, constraint.horizon_steps) == (0.8, STEPS)
+    assert constraint.window_steps == 5  # 1/(1 − 0.8)
+    assert policy.constraints == (constraint,)
