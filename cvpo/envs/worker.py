@@ -7,6 +7,7 @@ import functools
 import signal
 import traceback
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnContext
 from typing import Any
@@ -34,7 +35,9 @@ class Worker:
             target=_main, args=(theirs, settings, indices, memory, spec, num_envs), daemon=True
         )
         # A Ctrl-C in the terminal reaches every process of the group. The parent alone answers it: the
-        # child inherits the blocked signal, so there is no moment at which it could be interrupted.
+        # child inherits the blocked signal, so there is no moment at which it could be interrupted. The first process
+        # would start the tracker, which unblocks it (Python 3.11 to 3.14), so it is started before.
+        resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
