@@ -119,7 +119,7 @@ class _EventFile:
     def __init__(self, folder: Path, purge_step: int) -> None:
         folder.mkdir(exist_ok=True)
         now = time.time()
-        self._file = (folder / f"events.out.tfevents.{now:.0f}.{os.getpid()}").open("xb")
+        self._file = (folder / f"events.out.tfevents.{now:.6f}.{os.getpid()}").open("xb")
         self._records = RecordWriter(self._file)
         self._record(Event(wall_time=now, file_version="brain.Event:2"))
         # Rows from after the checkpoint that a resumed run goes on from are not shown.
