@@ -1,5 +1,6 @@
 """The command line: parses, calls, prints. Each command imports what it needs when it runs."""
 
+import difflib
 import json
 import math
 import signal
@@ -16,11 +17,13 @@ from cvpo.errors import ConfigError, CvpoError
 
 if TYPE_CHECKING:
     from cvpo.bundle import Evaluation
+    from cvpo.config import TrainConfig
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it takes [default: 25] for markup, cuts long names of options, and draws boxes into logs
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Learn policies that keep an expected cost under a limit (CVPO), export them, and serve them to robots.",
     epilog="A first look at all of it: cvpo demo",
@@ -39,6 +42,16 @@ EpisodeSteps = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 ModeOption = Annotated[Literal["deterministic", "sampled", "shielded"], typer.Option(help="How actions are chosen.")]
 Candidates = Annotated[int, typer.Option(min=2, help="Candidates of a shielded policy.")]
+
+
+def _cost_limit(text: str) -> float:
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not limit >= 0:  # NaN is not, either
+        raise typer.BadParameter(f"{text} is not a cost; give a number of at least 0, or inf for no limit.")
+    return limit
 
 
 def _version(wanted: bool) -> None:
@@ -63,10 +76,14 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Environment steps.  [default: 100000]")] = None,
     cost_limit: Annotated[
         list[float],
-        typer.Option(help="Cost that one episode may have on average; once per cost; inf for none.  [default: 25]"),
+        typer.Option(
+            parser=_cost_limit,
+            metavar="NUMBER",
+            help="Cost that one episode may have on average; once per cost; inf for none.  [default: 25]",
+        ),
     ] = [],  # noqa: B006  # typer copies it
     cost: CostNames = [],  # noqa: B006
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.  [default: 0]")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for the run.  [default: runs/ENV-sSEED]")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run instead.")] = None,
     max_episode_steps: EpisodeSteps = None,
@@ -75,7 +92,7 @@ def train(
         typer.Option("--set", metavar="GROUP.NAME=VALUE", help="Any other setting, such as estep.kl_bound=0.05."),
     ] = [],  # noqa: B006
 ) -> None:
-    """Learn a policy that keeps the expected cost of an episode under a limit.
+    """Learn a policy that keeps the cost of an episode under a limit.
 
     Shows a row per checkpoint: return and cost of its deterministic policy in evaluation episodes. The folder has
     config.json, metrics.jsonl, evaluations.jsonl, residuals.csv, tensorboard/, checkpoints/ and resume/. Ctrl-C saves
@@ -86,7 +103,7 @@ def train(
     from cvpo.report import TrainingReport, say
 
     if resume is not None:
-        if env or cost_limit or cost or out or setting or max_episode_steps:
+        if env or cost_limit or cost or seed is not None or out or setting or max_episode_steps:
             raise typer.BadParameter("--resume goes on with a run as it was begun; only --steps goes with it.")
         run, config = resume, read_config(resume)
         with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
@@ -94,8 +111,8 @@ def train(
     else:
         if env is None:
             raise typer.BadParameter("Say what to learn in, such as SafetyPointCircle1-v0, or --resume RUN.")
-        config = _train_config(env, steps, cost_limit, cost, seed, max_episode_steps, setting)
-        run = out or Path("runs") / f"{env.split(':')[-1]}-s{seed}"
+        config = _train_config(env, steps, cost_limit, cost, seed or 0, max_episode_steps, setting)
+        run = out or Path("runs") / f"{env.split(':')[-1]}-s{config.seed}"
         with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
             done = trainer.train(config, run, report, stopped)
     say(f"run     {run}")
@@ -117,7 +134,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Return and cost of a policy in fresh episodes, with 95 % intervals."""
+    """Return and cost of a policy in fresh episodes."""
     from cvpo.evaluate import evaluate_target
 
     result = evaluate_target(target, episodes, mode, candidates, seed, policy, step, workers)
@@ -144,9 +161,11 @@ def export(
     evaluation_episodes: Annotated[int, typer.Option(min=1)] = 50,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
 ) -> None:
-    """Write policy and cost critics to ONNX, in one verified bundle with what was measured of them.
+    """Write the policy of a run to a bundle, calibrated.
 
-    Nothing is written if the graphs do not compute what the policy in torch computes.
+    The bundle has policy and cost critics as ONNX graphs, a manifest with checksums and with what was measured in
+    fresh episodes, and a card for people. Nothing is written if the graphs do not compute what the policy in torch
+    computes.
     """
     from cvpo.release import release
     from cvpo.report import say
@@ -176,7 +195,7 @@ def export(
     epilog="Example: cvpo serve bundles",
 )
 def serve(context: typer.Context) -> None:
-    """Answer robots over gRPC from a folder of bundles; the same as python -m serve. Options: cvpo serve --help."""
+    """Answer robots over gRPC; the same as python -m serve."""
     from serve.__main__ import main as serve_main
 
     raise typer.Exit(serve_main(context.args, "cvpo serve"))
@@ -199,7 +218,7 @@ def query(
     timeout_seconds: Annotated[float, typer.Option(min=0.001)] = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a policy service for an action, or for what it serves, as a robot would."""
+    """Ask a policy service for an action, or for what it serves."""
     from cvpo.query import ask, describe
 
     if observation is None:
@@ -225,7 +244,7 @@ def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
     out: Annotated[Path | None, typer.Option(help="Picture to write.  [default: curves.png in the first run]")] = None,
 ) -> None:
-    """Draw return and cost of runs over their steps, against the limit."""
+    """Draw return and cost of runs, against the limit."""
     from cvpo.plot import plot_runs
 
     typer.echo(plot_runs(runs, out or runs[0] / "curves.png"))
@@ -239,7 +258,7 @@ def check_env(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     max_episode_steps: EpisodeSteps = None,
 ) -> None:
-    """Say what is wrong with an environment, before hours of training do."""
+    """Say what is wrong with an environment."""
     from cvpo.envs import check_env as check
 
     findings = check(env, cost_names=tuple(cost), max_episode_steps=max_episode_steps, steps=steps, seed=seed)
@@ -260,7 +279,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """The whole product in about five minutes: learn a safe policy, export it, serve it, drive a robot through it."""
+    """Learn, export, serve and drive a policy in five minutes."""
     from cvpo.demo import run_demo
 
     result = run_demo(out, seed)
@@ -275,7 +294,7 @@ def _train_config(
     seed: int,
     max_episode_steps: int | None,
     settings: list[str],
-) -> Any:
+) -> "TrainConfig":
     from cvpo.config import parse_config
 
     total = 100_000 if steps is None else steps
@@ -286,17 +305,35 @@ def _train_config(
         "schedule": {"steps": total, "checkpoint_every": max(5_000, min(total // 20, 50_000))},
     }
     for setting in settings:
-        path, _, value = setting.partition("=")
-        group, _, name = path.partition(".")
-        if not (group and name and value):
-            raise ConfigError(f"--set {setting}: write it as GROUP.NAME=VALUE, such as estep.kl_bound=0.05.")
-        try:
-            document.setdefault(group, {})[name] = json.loads(value)
-        except ValueError:
-            document[group][name] = value
-        except TypeError:
-            raise ConfigError(f"--set {setting}: {group} is not a group of settings.") from None
+        group, name, value = _setting(setting)
+        document.setdefault(group, {})[name] = value
     return parse_config(document)
+
+
+def _setting(text: str) -> tuple[str, str, object]:
+    """Group, name and value of a --set; ConfigError names the closest where there is no such setting."""
+    from pydantic import BaseModel
+
+    from cvpo.config import TrainConfig
+
+    key, equals, value = text.partition("=")
+    if not (equals and value):
+        raise ConfigError(f"--set {text}: write it as GROUP.NAME=VALUE, such as estep.kl_bound=0.05.")
+    known = [
+        f"{group}.{name}"
+        for group, field in TrainConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for name in field.annotation.model_fields
+    ]
+    if key not in known:
+        close = difflib.get_close_matches(key, known, cutoff=0.5)
+        hint = f"The closest: {', '.join(close)}" if close else "The config.json of any run names them all"
+        raise ConfigError(f"--set {text}: there is no setting {key}. {hint}.")
+    group, name = key.split(".")
+    try:
+        return group, name, json.loads(value)
+    except ValueError:
+        return group, name, value
 
 
 @contextmanager
@@ -325,11 +362,10 @@ def _print_evaluation(evaluation: "Evaluation", names: tuple[str, ...], limits: 
     for name, cost, limit, over in zip(
         names, evaluation.episode_cost, limits, evaluation.over_limit_share, strict=True
     ):
-        verdict = "under" if cost.mean <= limit else "OVER"
-        typer.echo(
-            f"  {name:6} {cost.mean:10.2f}   [{cost.low:.2f}, {cost.high:.2f}]   {verdict} the limit of {limit:g}; "
-            f"{over:.0%} of the episodes are over it"
-        )
+        verdict = f"{'under' if cost.mean <= limit else 'OVER'} the limit of {limit:g}; {over:.0%} of episodes over it"
+        if math.isinf(limit):
+            verdict = "no limit"
+        typer.echo(f"  {name:6} {cost.mean:10.2f}   [{cost.low:.2f}, {cost.high:.2f}]   {verdict}")
 
 
 def _numbers(text: str) -> list[float]:

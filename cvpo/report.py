@@ -38,7 +38,6 @@ class TrainingReport:
 
     def __enter__(self) -> Self:
         self._bar.start()
-        stderr.print(HEADER)
         return self
 
     def __exit__(
@@ -47,7 +46,9 @@ class TrainingReport:
         self._bar.stop()
 
     def progress(self, progress: Progress) -> None:
-        """Move the line."""
+        """Move the line; the first time, print what the rows will be, since now the run has begun."""
+        if self._last is None:
+            stderr.print(HEADER)
         self._last = progress
         text = f"{progress.steps_per_second:,.0f} steps/s  training cost {_costs(progress.train_cost)}"
         if progress.temperature is None or progress.cost_multiplier is None:
@@ -76,7 +77,7 @@ class TrainingReport:
         share = last.infeasible_share if last else 0.0
         rate = last.steps_per_second if last else 0.0
         stderr.print(
-            f"{report.steps:>11,} {mean_return:>9.1f} {limits:>22} {multiplier:>9} {share:>9.0%} {rate:>9,.0f}"
+            f"{report.steps:>11,} {mean_return:>9.1f} {limits:>22} {multiplier:>9} {share:>10.0%} {rate:>8,.0f}"
         )
 
 
