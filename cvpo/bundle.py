@@ -21,6 +21,7 @@ MANIFEST = "manifest.json"
 POLICY_GRAPH = "policy.onnx"
 CRITIC_GRAPH = "critic.onnx"
 MODEL_CARD = "MODEL_CARD.md"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 Mode = Literal["deterministic", "sampled", "shielded"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -161,7 +162,7 @@ class Manifest(_Model):
     """Everything the service must know of a policy, and everything a person should."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    name: str = Field(pattern=NAME_PATTERN)
     version: Annotated[int, Field(gt=0, lt=2**63)]
     observation: Space
     action: Space  # environment units, bounded

@@ -1,5 +1,7 @@
 """From a run to a bundle: choose a checkpoint, export it, measure it as it will be served, and write what was found."""
 
+import os
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cvpo.bundle import Evaluation, Manifest, Provenance, read_bundle
+from cvpo.bundle import NAME_PATTERN, Evaluation, Manifest, Provenance, read_bundle
 from cvpo.calibrate import calibrate
 from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 from cvpo.envs import VectorEnv
-from cvpo.errors import BundleError, CheckpointError
+from cvpo.errors import BundleError, CheckpointError, ConfigError
 from cvpo.evaluate import ServedActor, TorchActor, run_episodes, summarize
 from cvpo.export import NamedPolicy, export_bundle
 from cvpo.metrics import read_evaluations
@@ -55,11 +57,12 @@ def release(
         say: is told what goes on.
 
     Raises:
-        CheckpointError, ExportError, BundleError, EnvError: what cannot be done, and what to do.
+        ConfigError, CheckpointError, ExportError, BundleError, EnvError: what cannot be done, and what to do.
     """
     name, version = identity(out)
     if out.exists():
         raise BundleError(f"{out} already exists, and bundles are immutable. Choose another --out.")
+    _check_writable(out)
     if select:
         steps, selection = choose_checkpoint(run)
     else:
@@ -107,11 +110,27 @@ def release(
 
 
 def identity(out: Path) -> tuple[str, int]:
-    """Name and version of a bundle by its folder: .../NAME/VERSION, or .../NAME for version 1."""
+    """Name and version of a bundle by its folder: .../NAME/VERSION, or .../NAME for version 1.
+
+    Raises:
+        ConfigError: it would give the policy a name that none can have.
+    """
     out = out.absolute()
-    if out.name.isdigit() and int(out.name) > 0:
-        return out.parent.name, int(out.name)
-    return out.name, 1
+    versioned = out.name.isdecimal() and int(out.name) > 0
+    name, version = (out.parent.name, int(out.name)) if versioned else (out.name, 1)
+    if not re.match(NAME_PATTERN, name):
+        raise ConfigError(
+            f"{name!r} is no name for a policy, which has up to 63 letters, digits, dots, dashes and underscores. "
+            "Choose another --out; its last folders are NAME/VERSION."
+        )
+    return name, version
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse a folder that cannot be written before minutes are spent on what would go there."""
+    nearest = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise BundleError(f"Cannot write {out}: {nearest} is no folder that you may write to. Choose another --out.")
 
 
 def choose_checkpoint(run: Path) -> tuple[int, str]:
@@ -138,10 +157,14 @@ def choose_checkpoint(run: Path) -> tuple[int, str]:
                 f"the one with the highest return of {len(safe)} checkpoints under the limit by {judged}, "
                 f"of {len(evaluations)} evaluated on {evaluations[steps].episodes} episodes each"
             )
-    least = min(min(c.mean for c in e.episode_cost) for e in evaluations.values())
+    nearest = min(
+        ([cost.mean for cost in e.episode_cost] for e in evaluations.values()),
+        key=lambda costs: max(cost - limit for cost, limit in zip(costs, limits, strict=True)),
+    )
+    costs = ", ".join(f"{cost:.1f} / {limit:g}" for cost, limit in zip(nearest, limits, strict=True))
     raise CheckpointError(
-        f"No evaluated checkpoint of {run} is under its limit (the least cost is {least:.1f}). Train longer, or export "
-        "the last one without --select."
+        f"No evaluated checkpoint of {run} is under its limit (the nearest has cost / limit {costs}). Train longer, or "
+        "export the last one without --select."
     )
 
 
