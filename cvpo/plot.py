@@ -1,5 +1,8 @@
 """Pictures of training runs: return and cost over steps, against the limit."""
 
+import contextlib
+import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -54,6 +57,8 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
                 axis.plot([row["steps"] for row in rows], [row[name] for row in rows], color=TRAINING, lw=0.8, zorder=0)
             axis.set_title(f"episode cost: {name.removeprefix('train/cost/') or i}")
         for axis, limit in zip(axes[1:], config.cost_limits, strict=True):
+            if math.isinf(limit):
+                continue
             axis.axhline(limit, color=LIMIT, ls="--", lw=1)
             axis.annotate(
                 f"limit {limit:g}", (0.01, limit), xycoords=("axes fraction", "data"), color=LIMIT, va="bottom"
@@ -88,15 +93,21 @@ def plot_paths(paths: Mapping[str, Sequence[NDArray[np.float64]]], wall: float, 
 
 
 def save(figure: "mpl.figure.Figure", out: Path) -> Path:
-    """Write a picture and close it.
+    """Write a picture, whole or not at all, and close the figure.
 
     Raises:
         ConfigError: the folder cannot be written, or the ending is not a kind of picture.
     """
+    temporary = out.with_name(f".{out.name}.part")
+    picture = io.BytesIO()
     try:
+        figure.savefig(picture, dpi=120, format=out.suffix.removeprefix(".") or "png")
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=120)
+        temporary.write_bytes(picture.getbuffer())
+        temporary.replace(out)
     except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise ConfigError(f"Cannot write the picture {out}: {error}. Choose another --out.") from error
     finally:
         plt.close(figure)

@@ -62,7 +62,10 @@ def ask(
 
 
 def _description(policy: PolicyDescription) -> str:
-    constraints = ", ".join(f"{c.name} <= {c.cost_limit:g} an episode" for c in policy.constraints)
+    constraints = ", ".join(
+        f"{c.name} <= {c.cost_limit:g} an episode" if np.isfinite(c.cost_limit) else f"{c.name} without a limit"
+        for c in policy.constraints
+    )
     return (
         f"{policy.policy.name} version {policy.policy.version} (fingerprint {policy.policy.fingerprint}): "
         f"{policy.environment}, observation [{len(policy.observation.names)}], action [{len(policy.action.names)}]; "
