@@ -1,0 +1,127 @@
+"""The command itself: quick, light, helpful, and plain about a part that is not installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command import ROOT, cvpo, run_process
+
+COMMANDS = ("train", "evaluate", "export", "serve", "query", "plot", "check-env", "demo")
+HEAVY = ("torch", "gymnasium", "scipy", "onnx", "onnxruntime", "matplotlib", "tensorboard", "mujoco", "grpc", "numpy")
+
+
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+
+def without(module: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run `cvpo ARGUMENTS` where that module cannot be imported."""
+    return python(
+        f"import sys; sys.modules[{module!r}] = None; sys.argv = {['cvpo', *arguments]}\n"
+        "from cvpo.__main__ import main; main()"
+    )
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    loaded = python(f"import cvpo, sys; print(*[name for name in {HEAVY} if name in sys.modules])")
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.split() == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    allowed = ("numpy", "grpc", "onnxruntime") if arguments[0] == "serve" else ()
+    loaded = python(
+        f"import atexit, sys; sys.argv = {['cvpo', *arguments]}\n"
+        f"atexit.register(lambda: print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr))\n"
+        "from cvpo.__main__ import main; main()"
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.lower().startswith("usage: cvpo")
+    assert set(loaded.stderr.split()) <= set(allowed)
+
+
+def test_help_names_every_command_in_a_whole_sentence() -> None:
+    said = cvpo("--help")
+    assert said.code == 0
+    assert "..." not in said.out.split("Commands:")[1], "a description was cut short"
+    for command in COMMANDS:
+        assert f"\n  {command} " in said.out
+        assert "Example: cvpo" in cvpo(command, "--help").out or command in ("serve", "demo")
+
+
+def test_help_shows_defaults_that_are_written_in_brackets() -> None:
+    text = " ".join(cvpo("train", "--help").out.split())
+    assert "Environment steps. [default: 100000]" in text
+    assert "inf for none. [default: 25]" in text
+
+
+def test_the_version_is_printed() -> None:
+    import cvpo as package
+
+    assert cvpo("--version").out == f"cvpo {package.__version__}\n"
+
+
+def test_the_bare_command_shows_help() -> None:
+    said = cvpo()
+    assert said.code in (0, 2)
+    assert (said.out + said.err).startswith("Usage: cvpo")
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "arguments"),
+    [
+        ("typer", "serve", []),
+        ("typer", "serve", ["--help"]),
+        ("pydantic", "serve", ["evaluate", "x"]),
+        ("onnxruntime", "serve", ["evaluate", "127.0.0.1:1"]),
+        ("torch", "train", ["train", "SafetyPointCircle2-v0"]),
+        ("torch", "train", ["evaluate", "x"]),
+        ("torch", "train", ["demo"]),
+        ("torch", "train", ["export", "x", "--out", "y"]),
+        ("gymnasium", "train", ["check-env", "SafetyPointCircle2-v0"]),
+        ("matplotlib", "train", ["plot", "x"]),
+    ],
+)
+def test_a_missing_part_is_named_with_its_extra(module: str, extra: str, arguments: list[str]) -> None:
+    outcome = without(module, *arguments)
+    assert outcome.returncode == 1
+    assert outcome.stdout == ""
+    assert outcome.stderr == (
+        f"cvpo: this needs {module}, which is not installed. Install the extra it belongs to: "
+        f"pip install 'cvpo[{extra}]' (in a checkout: make install).\n"
+    )
+
+
+def test_the_server_names_its_own_extra() -> None:
+    outcome = without("onnxruntime", "serve", "bundles")
+    assert outcome.returncode == 1
+    assert outcome.stderr == "The server needs onnxruntime. Install it with: pip install 'cvpo[serve]'\n"
+
+
+def test_asking_a_service_needs_no_extra_but_the_command_line() -> None:
+    for module in ("torch", "onnxruntime", "gymnasium"):
+        outcome = without(module, "query", "127.0.0.1:1")
+        assert outcome.returncode == 1
+        assert outcome.stderr.startswith("cvpo: No server answers at 127.0.0.1:1")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+    outcome = without("json", "query", "127.0.0.1:1")
+    assert outcome.returncode == 1
+    assert "ModuleNotFoundError" in outcome.stderr
+
+
+def test_python_m_cvpo_is_the_command(tmp_path: Path) -> None:
+    said = run_process("evaluate", tmp_path / "nothing")
+    assert said.sentence.startswith("cvpo: ")
+
+
+def test_a_pipe_that_is_closed_early_is_no_error() -> None:
+    closed = subprocess.run(
+        f"{sys.executable} -m cvpo --help | head -n 1", shell=True, capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert closed.stdout.startswith("Usage: cvpo")
+    assert closed.stderr == ""

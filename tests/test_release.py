@@ -1,0 +1,138 @@
+"""Which checkpoint is exported, under which name, and what is refused before minutes are spent on it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cvpo.bundle import read_bundle
+from cvpo.checkpoint import checkpoint_steps
+from cvpo.errors import BundleError, CheckpointError, ConfigError
+from cvpo.release import choose_checkpoint, identity, release
+from tests.command import train
+
+LIMITS = (10.0, float("inf"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two costs, of which the second has no limit."""
+    run = tmp_path_factory.mktemp("runs") / "drift"
+    train(run, "--cost", "cost", "--cost", "cost_fuel", "--cost-limit", "10", "--cost-limit", "inf")
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy whose evaluations a test may rewrite."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def evaluated(run: Path, *figures: tuple[float, float, float]) -> None:
+    """Pretend that the checkpoints of a run had these returns, costs and upper ends of their cost's interval."""
+    records = [
+        {
+            "steps": steps,
+            "evaluation": {
+                "mode": "deterministic",
+                "episodes": 10,
+                "episode_return": {"mean": gain, "low": gain, "high": gain},
+                "episode_cost": [{"mean": cost, "low": 0, "high": high}, {"mean": 99, "low": 98, "high": 100}],
+                "over_limit_share": [0.5, 0],
+            },
+        }
+        for steps, (gain, cost, high) in zip(checkpoint_steps(run), figures, strict=True)
+    ]
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_the_best_of_those_safely_under_the_limit_is_chosen(run: Path) -> None:
+    evaluated(run, (5, 4, 8), (9, 9, 12), (7, 6, 10))  # the second has the most, and might be over; the third just not
+    steps, why = choose_checkpoint(run)
+    assert steps == checkpoint_steps(run)[2]
+    assert why == (
+        "the one with the highest return of 2 checkpoints under the limit by the upper end of its cost's interval, "
+        "of 3 evaluated on 10 episodes each"
+    )
+
+
+def test_where_none_is_safely_under_the_limit_the_mean_decides(run: Path) -> None:
+    evaluated(run, (5, 9, 12), (9, 11, 15), (7, 10, 13))
+    steps, why = choose_checkpoint(run)
+    assert steps == checkpoint_steps(run)[2]
+    assert "2 checkpoints under the limit by its mean cost" in why
+
+
+def test_where_none_is_under_the_limit_the_nearest_is_told(run: Path) -> None:
+    evaluated(run, (5, 30, 40), (9, 11.5, 15), (7, 20, 30))
+    with pytest.raises(CheckpointError, match=r"nearest has cost / limit 11\.5 / 10, 99\.0 / inf\)\. Train longer"):
+        choose_checkpoint(run)
+
+
+def test_without_an_evaluation_there_is_nothing_to_choose_from(run: Path) -> None:
+    (run / "evaluations.jsonl").unlink()
+    with pytest.raises(CheckpointError, match="no evaluated checkpoint to choose from; export without --select"):
+        choose_checkpoint(run)
+
+
+def test_only_checkpoints_that_are_there_are_chosen(run: Path) -> None:
+    evaluated(run, (9, 1, 2), (5, 1, 2), (7, 1, 2))
+    best, _, second = checkpoint_steps(run)
+    assert choose_checkpoint(run)[0] == best
+    shutil.rmtree(run / "checkpoints" / f"{best:010d}")
+    assert choose_checkpoint(run)[0] == second
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "version"),
+    [
+        ("bundles/circle/3", "circle", 3),
+        ("bundles/circle", "circle", 1),
+        ("circle", "circle", 1),
+        ("bundles/circle/0", "0", 1),
+        ("bundles/circle/v2", "v2", 1),
+    ],
+)
+def test_name_and_version_are_read_from_the_folder(path: str, name: str, version: int) -> None:
+    assert identity(Path(path)) == (name, version)
+
+
+def test_a_relative_version_belongs_to_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "circle").mkdir()
+    monkeypatch.chdir(tmp_path / "circle")
+    assert identity(Path("2")) == ("circle", 2)
+
+
+def test_the_bundle_says_where_it_comes_from_and_what_was_asked_for(run: Path, tmp_path: Path) -> None:
+    steps = checkpoint_steps(run)[0]
+    told: list[str] = []
+    done = release(
+        run, tmp_path / "drift", steps=steps, calibration_episodes=0, evaluation_episodes=3, workers=0, say=told.append
+    )
+    assert done.manifest == read_bundle(tmp_path / "drift").manifest
+    origin = done.manifest.provenance
+    assert origin.selection == f"the checkpoint asked for, at {steps} steps"
+    assert (origin.steps, origin.seed, origin.environment) == (steps, 0, "tests.envs.toys:drift")
+    assert {"torch", "numpy", "onnxruntime", "mujoco"} <= origin.packages.keys()
+    assert origin.config["cost_limits"] == [10.0, "Infinity"]
+    assert told[0] == f"export  the policy at {steps} steps: the checkpoint asked for"
+
+
+@pytest.mark.parametrize("where", ["there", "file/new"])
+def test_a_folder_that_cannot_become_a_bundle_is_refused_at_once(where: str, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    told: list[str] = []
+    with pytest.raises(BundleError, match="Choose another --out"):
+        release(run, tmp_path / where, say=told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize("name", ["my policy", "-circle", "²", "a" * 64])
+def test_a_name_that_a_bundle_cannot_have_is_refused_at_once(name: str, run: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(ConfigError, match=f"'{name}' is no name for a policy"):
+        release(run, tmp_path / name / "1", say=told.append)
+    assert told == []
