@@ -23,7 +23,6 @@ from cvpo.bundle import Evaluation
 from cvpo.checkpoint import load_policy
 from cvpo.config import TrainConfig, parse_config
 from cvpo.envs import VectorEnv, make_env
-from cvpo.envs.safety_tasks import agent_position
 from cvpo.errors import CheckpointError, ServiceError
 from cvpo.evaluate import (
     EVALUATION_SEED_OFFSET,
@@ -36,18 +35,18 @@ from cvpo.evaluate import (
     run_episodes,
     summarize,
 )
-from cvpo.plot import plot_paths, plot_runs
+from cvpo.plot import Track, plot_runs, plot_tracks
 from cvpo.release import release
 from cvpo.report import TrainingReport, say
 from serve.client import PolicyClient
 
-TASK, COST_LIMIT = "SafetyPointCircle2-v0", 25.0
-WALL = 1.125  # metres from the centre; outside of it every step costs 1
-STEPS = 40_000
-LONGEST = 80_000  # steps after which a policy that is still over its limit is given up
-TRAINING_SECONDS = 195.0  # then the best checkpoint so far is taken, if one is under the limit
-EPISODES = 40
-POLICY = "circle"
+TASK, COST_LIMIT = "SafetySwimmerVelocity-v1", 25.0  # a step costs 1 where it is faster than 0.23 m/s
+STEPS = 50_000
+LONGEST = 90_000  # steps after which a policy that is still over its limit is given up
+TRAINING_SECONDS = 185.0  # then the best checkpoint so far is taken, if one is under the limit
+EPISODES = 30  # of each comparison
+CALIBRATION_EPISODES = 80
+POLICY = "swimmer"
 
 
 @dataclass(frozen=True)
@@ -151,11 +150,17 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
     run, bundle = out / "run", out / "bundles" / POLICY / "1"
     if out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} is not empty. Choose another --out, or remove it.")
-    say(f"[1/5] Learn {TASK}: circle fast, but at most {COST_LIMIT:g} steps of an episode outside of the walls.")
+    say(f"[1/5] Learn {TASK}: swim far, but be over the speed limit in at most {COST_LIMIT:g} of 1000 steps.")
     _train(_config(seed), run)
     say("[2/5] Export the best checkpoint under the limit, and measure how far its predictions can be trusted.")
     released = release(
-        run, bundle, select=True, calibration_episodes=100, evaluation_episodes=EPISODES, workers=1, say=_indented
+        run,
+        bundle,
+        select=True,
+        calibration_episodes=CALIBRATION_EPISODES,
+        evaluation_episodes=EPISODES,
+        workers=1,
+        say=_indented,
     )
     say(f"[3/5] Compare {EPISODES} fresh episodes of random actions and of the trained policy.")
     trained = load_policy(run, released.manifest.provenance.steps)
@@ -171,13 +176,10 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
     say("[5/5] Draw the pictures.")
     pictures = (
         plot_runs([run], out / "learning.png"),
-        plot_paths(
-            {
-                "random actions": _paths(random_actor, seed),
-                "trained policy": _paths(trained_actor, seed),
-            },
-            WALL,
-            out / "paths.png",
+        plot_tracks(
+            {"random actions": _tracks(random_actor, seed), "trained policy": _tracks(trained_actor, seed)},
+            COST_LIMIT,
+            out / "motion.png",
         ),
     )
     return _result(random, fresh, served, actor.seconds[1:], time.monotonic() - began, run, bundle, pictures)
@@ -190,8 +192,9 @@ def _config(seed: int) -> TrainConfig:
             "environment": {"env_id": TASK},
             "cost_limits": [COST_LIMIT],
             "seed": seed,
-            "schedule": {"steps": STEPS, "checkpoint_every": 2_500},
+            "schedule": {"steps": STEPS, "checkpoint_every": 5_000},
             "network": {"hidden": 64},
+            "limit": {"deterministic_envs": 2, "window_episodes": 2},
         }
     )
 
@@ -260,20 +263,22 @@ def _served(repository: Path) -> Iterator[str]:
             process.terminate()
 
 
-def _paths(actor: Actor, seed: int, episodes: int = 3) -> list[NDArray[np.float64]]:
-    """Where the agent went in a few episodes, [T, 2] metres each."""
-    paths = []
+def _tracks(actor: Actor, seed: int, episodes: int = 3) -> list[Track]:
+    """How far the swimmer came in a few episodes, and what that cost."""
     env = make_env(TASK)
+    horizon, period = env.spec.max_episode_steps, (env.spec.control_period_ms or 0.0) / 1e3
+    tracks = []
     for episode in range(episodes):
         observation = env.reset(seed + EVALUATION_SEED_OFFSET + episode)
-        path = [agent_position(env.unwrapped)]
-        for steps_left in range(env.spec.max_episode_steps, 0, -1):
-            decision = actor.act(observation[None], np.array([steps_left]))
-            observation = env.step(decision.action[0]).observation
-            path.append(agent_position(env.unwrapped))
-        paths.append(np.array(path))
+        position, cost = [], []
+        for steps_left in range(horizon, 0, -1):
+            step = env.step(actor.act(observation[None], np.array([steps_left])).action[0])
+            observation = step.observation
+            position.append(float(env.unwrapped.data.qpos[0]))
+            cost.append(float(step.cost[0]))
+        tracks.append(Track(np.linspace(period, period * horizon, horizon), np.array(position), np.cumsum(cost)))
     env.close()
-    return paths
+    return tracks
 
 
 def _result(

@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,13 +12,13 @@ import matplotlib as mpl
 mpl.use("Agg")  # files only: a server has no display
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from cvpo.checkpoint import read_config
 from cvpo.errors import ConfigError
 from cvpo.metrics import read_evaluations, read_metrics
 
+Array = NDArray[np.float64]
 TRAINING, LIMIT = "0.6", "tab:red"
 
 
@@ -71,24 +72,37 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     return save(figure, out)
 
 
-def plot_paths(paths: Mapping[str, Sequence[NDArray[np.float64]]], wall: float, out: Path) -> Path:
-    """Draw where agents went, [T, 2] metres a path, and the walls that cost outside of them.
+@dataclass(frozen=True)
+class Track:
+    """What a robot did in one episode, at each of its steps."""
+
+    seconds: Array  # [T], since the episode began
+    position: Array  # [T], metres along its way
+    cost: Array  # [T], so far
+
+
+def plot_tracks(groups: Mapping[str, Sequence[Track]], cost_limit: float, out: Path) -> Path:
+    """Draw how far robots came and what that cost, one colour a group.
 
     Raises:
         ConfigError: the picture cannot be written.
     """
-    figure, axes = plt.subplots(1, len(paths), figsize=(4.5 * len(paths), 4.5), layout="constrained", squeeze=False)
-    for axis, (title, group) in zip(axes[0], paths.items(), strict=True):
-        axis.add_patch(Rectangle((-wall, -wall), 2 * wall, 2 * wall, fill=False, ec=LIMIT, ls="--"))
-        for path in group:
-            line = axis.plot(*path.T, lw=0.8)[0]
-            axis.plot(*path[0], marker="o", markersize=4, color=line.get_color())
-        axis.set_title(title)
-        axis.set_aspect("equal")
-        axis.set_xlabel("x (m)")
+    figure, (way, cost) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for number, (name, tracks) in enumerate(groups.items()):
+        for track in tracks:
+            label = name if track is tracks[0] else None
+            way.plot(track.seconds, track.position, color=f"C{number}", lw=1, label=label)
+            cost.plot(track.seconds, track.cost, color=f"C{number}", lw=1)
+    cost.axhline(cost_limit, color=LIMIT, ls="--", lw=1)
+    cost.annotate(
+        f"limit {cost_limit:g}", (0.01, cost_limit), xycoords=cost.get_yaxis_transform(), color=LIMIT, va="bottom"
+    )
+    way.set_title("position (m)")
+    way.legend(fontsize="small")
+    cost.set_title("cost so far")
+    for axis in (way, cost):
+        axis.set_xlabel("time in the episode (s)")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("y (m)")
-    axes[0][0].annotate("outside costs", (-wall, wall), color=LIMIT, va="bottom", fontsize="small")
     return save(figure, out)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cvpo.config import parse_config
 from cvpo.errors import CheckpointError, ConfigError
-from cvpo.plot import plot_paths, plot_runs
+from cvpo.plot import Track, plot_runs, plot_tracks
 
 LIMIT_RED = np.array([0xD6, 0x27, 0x28]) / 255  # tab:red
 
@@ -109,12 +109,10 @@ def test_a_picture_that_cannot_be_written_is_said(name: str, tmp_path: Path) -> 
     assert {path.name for path in tmp_path.iterdir()} == {"one", "file"}
 
 
-def test_paths_are_drawn_inside_their_walls(tmp_path: Path) -> None:
-    turn = np.linspace(0, 2 * np.pi, 100)
-    circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)
-    out = plot_paths({"random": [0.1 * circle], "trained": [circle, 0.9 * circle]}, 1.125, tmp_path / "paths.png")
-    assert pixels(out).shape == (540, 1080, 3)
+def test_tracks_show_position_and_cost(tmp_path: Path) -> None:
+    seconds = np.linspace(0, 10, 100)
+    still = Track(seconds, 0 * seconds, 5 * seconds)
+    away = Track(seconds, seconds, 0 * seconds)
+    out = plot_tracks({"random": [still], "trained": [away, away]}, 25.0, tmp_path / "motion.png")
+    assert pixels(out).shape == (480, 1200, 3)
     assert is_drawn(out)
-    half = pixels(out).shape[1] // 2
-    dark = np.asarray((pixels(out) < 0.9).any(-1))
-    assert dark[:, half:].sum() > dark[:, :half].sum() > 0  # two large circles, and a small one

@@ -23,7 +23,6 @@ from xml.etree import ElementTree
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
 
 from cvpo.errors import EnvError
 
@@ -91,11 +90,6 @@ def make_task(env_id: str, *, max_episode_steps: int | None, render: bool) -> gy
     task.obs_info.obs_space_dict = _UncheckedDict(task.obs_info.obs_space_dict.spaces)
     env.unwrapped.dt = _control_period(task)  # type: ignore[attr-defined]  # as MuJoCo environments call it
     return _FilmedWorld(env) if render else _UnseenWorld(env)
-
-
-def agent_position(unwrapped: Any) -> NDArray[np.float64]:
-    """Where the agent of an unwrapped navigation task is, [2], metres from the centre of the world."""
-    return np.array(unwrapped.task.agent.pos[:2], np.float64)
 
 
 class _UnseenWorld(gymnasium.Wrapper[Any, Any, Any, Any]):
