@@ -46,6 +46,7 @@ LONGEST = 90_000  # steps after which a policy that is still over its limit is g
 TRAINING_SECONDS = 185.0  # then the best checkpoint so far is taken, if one is under the limit
 EPISODES = 30  # of each comparison
 CALIBRATION_EPISODES = 80
+MARGIN = 10.0  # of return over the upper end of random actions' interval, before a checkpoint is thought good
 POLICY = "swimmer"
 
 
@@ -150,8 +151,14 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
     run, bundle = out / "run", out / "bundles" / POLICY / "1"
     if out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} is not empty. Choose another --out, or remove it.")
-    say(f"[1/5] Learn {TASK}: swim far, but be over the speed limit in at most {COST_LIMIT:g} of 1000 steps.")
-    _train(_config(seed), run)
+    say(f"[1/5] {TASK}: swim far, but be over the speed limit in at most {COST_LIMIT:g} of 1000 steps.")
+    with VectorEnv(TASK, num_envs=10, workers=1, seed=seed + EVALUATION_SEED_OFFSET) as env:
+        random_actor = RandomActor(env.spec, seed)
+        random = run_episodes(env, random_actor, EPISODES)
+        baseline = summarize(random, [COST_LIMIT], "sampled")
+        returns, cost = baseline.episode_return, baseline.episode_cost[0]
+        say(f"      Random actions: return {returns.mean:.1f}, cost {cost.mean:.1f}. Learn to do better:")
+    _train(_config(seed), run, baseline.episode_return.high + MARGIN)
     say("[2/5] Export the best checkpoint under the limit, and measure how far its predictions can be trusted.")
     released = release(
         run,
@@ -162,11 +169,10 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
         workers=1,
         say=_indented,
     )
-    say(f"[3/5] Compare {EPISODES} fresh episodes of random actions and of the trained policy.")
+    say(f"[3/5] Run {EPISODES} fresh episodes of the trained policy in the simulator.")
     trained = load_policy(run, released.manifest.provenance.steps)
-    random_actor, trained_actor = RandomActor(trained.spec, seed), TorchActor(trained.model, trained.spec)
+    trained_actor = TorchActor(trained.model, trained.spec)
     with VectorEnv(TASK, num_envs=10, workers=1, seed=seed + EVALUATION_SEED_OFFSET) as env:
-        random = run_episodes(env, random_actor, EPISODES)
         fresh = run_episodes(env, trained_actor, EPISODES)
     say("[4/5] Serve the bundle from a process of its own, and drive the simulator through it.")
     with _served(bundle.parent.parent) as address, PolicyClient(address, timeout_seconds=2.0) as client:
@@ -199,32 +205,32 @@ def _config(seed: int) -> TrainConfig:
     )
 
 
-def _train(config: TrainConfig, run: Path) -> None:
-    """Train until the time is up and a checkpoint is under the limit; beyond the planned steps if it takes that."""
+def _train(config: TrainConfig, run: Path, return_wanted: float) -> None:
+    """Train until the time is up and a checkpoint is good; beyond the planned steps if it takes that."""
     deadline = time.monotonic() + TRAINING_SECONDS
     with TrainingReport(config.cost_limits) as report:
-        watch = _Watch(report)
+        watch = _Watch(report, return_wanted)
 
         def enough() -> bool:
-            return watch.under_limit and time.monotonic() > deadline
+            return watch.good and time.monotonic() > deadline
 
         done = trainer.train(config, run, watch, enough)
-        while not watch.under_limit and done < LONGEST:
-            say(f"      No checkpoint is under the limit yet; {STEPS // 4:,} steps more.")
-            done = trainer.resume(run, watch, enough, done + STEPS // 4)
+        while not watch.good and done < LONGEST:
+            say(f"      No checkpoint is good enough yet; {STEPS // 5:,} steps more.")
+            done = trainer.resume(run, watch, enough, done + STEPS // 5)
 
 
 class _Watch:
-    """Passes a run's progress on, and knows whether a checkpoint was safely under the limit."""
+    """Passes a run's progress on, and knows whether a checkpoint was under the limit and clearly beat chance."""
 
-    def __init__(self, report: TrainingReport) -> None:
-        self.report, self.under_limit = report, False
+    def __init__(self, report: TrainingReport, return_wanted: float) -> None:
+        self.report, self.return_wanted, self.good = report, return_wanted, False
         self.progress = report.progress
 
     def checkpoint(self, report: trainer.CheckpointReport) -> None:
-        cost = report.evaluation.episode_cost[0]
-        moves = report.steps >= STEPS // 2  # before that it is under the limit because it does little
-        self.under_limit = self.under_limit or (moves and cost.high <= COST_LIMIT)
+        evaluation = report.evaluation
+        safe = evaluation.episode_cost[0].high <= COST_LIMIT
+        self.good = self.good or (safe and evaluation.episode_return.low >= self.return_wanted)
         self.report.checkpoint(report)
 
 
