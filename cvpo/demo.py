@@ -200,7 +200,6 @@ def _config(seed: int) -> TrainConfig:
             "seed": seed,
             "schedule": {"steps": STEPS, "checkpoint_every": 5_000},
             "network": {"hidden": 64},
-            "limit": {"deterministic_envs": 2, "window_episodes": 2},
         }
     )
 

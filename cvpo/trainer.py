@@ -157,7 +157,8 @@ class _Loop:
         self.replay = Replay(config.replay.capacity, spec.observation_size, spec.action_size, num_costs)
         self.collector = NStepCollector(self.replay, num_envs, config.critic.n_step, config.critic.discount)
         window = round(config.limit.window_episodes * spec.max_episode_steps)
-        self.measured = slice(0, config.limit.deterministic_envs or num_envs)  # environments whose cost is held
+        self.deterministic = min(config.limit.deterministic_envs, num_envs - 1)
+        self.measured = slice(0, self.deterministic or num_envs)  # environments whose cost is held
         self.meter = CostMeter.start(window, self.measured.stop, num_costs)
         self.generator = np.random.default_rng(config.seed)
         self.recent_size = round(config.replay.recent_episodes * spec.max_episode_steps)
@@ -211,7 +212,7 @@ class _Loop:
             normalized = state.model.normalizer(torch.from_numpy(observation))
             mean, standard_deviation = state.behavior_policy(normalized)
             noise = torch.randn(shape, generator=state.generator)
-            noise[: self.config.limit.deterministic_envs] = 0.0
+            noise[: self.deterministic] = 0.0
             return np.asarray((mean + standard_deviation * noise).tanh().double().numpy())
 
     def _due_updates(self) -> int:

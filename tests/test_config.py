@@ -72,12 +72,6 @@ def test_the_warm_up_gives_every_environment_its_first_n_step_return() -> None:
     parse_config(document(schedule={"steps": 1000, "warmup_steps": 25}))
 
 
-def test_at_least_one_environment_explores() -> None:
-    with pytest.raises(ConfigError, match="deterministic_envs"):
-        parse_config(document(limit={"deterministic_envs": 5}))
-    parse_config(document(limit={"deterministic_envs": 4}))
-
-
 def test_a_config_cannot_be_changed() -> None:
     config = parse_config(document())
     with pytest.raises(ValueError, match="frozen"):

@@ -41,9 +41,7 @@ EVALUATION = Evaluation(
 
 
 def trained(limits: tuple[float | None, ...], version: int = 1) -> NamedPolicy:
-    return NamedPolicy(
-        "small", version, model(len(limits)), 4.0, spec(len(limits)), constraints(limits), provenance()
-    )
+    return NamedPolicy("small", version, model(len(limits)), 4.0, spec(len(limits)), constraints(limits), provenance())
 
 
 def measured(policy: NamedPolicy, count: int = 40) -> CalibratedMap:
