@@ -7,7 +7,8 @@ import csv
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from cvpo.bundle import Evaluation
+from cvpo.errors import CheckpointError
 
 METRICS = {
     "steps": "environment steps so far",
@@ -140,24 +142,53 @@ class _EventFile:
 
 
 def read_evaluations(run: Path) -> dict[int, Evaluation]:
-    """The evaluation of each checkpoint of a run, by its steps."""
+    """The evaluation of each checkpoint of a run, by its steps.
+
+    Raises:
+        CheckpointError: the file was altered.
+    """
     path = run / EVALUATIONS
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
-    return {record["steps"]: Evaluation.model_validate(record["evaluation"]) for record in records}
+    with _intact(path):
+        records = [json.loads(line) for line in _lines(path)]
+        return {record["steps"]: Evaluation.model_validate(record["evaluation"]) for record in records}
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of a run, for people's pictures and tables."""
-    with (run / "metrics.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """The rows of a run, for people's pictures and tables.
+
+    Raises:
+        CheckpointError: the file was altered. FileNotFoundError: nothing was logged yet.
+    """
+    path = run / "metrics.jsonl"
+    with _intact(path):
+        return [json.loads(line) for line in _lines(path)]
 
 
 def _keep(path: Path, wanted: Callable[[str], bool]) -> None:
-    """Cut a text file down to the lines that are wanted; a last line cut short by a crash is never wanted."""
+    """Cut a text file down to the lines that are wanted.
+
+    Raises:
+        CheckpointError: the file was altered.
+    """
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if line.endswith("\n") and wanted(line)), encoding="utf-8")
+    with _intact(path):
+        kept = "".join(line for line in _lines(path) if wanted(line))
+    path.write_text(kept, encoding="utf-8")
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file, without a last one that a crash cut short."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+@contextmanager
+def _intact(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} was altered: a line of it is no record. Remove that line and try again."
+        ) from error

@@ -297,6 +297,25 @@ def test_a_damaged_bundle_is_not_served(copied: Path) -> None:
     assert "policy.onnx does not match its SHA-256" in outcome.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])
+def test_a_line_cut_short_by_a_crash_is_passed_over(name: str, copied: Path) -> None:
+    run = copied / "run"
+    with (run / name).open("a") as file:
+        file.write('{"steps": 7')
+    succeed("plot", run)
+    succeed("export", run, "--select", "--out", copied / "new", "--no-calibrate", *SHORT)
+    succeed("train", "--resume", run, "--steps", "700")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])
+def test_altered_records_are_noticed(name: str, copied: Path) -> None:
+    run = copied / "run"
+    with (run / name).open("a") as file:
+        file.write("nonsense\n")
+    for command in (("plot", run), ("train", "--resume", run, "--steps", "700")):
+        assert f"{run / name} was altered: a line of it is no record." in cvpo(*command).sentence
+
+
 def test_a_changed_config_is_noticed(copied: Path) -> None:
     config = copied / "run" / "config.json"
     text = config.read_text()
