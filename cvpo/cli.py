@@ -136,8 +136,9 @@ def evaluate(
 ) -> None:
     """Return and cost of a policy in fresh episodes."""
     from cvpo.evaluate import evaluate_target
+    from cvpo.report import say
 
-    result = evaluate_target(target, episodes, mode, candidates, seed, policy, step, workers)
+    result = evaluate_target(target, episodes, mode, candidates, seed, policy, step, workers, say)
     if as_json:
         typer.echo(result.evaluation.model_dump_json())
         return
@@ -185,6 +186,7 @@ def export(
     names = tuple(constraint.name for constraint in done.manifest.constraints)
     limits = tuple(math.inf if c.cost_limit is None else c.cost_limit for c in done.manifest.constraints)
     for evaluation in done.manifest.evaluations:
+        typer.echo(f"{done.path}: {evaluation.episodes} fresh episodes, {evaluation.mode}")
         _print_evaluation(evaluation, names, limits)
     say(f"bundle  {done.path}   (read {done.path}/MODEL_CARD.md)")
     say(f"next    cvpo serve {done.path}")
@@ -266,7 +268,7 @@ def check_env(
         typer.echo(f"{finding.severity}: {finding.text}")
     errors = sum(finding.severity == "error" for finding in findings)
     if errors:
-        raise CvpoError(f"{env} cannot be trained on as it is: {errors} of the findings above are errors.")
+        raise CvpoError(f"{env} cannot be trained on as it is; mend what is marked as an error above.")
     typer.echo(f"{env} can be trained on." if not findings else f"{env} can be trained on; see the warnings.")
 
 

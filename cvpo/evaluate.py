@@ -1,6 +1,6 @@
 """Episodes of anything that is a policy (a checkpoint, a bundle, a service, chance), and what they add up to."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -265,6 +265,7 @@ def evaluate_target(
     policy: str = "",
     steps: int | None = None,
     workers: int = 1,
+    say: Callable[[str], None] = lambda text: None,
 ) -> TargetEvaluation:
     """Run fresh episodes of a run's checkpoint, a bundle, or a policy service.
 
@@ -277,10 +278,12 @@ def evaluate_target(
         policy: name of the policy, where the target has several.
         steps: of the checkpoint of a run; None: the last.
         workers: simulator processes.
+        say: is told what goes on.
 
     Raises:
-        CheckpointError, BundleError, ServiceError, EnvError: what is wrong with the target, and what to do.
+        ConfigError, CheckpointError, BundleError, ServiceError, EnvError: what is wrong, and what to do.
     """
+    torch.set_num_threads(1)  # a small network: more threads spin in the simulators' way, six times slower where busy
     path = Path(target)
     limits: tuple[float, ...]
     actor: Actor
@@ -317,5 +320,6 @@ def evaluate_target(
         max_episode_steps=horizon,
     ) as env:
         names = env.spec.cost_names
+        say(f"rollout {episodes} episodes of {env_id}")
         evaluation = summarize(run_episodes(env, actor, episodes), limits, mode)
     return TargetEvaluation(env_id, names, limits, evaluation)

@@ -13,6 +13,13 @@ from serve.errors import PolicyServiceError
 from serve.values import ActResult, CalibrationStatus, Deterministic, PolicyDescription, Sampled, Shielded
 from serve.values import Mode as ServedMode
 
+_STATUS = {
+    CalibrationStatus.CALIBRATED: "calibrated",
+    CalibrationStatus.NONE: "NOT calibrated",
+    CalibrationStatus.MODE: "NOT calibrated for this mode and number of candidates",
+    CalibrationStatus.SHIFTED: "NOT calibrated for this observation, which is outside of what training saw",
+}
+
 
 def describe(address: str, timeout_seconds: float, as_json: bool) -> str:
     """What a server serves.
@@ -75,11 +82,11 @@ def _description(policy: PolicyDescription) -> str:
 
 def _answer(result: ActResult) -> str:
     prediction = result.prediction
-    status = CalibrationStatus(int(prediction.calibration_status)).name
+    status = _STATUS[CalibrationStatus(int(prediction.calibration_status))]
     lines = [
         f"action  {np.array2string(np.asarray(result.action), precision=4, separator=', ')}",
         f"policy  {result.policy.name} version {result.policy.version}; {1e3 * result.compute_seconds:.2f} ms",
-        f"over the next {int(prediction.steps_left)} steps ({status}):",
+        f"over the next {int(prediction.steps_left)} steps, {status}:",
     ]
     for i, name in enumerate(prediction.constraints):
         flag = "VIOLATION PREDICTED" if prediction.violation[i] else "no violation predicted"

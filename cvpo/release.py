@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from cvpo.bundle import NAME_PATTERN, Evaluation, Manifest, Provenance, read_bundle
 from cvpo.calibrate import calibrate
@@ -59,6 +60,7 @@ def release(
     Raises:
         ConfigError, CheckpointError, ExportError, BundleError, EnvError: what cannot be done, and what to do.
     """
+    torch.set_num_threads(1)  # as in evaluate_target
     name, version = identity(out)
     if out.exists():
         raise BundleError(f"{out} already exists, and bundles are immutable. Choose another --out.")

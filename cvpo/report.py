@@ -1,13 +1,16 @@
 """Showing people how a job is going: a line that moves on a terminal, and a row per checkpoint anywhere."""
 
 import sys
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from cvpo.trainer import CheckpointReport, Progress
 
@@ -24,43 +27,41 @@ class TrainingReport:
         self._bar = Bar(
             TextColumn("{task.fields[steps]:>11}"),
             BarColumn(20),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=stderr,
-            transient=True,
-            disable=not stderr.is_terminal,
+            TextColumn("{task.fields[rate]}"),
         )
-        self._task = self._bar.add_task("", total=None, steps="0", text="")
+        self._task = self._bar.add_task("", total=None, steps="0", rate="starting")
+        self._details = Text(no_wrap=True, overflow="ellipsis")  # the second line: together they suit 80 columns
+        self._live = Live(Group(self._bar, self._details), console=stderr, transient=True)
         self._evaluated = ""
         self._last: Progress | None = None
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if stderr.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._live.stop()
 
     def progress(self, progress: Progress) -> None:
         """Move the line; the first time, print what the rows will be, since now the run has begun."""
         if self._last is None:
             stderr.print(HEADER)
         self._last = progress
-        text = f"{progress.steps_per_second:,.0f} steps/s  training cost {_costs(progress.train_cost)}"
         if progress.temperature is None or progress.cost_multiplier is None:
-            text += "  warm-up: random actions"
+            learning = "warm-up: random actions"
         else:
-            text += f"  eta {progress.temperature:.3g}  lambda {_costs(progress.cost_multiplier, '.3g')}"
+            learning = f"eta {progress.temperature:.3g}  lambda {_costs(progress.cost_multiplier, '.3g')}"
+        self._details.plain = f"  training cost {_costs(progress.train_cost)}  {learning}{self._evaluated}"
+        left = (progress.total_steps - progress.steps) / max(progress.steps_per_second, 1.0)
         self._bar.update(
             self._task,
             completed=progress.steps,
             total=progress.total_steps,
             steps=f"{progress.steps:,}",
-            text=text + self._evaluated,
+            rate=f"{progress.steps_per_second:,.0f} steps/s  {timedelta(seconds=round(left))} left",
         )
 
     def checkpoint(self, report: CheckpointReport) -> None:
@@ -71,7 +72,7 @@ class TrainingReport:
             for cost, limit in zip(costs, self.cost_limits, strict=True)
         )
         mean_return = report.evaluation.episode_return.mean
-        self._evaluated = f"  evaluated {mean_return:.1f}, cost {limits}"
+        self._evaluated = f"  eval {mean_return:.1f}, cost {limits}"
         last = self._last
         multiplier = "-" if last is None or last.cost_multiplier is None else _costs(last.cost_multiplier, ".3g")
         share = last.infeasible_share if last else 0.0

@@ -201,7 +201,7 @@ def test_a_policy_with_two_costs_goes_the_same_way(tmp_path: Path) -> None:
     assert [(c.name, c.cost_limit) for c in manifest.constraints] == [("cost", 18.0), ("cost_fuel", None)]
     assert manifest.calibration is not None
     names = [line.split()[0] for line in said.out.splitlines()]
-    assert names == ["return", "cost", "cost_fuel"]
+    assert names == [f"{bundle}:", "return", "cost", "cost_fuel"]
     evaluated = succeed("evaluate", bundle, "--episodes", "2", "--workers", "0").out
     assert "under the limit of 18" in evaluated
     assert evaluated.endswith("no limit\n")

@@ -56,7 +56,7 @@ def test_an_answer_is_told_in_words(address: str) -> None:
     ).splitlines()  # fmt: skip
     assert said[0].split() == ["action", "[0.5,", "0.", "]"]
     assert said[1].startswith("policy  goal version 1; ")
-    assert said[2] == "over the next 10 steps (CALIBRATED):"
+    assert said[2] == "over the next 10 steps, calibrated:"
     assert said[3] == "  heat: expected 5, at most 11; allowed 100, probability 0.0476: no violation predicted"
     assert "allowed inf, probability 0: no violation predicted" in said[4]
 
@@ -65,6 +65,15 @@ def test_a_predicted_violation_stands_out(address: str) -> None:
     said = query(address, "--policy", "goal", "--observation", "[1, 0, 0]", "--steps-left", "10",
                  "--cost-allowed", "0", "--cost-allowed", "0")  # fmt: skip
     assert "heat: expected 5, at most 11; allowed 0, probability 1: VIOLATION PREDICTED" in said
+
+
+def test_an_answer_that_no_measurement_backs_says_why(address: str) -> None:
+    def status(policy: str, *arguments: str) -> str:
+        return query(address, "--policy", policy, "--observation", *arguments).splitlines()[2]
+
+    assert "NOT calibrated for this observation, which is outside" in status("goal", "[9, 0, 0]")
+    assert "NOT calibrated for this mode and number" in status("goal", "[1, 0, 0]", "--mode", "sampled")
+    assert status("other", "[1, 0, 0]").endswith(" steps, NOT calibrated:")
 
 
 def test_an_answer_is_told_as_json(address: str) -> None:

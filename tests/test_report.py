@@ -55,6 +55,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
             shown.progress(progress(5, None))
             shown.progress(progress(50_000, (1.843, 0.0)[: len(costs)]))
             shown.checkpoint(checkpoint(50_000, costs))
+            shown.progress(progress(50_000, (1.843, 0.0)[: len(costs)]))
         return stream.getvalue()
 
     return show
@@ -80,7 +81,15 @@ def test_columns_stand_under_their_heads(shown: Callable[..., str]) -> None:
 
 def test_a_terminal_shows_a_line_that_moves(shown: Callable[..., str]) -> None:
     text = shown(True, costs=(31.2,), limits=(25.0,))
-    for part in ("412 steps/s", "training cost 31.0", "eta 0.5", "lambda 1.84"):
+    for part in (
+        "50,000",
+        "412 steps/s",
+        "0:02:01 left",
+        "training cost 31.0",
+        "eval 4.1, cost 31.2 / 25 over",
+        "eta 0.5",
+        "lambda 1.84",
+    ):
         assert part in text
 
 
