@@ -8,11 +8,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from cvpo import trainer
 from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy, load_resume_point, read_config
 from cvpo.config import TrainConfig
 from cvpo.envs import VectorEnv
@@ -300,6 +303,51 @@ def test_metrics_that_cannot_be_written_end_the_run_with_a_sentence(
         start(tmp_path / "run")
 
 
+# What is stored.
+
+
+class Corridor(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
+    """Shows the time; step t earns t and costs 2t. Every second episode terminates at 5, the others run on."""
+
+    def __init__(self) -> None:
+        self.observation_space = Box(0.0, 100.0, (1,), np.float64)
+        self.action_space = Box(-1.0, 1.0, (1,), np.float64)
+        self.time, self.terminates = 0, False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.time, self.terminates = 0, not self.terminates
+        return np.zeros(1), {}
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        self.time += 1
+        ends = self.terminates and self.time == 5
+        return np.full(1, float(self.time)), float(self.time), ends, False, {"cost": 2.0 * self.time}
+
+
+def test_the_replay_holds_the_returns_worked_out_by_hand(tmp_path: Path) -> None:
+    # gamma 0.8 and three steps, and a time limit of 8 where an episode does not terminate at 5. Each row: time, reward,
+    # factor of the value that follows, and the time at which that value is.
+    following = [
+        (0, 1 + 0.8 * 2 + 0.64 * 3, 0.512, 3),
+        (1, 2 + 0.8 * 3 + 0.64 * 4, 0.512, 4),
+        (2, 3 + 0.8 * 4 + 0.64 * 5, 0.512, 5),
+        (3, 4 + 0.8 * 5 + 0.64 * 6, 0.512, 6),
+        (4, 5 + 0.8 * 6 + 0.64 * 7, 0.512, 7),
+        (5, 6 + 0.8 * 7 + 0.64 * 8, 0.512, 8),
+        (6, 7 + 0.8 * 8, 0.64, 8),
+        (7, 8, 0.8, 8),
+    ]
+    terminated = [(2, 3 + 0.8 * 4 + 0.64 * 5, 0, 5), (3, 4 + 0.8 * 5, 0, 5), (4, 5, 0, 5)]
+    environment = {"env_id": "tests.test_trainer:Corridor", "max_episode_steps": 8}
+    start(tmp_path / "run", small_config(steps=160, environment=environment))
+    stored = {name: tensor.double() for name, tensor in load_resume_point(tmp_path / "run").state["replay"].items()}
+    torch.testing.assert_close(stored["cost"][:, 0], 2 * stored["reward"])
+    columns = stored["observation"][:, 0], stored["reward"], stored["discount"], stored["next_observation"][:, 0]
+    rows = {tuple(round(value, 4) for value in row) for row in torch.stack(columns, 1).tolist()}
+    assert rows == {tuple(round(float(value), 4) for value in row) for row in following + terminated}
+
+
 # Constraints.
 
 
@@ -310,3 +358,17 @@ def test_each_cost_becomes_a_constraint_with_its_discount_and_horizon(whole: Pat
     assert (constraint.discount, constraint.horizon_steps) == (0.8, STEPS)
     assert constraint.window_steps == 5  # 1/(1 − 0.8)
     assert policy.constraints == (constraint,)
+
+
+@pytest.mark.parametrize(("wanted", "deterministic", "measured"), [(2, 2, 2), (9, 3, 3), (0, 0, 4)])
+def test_environments_that_act_as_the_served_policy_are_those_whose_cost_is_held(
+    wanted: int, deterministic: int, measured: int
+) -> None:
+    settings = small_config(limit={"deterministic_envs": wanted})  # of 4 environments, one of which must explore
+    with VectorEnv("tests.budget:make", num_envs=4, workers=0, seed=0) as env:
+        loop = trainer._Loop(settings, trainer.constraints_of(settings, env.spec), env)
+        observation = env.reset()
+        loop.steps = settings.schedule.warmup_steps
+        same = (loop._choose(observation) == loop._choose(observation)).all(1)
+    assert same.tolist() == [True] * deterministic + [False] * (4 - deterministic)
+    assert loop.meter.window.shape == (2 * STEPS, measured, 1)
