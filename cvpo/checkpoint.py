@@ -61,9 +61,8 @@ def write_config(run: Path, config: TrainConfig) -> None:
     """
     try:
         if run.exists() and any(run.iterdir()):
-            raise CheckpointError(
-                f"{run} is not empty. Choose another --out, or go on with it: cvpo train --resume {run}"
-            )
+            go_on = f"go on with it: cvpo train --resume {run}" if _folders(run, "resume") else "remove it first."
+            raise CheckpointError(f"{run} is not empty. Choose another --out, or {go_on}")
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"Cannot write {run}: {error.strerror}. Choose another --out.") from error

@@ -61,9 +61,10 @@ class LimitConfig(_Group):
     """The controller that holds the measured cost at its limit (cvpo/limit.py)."""
 
     # Environments (at most all but one) that take the deterministic action, as the served policy will, and whose cost
-    # alone is measured; 0: all are measured as they explore. A swimmer held at its limit as it explores stood still when
-    # it did not: return -0.9 and cost 0.2, against 36 and 24 with two (20,000 steps, limit 25, one seed).
+    # alone is measured; 0: all are measured as they explore. A swimmer held at its limit as it explores did nothing
+    # when served: return -0.9 and cost 0.2, against 36 and 24 with two (20,000 steps, limit 25, one seed).
     deterministic_envs: Annotated[int, Field(ge=0)] = 2
+    aim: Annotated[float, Field(gt=0, le=1)] = 0.8  # share of the limit that the cost is held at: room for error
     window_episodes: Positive = 2.0  # newest steps of each environment that the measured cost is the sum of
     gain_above: Positive = 0.5
     gain_below: Positive = 1.0
@@ -127,6 +128,8 @@ def parse_config(document: object) -> TrainConfig:
         return TrainConfig.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "config"
         message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # settings that do not fit each other: the message names them
+            raise ConfigError(f"{message}.") from error
+        where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where}: {message} (got {first['input']!r}).") from error

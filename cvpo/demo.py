@@ -149,8 +149,7 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
     began = time.monotonic()
     out = out or _free_folder()
     run, bundle = out / "run", out / "bundles" / POLICY / "1"
-    if out.exists() and any(out.iterdir()):
-        raise CheckpointError(f"{out} is not empty. Choose another --out, or remove it.")
+    _begin_folder(out)
     say(f"[1/5] {TASK}: swim far, but be over the speed limit in at most {COST_LIMIT:g} of 1000 steps.")
     with VectorEnv(TASK, num_envs=10, workers=1, seed=seed + EVALUATION_SEED_OFFSET) as env:
         random_actor = RandomActor(env.spec, seed)
@@ -198,7 +197,7 @@ def _config(seed: int) -> TrainConfig:
             "environment": {"env_id": TASK},
             "cost_limits": [COST_LIMIT],
             "seed": seed,
-            "schedule": {"steps": STEPS, "checkpoint_every": 5_000},
+            "schedule": {"steps": STEPS, "checkpoint_every": 2_500},
             "network": {"hidden": 64},
         }
     )
@@ -323,6 +322,16 @@ def _result(
 
 def _indented(text: str) -> None:
     say(f"      {text}")
+
+
+def _begin_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise CheckpointError(f"{out} is not empty. Choose another --out, or remove it.")
+        (out / "run").mkdir()  # finds out whether it can be written, before minutes of work
+    except OSError as error:
+        raise CheckpointError(f"Cannot write to {out}: {error.strerror}. Choose another --out.") from error
 
 
 def _free_folder() -> Path:

@@ -109,7 +109,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
 
     loss = _critic_step(state, batch, reward_target, cost_target)
 
-    share = state.controller.share(relative_gap(measured_cost, np.array(config.cost_limits)), config.limit)
+    share = state.controller.share(limit_gap(measured_cost, config), config.limit)
     recent = slice(0, batch.recent)
     dual = _solve(state, reward_value[recent].double().numpy(), cost_value[recent].double().numpy(), share, config)
     weights = _weights(dual, reward_value, cost_value)
@@ -146,6 +146,11 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
         standard_deviation.mean().item(),
         *achieved,
     )
+
+
+def limit_gap(measured_cost: Array, config: TrainConfig) -> Array:
+    """How far the measured cost is from what it is held at, `limit.aim` of its limit, [C]; see `relative_gap`."""
+    return relative_gap(measured_cost, config.limit.aim * np.array(config.cost_limits))
 
 
 def state_dict(state: LearnerState) -> dict[str, Any]:

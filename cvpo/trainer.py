@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from cvpo.envs import EnvSpec, VectorEnv
 from cvpo.errors import CheckpointError, ConfigError
 from cvpo.evaluate import EpisodeRunner, TorchActor, cost_level, summarize, to_environment
 from cvpo.learner import LearnerState, UpdateMetrics
-from cvpo.limit import CostMeter, relative_gap
+from cvpo.limit import CostMeter
 from cvpo.metrics import MetricsWriter
 from cvpo.networks import Model
 from cvpo.replay import NStepCollector, Replay
@@ -184,7 +185,8 @@ class _Loop:
             while self.steps < total and not stop():
                 action = self._choose(observation)
                 self.env.step_async(to_environment(action, self.spec.action_low, self.spec.action_high))
-                evaluator.advance()
+                for _ in range(evaluator.pace):
+                    evaluator.advance()
                 for _ in range(self._due_updates()):
                     rows.update(self._update())
                 observation = self._take_in(observation, action)
@@ -251,7 +253,7 @@ class _Loop:
             self.running_return[i] = 0.0
         self.steps += self.env.num_envs
         if self.learner.updates:
-            gap = relative_gap(self.meter.measured(self.spec.max_episode_steps), np.array(self.config.cost_limits))
+            gap = learner.limit_gap(self.meter.measured(self.spec.max_episode_steps), self.config)
             self.learner.controller = self.learner.controller.advanced(gap, self.env.num_envs, self.config.limit)
         return next_observation
 
@@ -326,6 +328,10 @@ class _Evaluator:
         )
         self.env.reset()
         self.start_state = self.env.state()
+        # Steps of an evaluation to take with each step of training, so that it ends before the next one begins.
+        rounds = math.ceil(schedule.evaluation_episodes / self.env.num_envs)
+        between = schedule.checkpoint_every // environment.num_envs
+        self.pace = math.ceil(rounds * self.env.spec.max_episode_steps / max(between, 1))
         return self
 
     def __exit__(self, *_: object) -> None:

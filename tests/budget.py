@@ -68,7 +68,7 @@ def small_config(cost_limit: float = STEPS / 2, steps: int = 400, **settings: di
         "replay": {"batch_size": 64},
         "network": {"hidden": 32, "cost_heads": 1},
         "critic": {"discount": 0.8, "n_step": 3, "learning_rate": 3e-3, "target_rate": 0.05},
-        "limit": {"integral_steps": 1_000, "window_episodes": 2},
+        "limit": {"integral_steps": 1_000, "window_episodes": 2, "aim": 1.0},
         "estep": {},
         "mstep": {"learning_rate": 3e-3, "period": 25},
     }

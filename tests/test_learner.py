@@ -26,6 +26,7 @@ def config(cost_limits: tuple[float, ...] = (10.0,), **settings: dict[str, Any])
         "schedule": {"steps": 1_000},
         "network": {"hidden": 32},
         "critic": {"learning_rate": 3e-3, "target_rate": 0.1},
+        "limit": {"aim": 1.0},
         "mstep": {"learning_rate": 3e-3, "period": 10},
     }
     for group, changes in settings.items():
@@ -159,6 +160,13 @@ def test_above_the_limit_the_policy_lowers_the_cost_though_it_costs_reward() -> 
     assert mean_action(state) < -0.2
     assert all(m.feasible and m.share[0] == settings.limit.gain_above for m in metrics)
     assert np.mean([m.cost_multiplier[0] for m in metrics[50:]]) > 0
+
+
+def test_the_cost_is_held_at_the_aim_with_room_below_the_limit() -> None:
+    # Limit 50, aim 0.8: held at 40. Measured 60: (60 − 40)/40; measured 40: there.
+    settings = config((50.0,), limit={"aim": 0.8})
+    assert learner.limit_gap(np.array([60.0]), settings) == pytest.approx([0.5])
+    assert learner.limit_gap(np.array([40.0]), settings) == pytest.approx([0.0])
 
 
 def test_without_a_limit_no_cost_is_too_high() -> None:
