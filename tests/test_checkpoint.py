@@ -212,9 +212,12 @@ def test_a_config_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_folder_in_use_is_not_taken_for_a_new_run(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"not empty.*--resume"):
+    with pytest.raises(CheckpointError, match=r"not empty.*remove it first"):
         write_config(tmp_path, CONFIG)
     assert files(tmp_path) == ["notes.txt"]
+    (tmp_path / "resume" / "0000000100").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"not empty.*--resume"):
+        write_config(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])
