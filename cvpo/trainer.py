@@ -157,12 +157,12 @@ class _Loop:
         self.learner = learner.create(config, spec.observation_size, spec.action_size, constraints)
         self.replay = Replay(config.replay.capacity, spec.observation_size, spec.action_size, num_costs)
         self.collector = NStepCollector(self.replay, num_envs, config.critic.n_step, config.critic.discount)
-        window = round(config.limit.window_episodes * spec.max_episode_steps)
+        window = max(1, round(config.limit.window_episodes * spec.max_episode_steps))
         self.deterministic = min(config.limit.deterministic_envs, num_envs - 1)
         self.measured = slice(0, self.deterministic or num_envs)  # environments whose cost is held
         self.meter = CostMeter.start(window, self.measured.stop, num_costs)
         self.generator = np.random.default_rng(config.seed)
-        self.recent_size = round(config.replay.recent_episodes * spec.max_episode_steps)
+        self.recent_size = max(1, round(config.replay.recent_episodes * spec.max_episode_steps))
         self.steps = 0
         self.running_return = np.zeros(num_envs)
         self.returns: deque[float] = deque(maxlen=10)
@@ -198,6 +198,7 @@ class _Loop:
                     evaluator.start(saved)
             if saved != self.steps:
                 saved = self._save(run, writer)
+                evaluator.finish()  # of an earlier checkpoint, which a resumed run would not come back to
                 if not stop():
                     evaluator.start(saved)
             if not stop():
