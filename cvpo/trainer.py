@@ -185,10 +185,12 @@ class _Loop:
             while self.steps < total and not stop():
                 action = self._choose(observation)
                 self.env.step_async(to_environment(action, self.spec.action_low, self.spec.action_high))
-                for _ in range(evaluator.pace):
-                    evaluator.advance()
-                for _ in range(self._due_updates()):
-                    rows.update(self._update())
+                updates = self._due_updates()
+                for i in range(max(updates, evaluator.pace)):  # in turns, so that its simulators step meanwhile
+                    if i < evaluator.pace:
+                        evaluator.advance()
+                    if i < updates:
+                        rows.update(self._update())
                 observation = self._take_in(observation, action)
                 reporter.progress(self._progress(clock))
                 rows.write_when_due(clock)
