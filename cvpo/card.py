@@ -15,8 +15,8 @@ def model_card(manifest: Manifest) -> str:
         "## What it takes and gives",
         "\n".join(
             [
-                f"- observation: {manifest.observation.size} values; action: {manifest.action.size} values, within "
-                f"{_list(manifest.action.low)} and {_list(manifest.action.high)}, environment units",
+                f"- observation: {manifest.observation.size} values; action: {manifest.action.size} values in "
+                f"environment units, from {_list(manifest.action.low)} to {_list(manifest.action.high)}",
                 f"- control period: {period}; an episode has {manifest.horizon_steps} steps",
                 f"- safe action: {_list(manifest.safe_action)}, as near to zero as the bounds admit; whether that is "
                 "safe on your robot is yours to say",
@@ -24,7 +24,7 @@ def model_card(manifest: Manifest) -> str:
             ]
         ),
         "## Where it comes from",
-        f"{source.selection.rstrip('.')}. Trained for {source.steps:,} steps with seed {source.seed}; exported "
+        f"Chosen: {source.selection.rstrip('.')}. Trained for {source.steps:,} steps with seed {source.seed}; exported "
         f"{source.created} with {', '.join(f'{name} {version}' for name, version in sorted(source.packages.items()))}. "
         "The full configuration is in `manifest.json`.",
         "## How good it is",
