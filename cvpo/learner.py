@@ -110,9 +110,10 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
     loss = _critic_step(state, batch, reward_target, cost_target)
 
     share = state.controller.share(limit_gap(measured_cost, config), config.limit)
-    recent = slice(0, batch.recent)
+    counted = _counted(batch)
+    recent = np.flatnonzero(counted[: batch.recent])
     dual = _solve(state, reward_value[recent].double().numpy(), cost_value[recent].double().numpy(), share, config)
-    weights = _weights(dual, reward_value, cost_value)
+    weights = _weights(dual, reward_value, cost_value) * torch.from_numpy(counted / counted.mean()).float().unsqueeze(1)
 
     new_mean, new_standard_deviation = policy(next_observation)
     likelihood = weighted_likelihood(weights, sample, mean, standard_deviation, new_mean, new_standard_deviation)
@@ -197,6 +198,15 @@ def antithetic_noise(batch: int, samples: int, dimensions: int, generator: torch
     half = torch.randn((batch, samples // 2, dimensions), generator=generator)
     half = half * torch.rsqrt(half.square().mean(1, keepdim=True))
     return torch.cat([half, -half], dim=1)
+
+
+def _counted(batch: Batch) -> NDArray[np.bool_]:
+    """States that the E- and M-step speak of, [B]: not those in which an episode ended for good.
+
+    There nothing is ever chosen, and no value is ever learned. Where hardly any episode goes on (one step long), all.
+    """
+    goes_on = batch.discount > 0
+    return goes_on if goes_on[: batch.recent].any() else np.ones_like(goes_on)
 
 
 def _critic_step(state: LearnerState, batch: Batch, reward_target: Tensor, cost_target: Tensor) -> float:

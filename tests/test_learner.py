@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,25 @@ def test_one_cost_over_its_limit_counts_though_another_is_under() -> None:
     metrics = learn(state, settings, 150, measured=[0.0, 1000.0])
     assert mean_action(state) < -0.2
     assert all(m.feasible for m in metrics)
+
+
+def test_states_in_which_an_episode_ended_say_nothing_to_the_policy() -> None:
+    # Two learners see the same batch, but for the terminal states in it: absurd ones in one of them. Their critics'
+    # targets do not depend on those (discount 0), and neither do dual and policy.
+    settings = config()
+    generator = np.random.default_rng(0)
+    plain = one_step_batch(generator, discount=0.5)
+    discount = plain.discount.copy()
+    discount[::2] = 0.0
+    absurd = plain.next_observation.copy()
+    absurd[::2] = 7.0
+    left, right = create(settings), create(settings)
+    first = learner.update(left, replace(plain, discount=discount), np.array([20.0]), settings)
+    second = learner.update(
+        right, replace(plain, discount=discount, next_observation=absurd), np.array([20.0]), settings
+    )
+    assert first.temperature == pytest.approx(second.temperature, rel=1e-5)
+    assert first.cost_multiplier == pytest.approx(second.cost_multiplier, rel=1e-5)
 
 
 def test_the_primal_residuals_hold_at_every_update() -> None:
