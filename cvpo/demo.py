@@ -120,7 +120,8 @@ class DemoResult:
                 "",
                 f"cost of an episode       predicted at its start {self.predicted_cost_mean:.1f}, "
                 f"realized {self.realized_cost_mean:.1f}",
-                f"violation predicted      at {self.flagged_share:.1%} of the served steps",
+                f"violation predicted      at {self.flagged_share:.1%} of the served steps "
+                "(that the episode will cost more than the limit)",
                 f"request latency          p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms, "
                 f"max {latency['max']:.2f} ms",
                 f"took                     {self.seconds:.0f} s",
@@ -239,9 +240,11 @@ class _Timed:
         self.actor = actor
         self.seconds: list[float] = []
 
-    def act(self, observation: NDArray[np.float32], steps_left: NDArray[np.int64]) -> Decision:
+    def act(
+        self, observation: NDArray[np.float32], steps_left: NDArray[np.int64], spent: NDArray[np.float64]
+    ) -> Decision:
         began = time.perf_counter()
-        decision = self.actor.act(observation, steps_left)
+        decision = self.actor.act(observation, steps_left, spent)
         self.seconds.append(time.perf_counter() - began)
         return decision
 
@@ -274,9 +277,11 @@ def _tracks(actor: Actor, seed: int, episodes: int = 3) -> list[Track]:
     tracks = []
     for episode in range(episodes):
         observation = env.reset(seed + EVALUATION_SEED_OFFSET + episode)
-        position, cost = [], []
+        position: list[float] = []
+        cost: list[float] = []
         for steps_left in range(horizon, 0, -1):
-            step = env.step(actor.act(observation[None], np.array([steps_left])).action[0])
+            spent = np.array([[sum(cost)]])
+            step = env.step(actor.act(observation[None], np.array([steps_left]), spent).action[0])
             observation = step.observation
             position.append(float(env.unwrapped.data.qpos[0]))
             cost.append(float(step.cost[0]))

@@ -40,8 +40,14 @@ class Decision:
 class Actor(Protocol):
     """Anything that is a policy."""
 
-    def act(self, observation: Float32Array, steps_left: NDArray[np.int64]) -> Decision:
-        """Choose an action [N, A] for each observation [N, O], with that many steps of the episode left, [N]."""
+    def act(self, observation: Float32Array, steps_left: NDArray[np.int64], spent: Array) -> Decision:
+        """Choose actions [N, A].
+
+        Args:
+            observation: [N, O].
+            steps_left: of each episode, [N].
+            spent: undiscounted cost of each episode so far, [N, C].
+        """
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class EpisodeRunner:
         self.quota = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
         self.episodes: list[list[Episode]] = [[] for _ in range(num_envs)]
         self.steps: list[list[tuple[Float32Array, float, Array, Decision, int]]] = [[] for _ in range(num_envs)]
+        self.spent = np.zeros((num_envs, len(env.spec.cost_names)))
         self._act(observation)
 
     @property
@@ -78,12 +85,14 @@ class EpisodeRunner:
     def advance(self) -> None:
         """Take in the step under way and, unless that was the last one, send the next actions."""
         step = self.env.step_wait()
+        self.spent += step.cost
         for i, steps in enumerate(self.steps):
             steps.append((self.observation[i].copy(), float(step.reward[i]), step.cost[i].copy(), self.decision, i))
             if step.terminated[i] or step.truncated[i]:
                 if len(self.episodes[i]) < self.quota[i]:
                     self.episodes[i].append(_episode(steps, bool(step.terminated[i])))
                 steps.clear()
+                self.spent[i] = 0.0
         if not self.finished:
             self._act(step.observation)
 
@@ -94,7 +103,8 @@ class EpisodeRunner:
     def _act(self, observation: Float32Array) -> None:
         self.observation = observation.copy()
         horizon = self.env.spec.max_episode_steps
-        self.decision = self.actor.act(self.observation, np.array([horizon - len(steps) for steps in self.steps]))
+        steps_left = np.array([horizon - len(steps) for steps in self.steps])
+        self.decision = self.actor.act(self.observation, steps_left, self.spent.copy())
         self.env.step_async(self.decision.action)
 
 
@@ -158,7 +168,7 @@ class TorchActor:
         self.low, self.high = spec.action_low, spec.action_high
 
     @torch.no_grad()
-    def act(self, observation: Float32Array, steps_left: NDArray[np.int64]) -> Decision:
+    def act(self, observation: Float32Array, steps_left: NDArray[np.int64], spent: Array) -> Decision:
         mean, standard_deviation = self.model.distribution(torch.from_numpy(observation))
         if self.generator is not None:
             mean = mean + standard_deviation * torch.randn(mean.shape, generator=self.generator)
@@ -168,10 +178,14 @@ class TorchActor:
 
 
 class ServedActor:
-    """A policy of a bundle or a service, with its predictions; asked as a robot asks."""
+    """A policy of a bundle or a service, with its predictions; asked as a robot asks.
+
+    Each episode may spend the limit: what is allowed is what is left of it, over the steps that are left.
+    """
 
     def __init__(self, caller: PolicyCaller, mode: Mode = "deterministic", candidates: int = 8, seed: int = 0) -> None:
         self.caller, self.mode, self.candidates, self.seed = caller, mode, candidates, seed
+        self.budget: Array | None = None  # [C], asked for with the first action
 
     @classmethod
     def from_bundle(
@@ -187,11 +201,14 @@ class ServedActor:
         except StartupError as error:
             raise BundleError(str(error)) from error
 
-    def act(self, observation: Float32Array, steps_left: NDArray[np.int64]) -> Decision:
+    def act(self, observation: Float32Array, steps_left: NDArray[np.int64], spent: Array) -> Decision:
         """Raises ServiceError when there is no answer."""
         self.seed += 1
         try:
-            result = self.caller.act(observation, steps_left=steps_left, mode=self._mode())
+            if self.budget is None:
+                self.budget = np.array([constraint.cost_limit for constraint in self.caller.get_policy().constraints])
+            allowed = np.maximum(self.budget - spent, 0.0)
+            result = self.caller.act(observation, steps_left=steps_left, cost_allowed=allowed, mode=self._mode())
         except PolicyServiceError as error:
             raise ServiceError(str(error)) from error
         prediction = result.prediction
@@ -218,7 +235,7 @@ class RandomActor:
     def __init__(self, spec: EnvSpec, seed: int) -> None:
         self.low, self.high, self.generator = spec.action_low, spec.action_high, np.random.default_rng(seed)
 
-    def act(self, observation: Float32Array, steps_left: NDArray[np.int64]) -> Decision:
+    def act(self, observation: Float32Array, steps_left: NDArray[np.int64], spent: Array) -> Decision:
         return Decision(self.generator.uniform(self.low, self.high, (len(observation), len(self.low))))
 
 

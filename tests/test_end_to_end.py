@@ -8,13 +8,14 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cvpo.bundle import read_bundle
 from cvpo.checkpoint import checkpoint_steps, load_policy
-from cvpo.evaluate import TorchActor
+from cvpo.evaluate import ServedActor, TorchActor
 from cvpo.metrics import read_evaluations
 from serve.client import PolicyClient
 from serve.values import CalibrationStatus
@@ -128,12 +129,25 @@ def test_run_bundle_and_service_are_the_same_policy(run: Path, bundle: Path, add
 def test_the_service_answers_what_torch_computes(run: Path, bundle: Path, address: str) -> None:
     trained = load_policy(run, read_bundle(bundle).manifest.provenance.steps)
     observations = np.random.default_rng(0).normal(0, 2, (100, 2)).astype(np.float32)
-    expected = TorchActor(trained.model, trained.spec).act(observations, np.full(100, 20))
+    expected = TorchActor(trained.model, trained.spec).act(observations, np.full(100, 20), np.zeros((100, 1)))
     with PolicyClient(address, timeout_seconds=PATIENCE_SECONDS) as client:
         answer = client.act(observations)
     np.testing.assert_allclose(answer.action, expected.action, rtol=0, atol=2e-6)
     assert expected.cost_value is not None
     np.testing.assert_allclose(answer.prediction.cost_value, expected.cost_value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_served_policy_is_asked_with_what_is_left_of_its_limit(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = ServedActor.from_bundle(bundle)
+    act, asked = actor.caller.act, []
+
+    def spy(observation: Any, *, cost_allowed: Any, **others: Any) -> Any:
+        asked.append(cost_allowed)
+        return act(observation, cost_allowed=cost_allowed, **others)
+
+    monkeypatch.setattr(actor.caller, "act", spy)
+    actor.act(np.zeros((2, 2), np.float32), np.array([20, 10]), np.array([[5.0], [30.0]]))
+    np.testing.assert_array_equal(asked, [[[13.0], [0.0]]])  # of 18, and never less than nothing
 
 
 @pytest.mark.parametrize("mode", ["sampled", "shielded"])

@@ -51,13 +51,17 @@ class Alternating(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
 
 
 class Recording:
-    """Half the first part of the action, 3 of the other; notes the steps it was told are left."""
+    """Half the first part of the action, 3 of the other; notes what it was told is left and spent."""
 
     def __init__(self) -> None:
         self.steps_left: list[list[int]] = []
+        self.spent: list[list[list[float]]] = []
 
-    def act(self, observation: NDArray[np.float32], steps_left: NDArray[np.int64]) -> Decision:
+    def act(
+        self, observation: NDArray[np.float32], steps_left: NDArray[np.int64], spent: NDArray[np.float64]
+    ) -> Decision:
         self.steps_left.append(steps_left.tolist())
+        self.spent.append(spent.tolist())
         count = len(observation)
         return Decision(np.tile([0.5, 3.0], (count, 1)), cost_value=np.tile(observation, (1, 2)).astype(np.float64))
 
@@ -102,6 +106,13 @@ def test_an_actor_is_told_how_many_steps_are_left() -> None:
     with alternating(1) as env:
         run_episodes(env, actor, 2)
     assert [left for (left,) in actor.steps_left] == [20, 19, 18, 20, 19, 18, 17, 16, 15, 14, 13, 12]
+
+
+def test_an_actor_is_told_what_the_episode_has_cost() -> None:
+    actor = Recording()  # each step costs 0.5 and 3; a new episode has spent nothing
+    with alternating(1) as env:
+        run_episodes(env, actor, 2)
+    assert [spent for (spent,) in actor.spent[:5]] == [[0, 0], [0.5, 3], [1, 6], [0, 0], [0.5, 3]]
 
 
 def test_a_runner_advances_one_step_at_a_time() -> None:
@@ -224,20 +235,20 @@ def test_actions_are_scaled_to_the_bounds_of_the_environment() -> None:
 def test_the_deterministic_action_is_that_of_the_mean_and_its_cost_is_judged(policy: TrainedPolicy) -> None:
     observation = np.array([[1.0], [3.0]], np.float32)
     actor = TorchActor(policy.model, policy.spec)
-    decision = actor.act(observation, np.full(2, 40))
+    decision = actor.act(observation, np.full(2, 40), np.zeros((2, 1)))
     mean, _ = policy.model.distribution(torch.from_numpy(observation))
     np.testing.assert_allclose(decision.action, (mean.tanh().numpy() + 1) / 2, atol=1e-7)  # efforts are in [0, 1]
     _, cost_value = policy.model.values(torch.from_numpy(observation), mean.tanh().unsqueeze(1))
     assert decision.cost_value is not None
     np.testing.assert_allclose(decision.cost_value, cost_value[:, 0].numpy())
-    np.testing.assert_array_equal(actor.act(observation, np.full(2, 40)).action, decision.action)
+    np.testing.assert_array_equal(actor.act(observation, np.full(2, 40), np.zeros((2, 1))).action, decision.action)
 
 
 def test_sampled_actions_follow_the_distribution_and_their_generator(policy: TrainedPolicy) -> None:
     observation = np.full((2_000, 1), 3.0, np.float32)
     actions = [
         TorchActor(policy.model, policy.spec, torch.Generator().manual_seed(7))
-        .act(observation, np.full(2_000, 40))
+        .act(observation, np.full(2_000, 40), np.zeros((2_000, 1)))
         .action
         for _ in range(2)
     ]
@@ -250,7 +261,7 @@ def test_sampled_actions_follow_the_distribution_and_their_generator(policy: Tra
 
 def test_random_actions_fill_the_bounds(policy: TrainedPolicy) -> None:
     spec = EnvSpec("e", 1, np.array([0.0, -5.0]), np.array([1.0, 5.0]), ("cost",), 40, None)
-    action = RandomActor(spec, 0).act(np.zeros((1_000, 1), np.float32), np.full(1_000, 40)).action
+    action = RandomActor(spec, 0).act(np.zeros((1_000, 1), np.float32), np.full(1_000, 40), np.zeros((1_000, 1))).action
     np.testing.assert_allclose(action.min(0), [0, -5], atol=0.05)
     np.testing.assert_allclose(action.max(0), [1, 5], atol=0.05)
     np.testing.assert_allclose(action.mean(0), [0.5, 0], atol=0.3)

@@ -43,7 +43,7 @@ def learn(run: Path, cost_limit: float, steps: int) -> Learned:
     with VectorEnv("tests.budget:make", num_envs=10, workers=0, seed=99) as env:
         actor = TorchActor(policy.model, env.spec)
         episodes = run_episodes(env, actor, 50)
-        effort = actor.act(WORTH, np.full(2, STEPS)).action[:, 0]
+        effort = actor.act(WORTH, np.full(2, STEPS), np.zeros((2, 1))).action[:, 0]
     evaluation = summarize(episodes, [cost_limit], "deterministic")
     return Learned(run, policy, evaluation, episodes, (float(effort[0]), float(effort[1])))
 
