@@ -45,7 +45,7 @@ STEPS = 50_000
 LONGEST = 90_000  # steps after which a policy that is still over its limit is given up
 TRAINING_SECONDS = 165.0  # then the best checkpoint so far is taken, if one is under the limit
 EPISODES = 30  # of each comparison
-CALIBRATION_EPISODES = 80
+CALIBRATION_EPISODES = 120
 MARGIN = 10.0  # of return over the upper end of random actions' interval, before a checkpoint is thought good
 POLICY = "swimmer"
 
