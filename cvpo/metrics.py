@@ -167,7 +167,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def _keep(path: Path, wanted: Callable[[str], bool]) -> None:
-    """Cut a text file down to the lines that are wanted.
+    """Cut a text file down to the lines that are wanted; a full disk leaves it as it was.
 
     Raises:
         CheckpointError: the file was altered.
@@ -176,7 +176,13 @@ def _keep(path: Path, wanted: Callable[[str], bool]) -> None:
         return
     with _intact(path):
         kept = "".join(line for line in _lines(path) if wanted(line))
-    path.write_text(kept, encoding="utf-8")
+    temporary = path.with_name(f".{path.name}")
+    try:
+        temporary.write_text(kept, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _lines(path: Path) -> list[str]:

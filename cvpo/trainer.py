@@ -420,8 +420,8 @@ class _Rows:
         columns = ("cost_multiplier", "share", "cost_value")
         for name, prefix in zip(columns, ("estep/cost_multiplier", "estep/share", "critic/cost_value"), strict=True):
             row.update(_named(prefix, names, np.mean([getattr(m, name) for m in updates], axis=0)))
-        residual = np.max([m.cost_residual for m in updates], axis=0)
-        row.update(_named("estep/cost_residual_max", names, residual))
+        residuals = _named("estep/cost_residual_max", names, np.max([m.cost_residual for m in updates], axis=0))
+        row.update({name: residual for name, residual in residuals.items() if math.isfinite(residual)})  # constrained
         periods = [m for m in updates if m.kl_mean is not None and m.kl_covariance is not None]
         if periods:
             row["mstep/kl_mean"] = _mean(m.kl_mean or 0.0 for m in periods) / state.mean_region.bound

@@ -83,6 +83,22 @@ def test_a_line_cut_by_a_crash_is_dropped(tmp_path: Path) -> None:
     assert read_evaluations(tmp_path) == {}
 
 
+def test_a_disk_that_fills_up_at_the_start_of_a_resumed_run_loses_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 4000)
+
+    def full(path: Path, text: str, encoding: str) -> None:
+        path.write_bytes(text[:10].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        MetricsWriter(tmp_path, ("cost",), 3000, 6)
+    assert list(read_evaluations(tmp_path)) == [2000, 4000]
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_run_without_evaluations_has_none(tmp_path: Path) -> None:
     assert read_evaluations(tmp_path) == {}
 

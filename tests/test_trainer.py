@@ -213,6 +213,14 @@ def test_a_run_can_be_made_longer_and_then_go_on(tmp_path: Path) -> None:
     assert_same_run(straight, run)
 
 
+def test_metrics_of_an_unconstrained_cost_are_json_too(tmp_path: Path) -> None:
+    # It has no residual: -inf would be written as -Infinity, which JSON has no number for.
+    start(tmp_path / "run", small_config(float("inf"), steps=1_000, schedule={"updates_per_step": 0.1}))
+    (row,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert "estep/temperature" in row
+    assert "Infinity" not in row
+
+
 def test_an_unconstrained_run_can_be_resumed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     start(run, small_config(float("inf"), steps=TOTAL), stop_at=200)
