@@ -155,7 +155,7 @@ def load_policy(run: Path, steps: int) -> TrainedPolicy:
     """Read and verify the checkpoint of that step.
 
     Raises:
-        CheckpointError: it is missing, cut short or altered.
+        CheckpointError: it is missing, cut short or altered. ConfigError: its config does not fit this version.
     """
     document = _from_bytes(run, _read(run, "checkpoints", steps)[POLICY])
     spec = document["spec"]
@@ -168,7 +168,7 @@ def load_policy(run: Path, steps: int) -> TrainedPolicy:
         max_episode_steps=spec["max_episode_steps"],
         control_period_ms=spec["control_period_ms"],
     )
-    config = TrainConfig.model_validate_json(document["config"])
+    config = parse_config(json.loads(document["config"]))
     constraints = tuple(Constraint.model_validate_json(text) for text in document["constraints"])
     model = build_model(config.network, env_spec.observation_size, env_spec.action_size, len(constraints))
     model.load_state_dict(document["model"])

@@ -255,3 +255,13 @@ def test_a_config_of_another_version_names_what_does_not_fit(tmp_path: Path) -> 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"flavour": "sweet"}))
     with pytest.raises(ConfigError, match="flavour"):
         read_config(tmp_path)
+
+
+def test_a_checkpoint_of_another_version_names_what_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = CONFIG.model_dump_json().replace('"aim"', '"flavour"')
+    monkeypatch.setattr(type(CONFIG), "model_dump_json", lambda config: other)
+    save_policy(tmp_path, policy())
+    with pytest.raises(ConfigError, match="flavour"):
+        load_policy(tmp_path, 100)
