@@ -117,7 +117,8 @@ def train(
             done = trainer.train(config, run, report, stopped)
     say(f"run     {run}")
     if stopped():
-        say(f"stopped at {done:,} steps; go on with: cvpo train --resume {run}")
+        then = f"go on with: cvpo train --resume {run}" if done else f"nothing was saved; remove {run} to start again"
+        say(f"stopped at {done:,} steps; {then}")
         raise typer.Exit(130)
     say(f"next    cvpo export {run} --out bundles/{run.name}/1   or   cvpo plot {run}")
 
