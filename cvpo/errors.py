@@ -9,10 +9,6 @@ class ConfigError(CvpoError):
     """A setting is missing, malformed, or does not fit another one."""
 
 
-class MissingExtraError(CvpoError):
-    """A command needs packages of an extra (`serve` or `train`) that is not installed."""
-
-
 class EnvError(CvpoError):
     """An environment is unknown, reports no cost, or breaks its contract."""
 
