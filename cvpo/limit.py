@@ -59,7 +59,7 @@ def advantage_threshold(share: Array, least_cost: Array, reward_only_cost: Array
 
 @dataclass
 class CostMeter:
-    """The measured episode cost: the sum of the newest horizon of steps of each environment, mean over environments.
+    """The measured episode cost: that of the newest steps of each environment, per horizon, mean over environments.
 
     A window of steps, not of episodes: an episode that ends early does not look cheap.
     """

@@ -23,9 +23,9 @@ from cvpo.errors import CheckpointError
 METRICS = {
     "steps": "environment steps so far",
     "updates": "updates so far",
-    "steps_per_second": "environment steps a second, learning included, since the last row",
+    "steps_per_second": "environment steps a second, learning included, over the newest seconds",
     "train/return": "undiscounted reward of the newest complete training episodes, mean",
-    "train/cost/NAME": "undiscounted cost of the newest horizon of steps, mean over environments; what is held",
+    "train/cost/NAME": "undiscounted cost per horizon over the newest steps of the measured environments; what is held",
     "critic/loss": "mean squared error of reward and cost critics, summed over heads",
     "critic/cost_value/NAME": "Q_c of recent states under the behavior policy, mean, cost units, discounted",
     "estep/temperature": "eta, scaled reward units",
