@@ -24,6 +24,11 @@ def _run() -> int:
     except KeyboardInterrupt:
         print("cvpo: stopped.", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"cvpo: {error.filename}: {error.strerror}. Check the path and its permissions.", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         module = (error.name or "").split(".")[0]
         extra = "train" if module in _TRAIN_MODULES else _EXTRAS.get(module)

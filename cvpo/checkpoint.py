@@ -216,6 +216,8 @@ def _read(run: Path, kind: Kind, steps: int) -> dict[str, bytes]:
         intact = all(hashlib.sha256(data).hexdigest() == checksums[name] for name, data in contents.items())
         expected = {POLICY} if kind == "checkpoints" else {STATE, ENVIRONMENTS}
         intact = intact and set(contents) == expected
+    except PermissionError as error:
+        raise CheckpointError(f"Cannot read {error.filename}: {error.strerror}.") from error
     except (OSError, ValueError, TypeError, AttributeError):
         intact = False
     if not intact:

@@ -176,6 +176,7 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
         fresh = run_episodes(env, trained_actor, EPISODES)
     say("[4/5] Serve the bundle from a process of its own, and drive the simulator through it.")
     with _served(bundle.parent.parent) as address, PolicyClient(address, timeout_seconds=2.0) as client:
+        client.get_policy()  # connects, so that the figures are those of requests
         actor = _Timed(ServedActor(client))
         with VectorEnv(TASK, num_envs=1, workers=0, seed=seed + EVALUATION_SEED_OFFSET + 1) as env:
             served = run_episodes(env, actor, EPISODES)
@@ -188,7 +189,7 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
             out / "motion.png",
         ),
     )
-    return _result(random, fresh, served, actor.seconds[1:], time.monotonic() - began, run, bundle, pictures)
+    return _result(random, fresh, served, actor.seconds, time.monotonic() - began, run, bundle, pictures)
 
 
 def _config(seed: int) -> TrainConfig:

@@ -12,6 +12,7 @@ from cvpo.errors import NonFiniteError
 Array = NDArray[np.float64]
 
 TOLERANCE = 1e-8  # of the scaled KKT residuals that end the solver
+MET_TOLERANCE = 1e-6  # scaled excess of a solution that is called feasible
 FEASIBILITY_MARGIN = 1e-9  # scaled excess that still counts as met
 MAX_NEWTON_STEPS = 60
 NEAR_STEPS = 12  # from a similar batch's solution; more than that, and feasibility is asked first
@@ -82,6 +83,10 @@ def solve_dual(
         x[1:] = 1.0
         solution = _minimize(problem, x)
         x, steps = solution.x, steps + solution.steps
+        if np.any(
+            problem.excess(x) > MET_TOLERANCE
+        ):  # a fallback may have ended early; feasible is proven, not assumed
+            return _unscale(problem, probe.x, False, steps, constrained, cost_threshold, cost_value)
     return _unscale(problem, x, True, steps, constrained, cost_threshold, cost_value)
 
 

@@ -216,7 +216,7 @@ class ServedActor:
             np.asarray(result.action, np.float64),
             np.asarray(prediction.cost_value, np.float64),
             np.asarray(prediction.cost_to_go, np.float64),
-            np.asarray(prediction.violation),
+            np.asarray(prediction.violation) | (spent > self.budget),  # over already: no prediction is needed
         )
 
     def _mode(self) -> ServedMode:

@@ -30,7 +30,7 @@ from cvpo.checkpoint import (
 )
 from cvpo.config import TrainConfig, parse_config
 from cvpo.envs import EnvSpec, VectorEnv
-from cvpo.errors import CheckpointError, ConfigError
+from cvpo.errors import CheckpointError, ConfigError, WorkerError
 from cvpo.evaluate import EpisodeRunner, TorchActor, cost_level, summarize, to_environment
 from cvpo.learner import LearnerState, UpdateMetrics
 from cvpo.limit import CostMeter
@@ -91,7 +91,7 @@ def train(config: TrainConfig, run: Path, reporter: Reporter, stop: Callable[[],
     Raises:
         ConfigError, EnvError, WorkerError, CheckpointError: what cannot be done, and what to do.
     """
-    with _environments(config) as env, _disk_errors(run):
+    with _environments(config) as env, _failures(run):
         loop = _Loop(config, constraints_of(config, env.spec), env)
         write_config(run, config)
         return loop.run(run, env.reset(), reporter, stop)
@@ -117,11 +117,13 @@ def resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int |
         config = _with_steps(config, steps)
     if point.steps >= config.schedule.steps:
         raise ConfigError(f"{run} is complete at {point.steps} steps. To train longer, give a larger --steps.")
-    with _environments(config) as env, _disk_errors(run):
+    with _environments(config) as env, _failures(run):
         loop = _Loop(config, constraints_of(config, env.spec), env)
         loop.restore(point.state)
         replace_config(run, config)
-        return loop.run(run, env.restore(point.environments), reporter, stop)
+        observation = env.restore(point.environments)
+        loop.begin_anew(env.restarted)
+        return loop.run(run, observation, reporter, stop)
 
 
 def constraints_of(config: TrainConfig, spec: EnvSpec) -> tuple[Constraint, ...]:
@@ -307,6 +309,12 @@ class _Loop:
         self.running_return = state["running_return"].numpy()
         self.returns.extend(state["returns"])
 
+    def begin_anew(self, restarted: NDArray[np.bool_]) -> None:
+        """Forget the episodes under way of environments that were not restored: no return crosses into the new ones."""
+        for i in np.flatnonzero(restarted):
+            self.collector.pending[i].clear()
+            self.running_return[i] = 0.0
+
 
 class _Evaluator:
     """Evaluates each checkpoint's deterministic policy beside the training, one vector step at a time.
@@ -461,14 +469,18 @@ def _environments(config: TrainConfig) -> VectorEnv:
 
 
 @contextmanager
-def _disk_errors(run: Path) -> Iterator[None]:
+def _failures(run: Path) -> Iterator[None]:
+    """Say of a full disk or a dead simulator what to do about the run."""
     try:
         yield
     except OSError as error:
-        raise CheckpointError(
-            f"Cannot write to {run}: {error.strerror or error}. Free space, then go on from the newest checkpoint: "
-            f"cvpo train --resume {run}"
-        ) from error
+        raise CheckpointError(f"Cannot write to {run}: {error.strerror or error}. Free space{_go_on(run)}.") from error
+    except WorkerError as error:
+        raise WorkerError(f"{str(error).rstrip('.')}{_go_on(run)}.") from error
+
+
+def _go_on(run: Path) -> str:
+    return f", then go on from the newest checkpoint: cvpo train --resume {run}" if (run / "resume").is_dir() else ""
 
 
 def _keep_freed_memory() -> None:

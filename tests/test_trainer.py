@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -380,3 +381,29 @@ def test_environments_that_act_as_the_served_policy_are_those_whose_cost_is_held
         same = (loop._choose(observation) == loop._choose(observation)).all(1)
     assert same.tolist() == [True] * deterministic + [False] * (4 - deterministic)
     assert loop.meter.window.shape == (2 * STEPS, measured, 1)
+
+
+class Locked(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
+    """Shows the number of its episode at every step; holds a lock, so that it cannot be pickled."""
+
+    def __init__(self) -> None:
+        self.observation_space = Box(0.0, 1.0, (1,), np.float64)
+        self.action_space = Box(-1.0, 1.0, (1,), np.float64)
+        self.lock = threading.Lock()
+        self.episode = np.zeros(1)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.episode = self.np_random.uniform(size=1)
+        return self.episode, {}
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        return self.episode, 1.0, False, False, {"cost": 0.0}
+
+
+def test_no_return_crosses_into_the_episode_that_a_resumed_run_begins_anew(tmp_path: Path) -> None:
+    settings = small_config(steps=TOTAL, environment={"env_id": "tests.test_trainer:Locked", "max_episode_steps": 30})
+    start(tmp_path / "run", settings, stop_at=220)  # in the middle of an episode
+    go_on(tmp_path / "run")
+    replay = load_resume_point(tmp_path / "run").state["replay"]
+    torch.testing.assert_close(replay["observation"], replay["next_observation"], rtol=0, atol=0)

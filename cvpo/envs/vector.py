@@ -77,6 +77,7 @@ class VectorEnv:
         ) as example:
             self.spec: EnvSpec = example.spec
         self.num_envs = num_envs
+        self.restarted = np.zeros(num_envs, np.bool_)
         self._workers: list[Worker | Inline] = []
         self._waiting = False
         settings = EnvSettings(env_id, cost_names, max_episode_steps, seed)
@@ -137,7 +138,8 @@ class VectorEnv:
     def restore(self, state: bytes) -> NDArray[np.float32]:
         """Go on from `state()`, also with another number of workers, and return what to act on next [N, O].
 
-        An environment that could not be pickled (`check_env` tells) starts a new episode instead.
+        An environment that could not be pickled (`check_env` tells) starts a new episode instead; `restarted` says
+        which did.
         The state is unpickled, which runs code: only restore what comes from a run that you trust.
 
         Raises:
@@ -154,6 +156,7 @@ class VectorEnv:
             for worker, share in zip(self._workers, self._shares, strict=True):
                 worker.send("restore", saved.envs[share.start : share.stop])
         self._receive()
+        self.restarted = np.array([env.env is None for env in saved.envs])
         return self._buffers.observation.copy()
 
     def close(self) -> None:

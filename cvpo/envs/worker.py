@@ -86,9 +86,7 @@ class Worker:
             how = f"by {signal.Signals(-code).name}"
             if -code == signal.SIGKILL:
                 how += " (out of memory?)"
-        return WorkerError(
-            f"The process of {self._where} ended {how}; the run can be resumed from its last checkpoint."
-        )
+        return WorkerError(f"The process of {self._where} ended {how}.")
 
 
 class Inline:

@@ -176,6 +176,7 @@ def test_an_environment_that_cannot_be_pickled_starts_a_new_episode() -> None:
         state = env.state()
         restarted = env.restore(state)
         again = env.restore(state)
+        assert env.restarted.all()
         ends = [step.truncated for step in advance(env, np.zeros((20, 3, 2)))]
     assert not np.array_equal(restarted, steps[-1].observation)
     np.testing.assert_array_equal(again, restarted)  # its seed comes from the state
