@@ -34,6 +34,13 @@ def _run() -> int:
         extra = "train" if module in _TRAIN_MODULES else _EXTRAS.get(module)
         if extra is None:
             raise
+        if module in ("typer", "rich"):
+            print(
+                "cvpo: the command line needs an extra: cvpo[train] to learn and export, cvpo[serve] to serve and ask. "
+                "The bare package is the robot's client, serve.client.",
+                file=sys.stderr,
+            )
+            return 1
         print(
             f"cvpo: this needs {module}, which is not installed. Install the extra it belongs to: "
             f"pip install 'cvpo[{extra}]' (in a checkout: make install).",

@@ -129,6 +129,7 @@ class Calibration(_Model):
     alarm_levels: tuple[Probability, ...]  # [C]
     episodes: dict[str, int]  # what each group of rollouts was used for
     results: tuple[CalibrationResult, ...]  # [C]
+    not_claimed: tuple[str, ...] = ()  # what the episodes were too few to promise, in sentences
 
 
 class ObservationStatistics(_Model):

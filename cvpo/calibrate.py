@@ -74,7 +74,7 @@ def calibrate(
         method=(
             "Conformal predictive distribution of the cost of the next steps, tabled over steps left and cost value; "
             "episodes weigh the same, each shared by its steps (Lee, Barber and Willett, arXiv 2306.06342). "
-            f"{_no_bound(len(groups['calibrate']), confidence)}Alarm levels: {'; '.join(notes)}."
+            f"Alarm levels: {'; '.join(notes)}."
         ),
         modes=(mode,),
         confidence=confidence,
@@ -84,6 +84,10 @@ def calibrate(
         results=tuple(
             _result(cost_map, groups["test"], trials["test"], index, constraint, alarm.level)
             for index, (constraint, alarm) in enumerate(zip(constraints, alarms, strict=True))
+        ),
+        not_claimed=(
+            *_no_bound(len(groups["calibrate"]), confidence),
+            *(f"{c.name}: {alarm.shortage}" for c, alarm in zip(constraints, alarms, strict=True) if alarm.shortage),
         ),
     )
     return CalibratedMap(cost_map, record)
@@ -128,12 +132,13 @@ def _needed(confidence: float) -> int:
     return math.ceil(confidence / (1 - confidence) - 1e-9)
 
 
-def _no_bound(count: int, confidence: float) -> str:
-    if count >= _needed(confidence):
-        return ""
+def _no_bound(count: int, confidence: float) -> tuple[str, ...]:
+    needed = _needed(confidence)
+    if count >= needed:
+        return ()
     return (
-        f"No bound: confidence {confidence:g} needs {_needed(confidence)} calibrating episodes and there were {count}, "
-        "so cost_upper is infinite. "
+        f"No bound: confidence {confidence:g} needs {needed} calibrating episodes and there were {count}; "
+        "cost_upper is infinite.",
     )
 
 
@@ -178,6 +183,7 @@ class Alarm:
 
     level: float
     note: str
+    shortage: str | None = None  # why the miss rate is not claimed
 
 
 def choose_level(trials: Sequence[Trial], index: int, confidence: float, miss_rate: float) -> Alarm:
@@ -204,8 +210,8 @@ def choose_level(trials: Sequence[Trial], index: int, confidence: float, miss_ra
     level = min(level, round(1 - confidence, 9))
     return Alarm(
         level,
-        f"{level:.3g}, kept low because only {count} episodes had violations and the miss rate needs {needed}; "
-        "the flag is raised at least wherever cost_upper exceeds what is allowed",
+        f"{level:.3g}, kept low: the flag is raised at least wherever cost_upper exceeds what is allowed",
+        f"No miss rate: {miss_rate:.0%} needs {needed} episodes with violations and there were {count}.",
     )
 
 

@@ -79,15 +79,20 @@ def _predictions(calibration: Calibration | None, constraints: tuple[Constraint,
             "the violation probability is 1 wherever anything is limited, and every answer is flagged."
         ]
     modes = ", ".join(m.mode + (f" of {m.candidates}" if m.candidates > 1 else "") for m in calibration.modes)
-    episodes = ", ".join(f"{count} to {use}" for use, count in calibration.episodes.items())
+    episodes = ", ".join(
+        f"{count} to {'set alarm levels' if use == 'alarm' else use}" for use, count in calibration.episodes.items()
+    )
     rows = [_result(result, level) for result, level in zip(calibration.results, calibration.alarm_levels, strict=True)]
     return [
         f"{calibration.method} Measured on {sum(calibration.episodes.values())} {modes} episodes ({episodes}).",
-        f"Claimed: for a fresh episode and a random one of its steps, the cost of the next steps is at most "
+        f"Claimed{', except where the episodes were too few (below)' if calibration.not_claimed else ''}: for a fresh "
+        "episode and a random one of its steps, the cost of the next steps is at most "
         f"`cost_upper` with probability {calibration.confidence:g} or more, where those steps are a window of "
         f"{constraints[0].window_steps} or all that are left. Alarm levels are meant to let "
         f"at most {calibration.miss_rate:.0%} of the violations ahead go unannounced, with budgets from a quarter of "
-        "the limit to twice the limit. On test episodes:",
+        "the limit to twice the limit.",
+        *(f"**Not claimed.** {sentence}" for sentence in calibration.not_claimed),
+        "On test episodes:",
         "\n".join(
             [
                 "| constraint | alarm level | cost within bound | violations missed | flagged without one "

@@ -65,7 +65,11 @@ def ask(
             result = client.act(observation, steps_left=steps_left, cost_allowed=cost_allowed, mode=served_mode)
     except PolicyServiceError as error:
         raise ServiceError(str(error)) from error
-    return json.dumps(_plain(dataclasses.asdict(result))) if as_json else _answer(result)
+    if not as_json:
+        return _answer(result)
+    document = _plain(dataclasses.asdict(result))
+    document["prediction"]["calibration_status"] = CalibrationStatus(int(result.prediction.calibration_status)).name
+    return json.dumps(document)
 
 
 def _description(policy: PolicyDescription) -> str:
@@ -90,6 +94,8 @@ def _answer(result: ActResult) -> str:
     ]
     for i, name in enumerate(prediction.constraints):
         flag = "VIOLATION PREDICTED" if prediction.violation[i] else "no violation predicted"
+        if prediction.violation[i] and prediction.violation_probability[i] <= prediction.alarm_level[i]:
+            flag = "FLAGGED, since nothing measured backs this"
         lines.append(
             f"  {name}: expected {prediction.cost_to_go[i]:.3g}, at most {prediction.cost_upper[i]:.3g}; allowed "
             f"{prediction.cost_allowed[i]:.3g}, probability {prediction.violation_probability[i]:.3g}: {flag}"

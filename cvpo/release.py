@@ -101,6 +101,8 @@ def release(
     shuffled = [episodes[i] for i in np.random.default_rng(trained.config.seed).permutation(len(episodes))]
     fresh, calibrating = shuffled[:evaluation_episodes], shuffled[evaluation_episodes:]
     calibrated = calibrate(calibrating, trained.constraints, seed=trained.config.seed) if calibrating else None
+    for sentence in calibrated.record.not_claimed if calibrated else ():
+        say(f"warning {sentence} More --calibration-episodes may help.")
     path = export_bundle(
         out,
         policy,

@@ -73,12 +73,11 @@ class TrainingReport:
         )
         mean_return = report.evaluation.episode_return.mean
         self._evaluated = f"  eval {mean_return:.1f}, cost {limits}"
-        last = self._last
-        multiplier = "-" if last is None or last.cost_multiplier is None else _costs(last.cost_multiplier, ".3g")
-        share = last.infeasible_share if last else 0.0
-        rate = last.steps_per_second if last else 0.0
+        then = report.progress
+        multiplier = "-" if then.cost_multiplier is None else _costs(then.cost_multiplier, ".3g")
         stderr.print(
-            f"{report.steps:>11,} {mean_return:>9.1f} {limits:>22} {multiplier:>9} {share:>10.0%} {rate:>8,.0f}"
+            f"{report.steps:>11,} {mean_return:>9.1f} {limits:>22} {multiplier:>9} {then.infeasible_share:>10.0%} "
+            f"{then.steps_per_second:>8,.0f}"
         )
 
 

@@ -64,6 +64,7 @@ class CheckpointReport:
 
     steps: int
     evaluation: Evaluation
+    progress: Progress  # when the checkpoint was made; its evaluation ends later
 
 
 class Reporter(Protocol):
@@ -182,7 +183,7 @@ class _Loop:
         ):
             rows = _Rows(self, writer)
             if self.steps:
-                evaluator.start(self.steps)  # its evaluation may have been cut off
+                evaluator.start(self._progress(clock))  # its evaluation may have been cut off
             saved, due = self.steps, _next_multiple(self.steps, schedule.checkpoint_every)
             while self.steps < total and not stop():
                 action = self._choose(observation)
@@ -199,12 +200,12 @@ class _Loop:
                 if self.steps >= due and self.learner.updates:
                     saved = self._save(run, writer)
                     due = _next_multiple(saved, schedule.checkpoint_every)
-                    evaluator.start(saved)
+                    evaluator.start(self._progress(clock))
             if saved != self.steps:
                 saved = self._save(run, writer)
                 evaluator.finish()  # of an earlier checkpoint, which a resumed run would not come back to
                 if not stop():
-                    evaluator.start(saved)
+                    evaluator.start(self._progress(clock))
             if not stop():
                 evaluator.finish()
         return self.steps
@@ -324,7 +325,7 @@ class _Evaluator:
 
     def __init__(self, config: TrainConfig, state: LearnerState, writer: MetricsWriter, reporter: Reporter) -> None:
         self.config, self.state, self.writer, self.reporter = config, state, writer, reporter
-        self.steps = 0
+        self.progress: Progress
         self.runner: EpisodeRunner | None = None
 
     def __enter__(self) -> "_Evaluator":
@@ -348,10 +349,10 @@ class _Evaluator:
     def __exit__(self, *_: object) -> None:
         self.env.close()
 
-    def start(self, steps: int) -> None:
+    def start(self, progress: Progress) -> None:
         """Begin with the policy as it is now; an evaluation still under way is brought to its end first."""
         self.finish()
-        self.steps = steps
+        self.progress = progress
         model = Model(self.state.model.normalizer, self.state.behavior_policy, self.state.target_critics)
         actor = TorchActor(copy.deepcopy(model), self.env.spec)
         observation = self.env.restore(self.start_state)
@@ -366,8 +367,8 @@ class _Evaluator:
             episodes, self.runner = self.runner.result(), None
             evaluation = summarize(episodes, self.config.cost_limits, "deterministic")
             level = cost_level(episodes, self.config.critic.discount)
-            self.writer.evaluation(self.steps, evaluation, level)
-            self.reporter.checkpoint(CheckpointReport(self.steps, evaluation))
+            self.writer.evaluation(self.progress.steps, evaluation, level)
+            self.reporter.checkpoint(CheckpointReport(self.progress.steps, evaluation, self.progress))
 
     def finish(self) -> None:
         """Bring the evaluation under way to its end."""

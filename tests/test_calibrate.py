@@ -69,7 +69,8 @@ def test_a_policy_without_cost_raises_no_flag() -> None:
     assert found.record.alarm_levels == (0.1,)
     result = found.record.results[0]
     assert (result.coverage, result.missed_share, result.flagged_share) == (1, None, 0)
-    assert "only 0 episodes had violations" in found.record.method
+    (sentence,) = found.record.not_claimed
+    assert "No miss rate: 5% needs 19 episodes with violations and there were 0." in sentence
 
 
 def test_a_critic_that_knows_separates_what_a_mean_would_mix() -> None:
@@ -187,7 +188,7 @@ def test_with_too_few_violations_the_level_stays_where_the_bound_meets_what_is_a
     trials = [trial([0.6, 0.7], [True, False])] * 3
     chosen = choose_level(trials, 0, confidence=0.9, miss_rate=0.05)
     assert chosen.level == 0.1
-    assert "only 3 episodes had violations and the miss rate needs 19" in chosen.note
+    assert chosen.shortage == "No miss rate: 5% needs 19 episodes with violations and there were 3."
     assert choose_level([trial([0.04], [True])] * 3, 0, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.04)
 
 
@@ -258,7 +259,7 @@ def test_the_same_seed_gives_the_same_map() -> None:
 def test_with_too_few_episodes_for_the_confidence_there_is_no_bound() -> None:
     found = calibrate([episode([1.0] * T, [5.0] * T)] * 12, [constraint()], seed=0)
     assert ask(found, 5.0, 1, 1.0)[1] == math.inf
-    assert "cost_upper is infinite" in found.record.method
+    assert "cost_upper is infinite" in found.record.not_claimed[0]
     assert found.record.alarm_levels[0] <= 0.1
 
 

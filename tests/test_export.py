@@ -131,10 +131,20 @@ def test_the_card_says_which_policy_how_good_and_what_it_is_not(tmp_path: Path) 
         "12 (11 to 13)",
         "cost_0 8 (6 to 10) under the limit of 20, 10% of episodes over",
         "cost_1 30 (28 to 32) **over** the limit of 10",
-        "Measured on 40 deterministic episodes (12 to fit, 12 to calibrate, 10 to alarm, 6 to test)",
+        "Measured on 40 deterministic episodes (12 to fit, 12 to calibrate, 10 to set alarm levels, 6 to test)",
         "with probability 0.9 or more, where those steps are a window of 10",
     ):
         assert expected in card, expected
+
+
+def test_the_card_does_not_claim_what_the_episodes_were_too_few_for(tmp_path: Path) -> None:
+    policy = trained((20.0,))
+    few = measured(policy, 12)  # 6 calibrate, of 9 that a bound of confidence 0.9 needs
+    card = read_bundle(export_bundle(tmp_path / "1", policy, observations(), calibrated=few)).model_card
+    assert "Claimed, except where the episodes were too few (below)" in card
+    for sentence in few.record.not_claimed:
+        assert f"**Not claimed.** {sentence}" in card
+    assert any("cost_upper is infinite" in sentence for sentence in few.record.not_claimed)
 
 
 def test_the_card_of_an_unmeasured_policy_says_so(tmp_path: Path) -> None:

@@ -73,8 +73,6 @@ def test_the_bare_command_shows_help() -> None:
 @pytest.mark.parametrize(
     ("module", "extra", "arguments"),
     [
-        ("typer", "serve", []),
-        ("typer", "serve", ["--help"]),
         ("pydantic", "serve", ["evaluate", "x"]),
         ("onnxruntime", "serve", ["evaluate", "127.0.0.1:1"]),
         ("torch", "train", ["train", "SafetyPointCircle2-v0"]),
@@ -93,6 +91,15 @@ def test_a_missing_part_is_named_with_its_extra(module: str, extra: str, argumen
         f"cvpo: this needs {module}, which is not installed. Install the extra it belongs to: "
         f"pip install 'cvpo[{extra}]' (in a checkout: make install).\n"
     )
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "SafetyPointCircle2-v0"]])
+def test_the_bare_package_says_that_its_command_line_needs_an_extra(arguments: list[str]) -> None:
+    outcome = without("typer", *arguments)
+    assert outcome.returncode == 1
+    assert outcome.stdout == ""
+    assert outcome.stderr.startswith("cvpo: the command line needs an extra: cvpo[train]")
+    assert outcome.stderr.count("\n") == 1
 
 
 def test_the_server_names_its_own_extra() -> None:

@@ -72,6 +72,9 @@ def test_an_answer_that_no_measurement_backs_says_why(address: str) -> None:
         return query(address, "--policy", policy, "--observation", *arguments).splitlines()[2]
 
     assert "NOT calibrated for this observation, which is outside" in status("goal", "[9, 0, 0]")
+    assert "FLAGGED, since nothing measured backs this" in query(
+        address, "--policy", "goal", "--observation", "[9, 0, 0]", "--cost-allowed", "100", "--cost-allowed", "inf"
+    )
     assert "NOT calibrated for this mode and number" in status("goal", "[1, 0, 0]", "--mode", "sampled")
     assert status("other", "[1, 0, 0]").endswith(" steps, NOT calibrated:")
 
