@@ -84,7 +84,7 @@ def test_extras_exist() -> None:
     named = {
         name
         for page in PAGES
-        for group in re.findall(r"cvpo\[([a-z,]+)\]", page.read_text())
+        for group in re.findall(r"(?:cvpo|'\.)\[([a-z,]+)\]", page.read_text())
         for name in group.split(",")
     }
     assert {"serve", "train"} <= named <= project["optional-dependencies"].keys()
