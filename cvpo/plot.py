@@ -34,7 +34,7 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
     if len(counts) > 1:
         raise ConfigError("The runs have different numbers of costs; plot them apart.")
     (num_costs,) = counts
-    figure, axes = plt.subplots(1, 1 + num_costs, figsize=(5.5 * (1 + num_costs), 4), layout="constrained")
+    figure, axes = plt.subplots(1, 1 + num_costs, sharex=True, figsize=(5.5 * (1 + num_costs), 4), layout="constrained")
     for run, config in zip(runs, configs, strict=True):
         evaluations, rows = read_evaluations(run), _rows(run)
         label = f"{run.name} ({config.environment.env_id}, seed {config.seed})"
