@@ -7,6 +7,7 @@ import select
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,15 @@ def test_a_served_policy_is_asked_with_what_is_left_of_its_limit(bundle: Path, m
 
     def spy(observation: Any, *, cost_allowed: Any, **others: Any) -> Any:
         asked.append(cost_allowed)
-        return act(observation, cost_allowed=cost_allowed, **others)
+        result = act(observation, cost_allowed=cost_allowed, **others)
+        unflagged = replace(result.prediction, violation=np.zeros_like(result.prediction.violation))
+        return replace(result, prediction=unflagged)
 
     monkeypatch.setattr(actor.caller, "act", spy)
-    actor.act(np.zeros((2, 2), np.float32), np.array([20, 10]), np.array([[5.0], [30.0]]))
+    decision = actor.act(np.zeros((2, 2), np.float32), np.array([20, 10]), np.array([[5.0], [30.0]]))
+    assert decision.violation is not None
+    # The second is over the limit already: that is observed, whatever is predicted.
+    np.testing.assert_array_equal(decision.violation, [[False], [True]])
     np.testing.assert_array_equal(asked, [[[13.0], [0.0]]])  # of 18, and never less than nothing
 
 

@@ -120,6 +120,15 @@ def test_the_bundle_says_where_it_comes_from_and_what_was_asked_for(run: Path, t
     assert told[0] == f"export  the policy at {steps} steps: the checkpoint asked for"
 
 
+def test_what_too_few_episodes_cannot_promise_is_told(run: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    done = release(run, tmp_path / "drift", calibration_episodes=8, evaluation_episodes=1, workers=0, say=told.append)
+    assert done.manifest.calibration is not None
+    assert done.manifest.calibration.not_claimed  # 4 of 8 calibrate, a bound of confidence 0.9 needs 9
+    for sentence in done.manifest.calibration.not_claimed:
+        assert any(line.startswith(f"warning {sentence}") for line in told)
+
+
 @pytest.mark.parametrize("where", ["there", "file/new"])
 def test_a_folder_that_cannot_become_a_bundle_is_refused_at_once(where: str, run: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
