@@ -1,0 +1,47 @@
+import os
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from benchmarks.contestant import Contestant, pinned, take_cores
+from benchmarks.errors import BenchmarkError
+
+ONE_CORE = take_cores(1)
+
+
+def player(what: str, timeout_seconds: float = 60.0) -> Contestant:
+    return Contestant(
+        what, sys.executable, "tests.benchmarks.players", [what], cores=ONE_CORE, timeout_seconds=timeout_seconds
+    )
+
+
+def test_a_contestant_says_what_it_is_and_plays_rounds_on_its_cores_alone() -> None:
+    with player("plays") as contestant:
+        answers = [contestant.play(), contestant.play()]
+    assert contestant.versions["numpy"] == version("numpy")
+    assert answers == [{"rounds": 1, "cores": list(ONE_CORE)}, {"rounds": 2, "cores": list(ONE_CORE)}]
+
+
+def test_a_contestant_that_dies_is_named_with_the_end_of_its_stderr() -> None:
+    with player("dies") as contestant, pytest.raises(BenchmarkError, match=r"(?s)dies ended with exit code 1.*of luck"):
+        contestant.play()
+
+
+def test_a_contestant_that_does_not_answer_is_named() -> None:
+    with player("sleeps") as contestant:
+        contestant.timeout_seconds = 0.1
+        with pytest.raises(BenchmarkError, match=r"sleeps did not answer within 0\.1 seconds"):
+            contestant.play()
+
+
+def test_pinning_ends_with_its_block() -> None:
+    before = os.sched_getaffinity(0)
+    with pinned(ONE_CORE):
+        assert os.sched_getaffinity(0) == set(ONE_CORE)
+    assert os.sched_getaffinity(0) == before
+
+
+def test_more_cores_than_there_are_cannot_be_taken() -> None:
+    with pytest.raises(BenchmarkError, match=r"4096 cores are needed, and this process may use \d+"):
+        take_cores(4096)
