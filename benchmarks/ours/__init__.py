@@ -1,0 +1,1 @@
+"""Our contestants: what `cvpo train` runs, alone."""

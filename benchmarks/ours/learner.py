@@ -1,0 +1,94 @@
+"""Our learner, updating from our replay store."""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+
+from benchmarks.contestant import answer_rounds
+from benchmarks.workload import Workload, transitions
+from cvpo import learner
+from cvpo.bundle import Constraint
+from cvpo.config import TrainConfig, parse_config
+from cvpo.replay import Replay
+from cvpo.trainer import _keep_freed_memory
+
+STORED = 100_000  # transitions
+COST_LIMIT = 25.0
+MEASURED_COST = np.array([30.0])  # over the limit, so that every E-step has its constraint to meet
+
+
+def config_of(workload: Workload) -> TrainConfig:
+    """Our defaults, but for the sizes of the workload."""
+    return parse_config(
+        {
+            "environment": {"env_id": "made-up"},
+            "cost_limits": [COST_LIMIT] * workload.costs,
+            "schedule": {"steps": 1_000_000},
+            "replay": {"batch_size": workload.batch_size, "capacity": STORED},
+            "network": {"hidden": workload.hidden, "reward_heads": 1, "cost_heads": workload.cost_heads},
+            "estep": {"samples": workload.samples},
+        }
+    )
+
+
+class Ours:
+    """A learner and its store, filled with the workload's made-up data."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload, self.config = workload, config_of(workload)
+        constraints = [
+            Constraint(
+                name=f"cost_{i}",
+                cost_limit=COST_LIMIT,
+                discount=self.config.critic.discount,
+                horizon_steps=workload.episode_steps,
+                window_steps=100,
+            )
+            for i in range(workload.costs)
+        ]
+        self.state = learner.create(self.config, workload.observation_size, workload.action_size, constraints)
+        self.replay = Replay(STORED, workload.observation_size, workload.action_size, workload.costs)
+        data = transitions(workload, STORED)
+        self.state.model.normalizer.update(torch.from_numpy(data.observation))
+        discount = self.config.critic.discount**self.config.critic.n_step
+        for i in range(STORED):
+            cost = np.full(workload.costs, data.cost[i])
+            row = data.observation[i], data.action[i], data.reward[i], cost, discount, data.next_observation[i]
+            self.replay.add(*row)
+        self.state.reward_scale = float(self.replay.reward.std())
+        self.recent_size = round(self.config.replay.recent_episodes * workload.episode_steps)
+        self.measured_cost = np.repeat(MEASURED_COST, workload.costs)
+        self.generator = np.random.default_rng(0)
+
+    def update(self) -> None:
+        """As the trainer does it: sample, and update."""
+        batch = self.replay.sample(self.generator, self.workload.batch_size, self.recent_size)
+        learner.update(self.state, batch, self.measured_cost, self.config)
+
+    def updates(self, seconds: float) -> dict[str, float]:
+        """Update for so long; what was done, and in what time."""
+        done, begin = 0, time.perf_counter()
+        while (passed := time.perf_counter() - begin) < seconds:
+            self.update()
+            done += 1
+        return {"updates": done, "seconds": passed}
+
+
+def main() -> None:
+    """Answer rounds: updates, and seconds that they took."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--cost-heads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    _keep_freed_memory()
+    ours = Ours(Workload(cost_heads=arguments.cost_heads))
+    ours.updates(min(2.0, arguments.seconds))
+    answer_rounds(["torch", "numpy"], lambda: ours.updates(arguments.seconds))
+
+
+if __name__ == "__main__":
+    main()
