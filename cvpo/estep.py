@@ -73,7 +73,7 @@ def solve_dual(
     if near is not None:  # a KKT point: no need to ask whether there is one
         return _unscale(problem, near.x, True, near.steps, constrained, cost_threshold, cost_value)
     unconstrained = _minimize(problem.without_costs(), np.array([1 / math.sqrt(2 * kl_bound)]))
-    x = np.concatenate([unconstrained.x[:1], np.zeros(problem.cost.shape[-1])])
+    x = np.concatenate([unconstrained.x[:1], np.zeros(len(problem.cost))])
     steps = unconstrained.steps
     if np.any(problem.excess(x) > TOLERANCE):
         probe = _least_excess(problem)
@@ -117,10 +117,13 @@ def least_excess(cost_value: Array, cost_threshold: Array, kl_bound: float) -> t
 
 @dataclass(frozen=True)
 class _Problem:
-    """The dual in scaled units: values centred per state and divided by their standard deviation over actions."""
+    """The dual in scaled units: values centred per state and divided by their standard deviation over actions.
 
-    reward: Array  # [B, K]
-    cost: Array  # [B, K, C]
+    States come last here, so that sums over the few actions of a state run along rows of states.
+    """
+
+    reward: Array  # [K, B]
+    cost: Array  # [C, K, B]
     threshold: Array  # [C]
     kl_bound: float
     reward_scale: float
@@ -128,17 +131,21 @@ class _Problem:
 
     @classmethod
     def scaled(cls, reward_value: Array, cost_value: Array, threshold: Array, kl_bound: float) -> "_Problem":
-        reward = reward_value - reward_value.mean(1, keepdims=True)
-        level = cost_value.mean(1, keepdims=True)
-        cost = cost_value - level
+        reward = np.ascontiguousarray(reward_value.T)
+        reward = reward - reward.mean(0)
+        cost = np.ascontiguousarray(cost_value.T)
+        level = cost.mean(1)
+        cost = cost - level[:, None]
         reward_scale = float(reward.std()) or 1.0
-        cost_scale = cost.std((0, 1))
+        cost_scale = cost.std((1, 2))
         cost_scale = np.where(cost_scale > 0, cost_scale, 1.0)
-        threshold = (threshold - level.mean((0, 1))) / cost_scale
-        return cls(reward / reward_scale, cost / cost_scale, threshold, kl_bound, reward_scale, cost_scale)
+        threshold = (threshold - level.mean(1)) / cost_scale
+        return cls(
+            reward / reward_scale, cost / cost_scale[:, None, None], threshold, kl_bound, reward_scale, cost_scale
+        )
 
     def without_costs(self) -> "_Problem":
-        return replace(self, cost=self.cost[..., :0], threshold=self.threshold[:0])
+        return replace(self, cost=self.cost[:0], threshold=self.threshold[:0])
 
     def without_reward(self) -> "_Problem":
         return replace(self, reward=np.zeros_like(self.reward), reward_scale=1.0)
@@ -146,38 +153,38 @@ class _Problem:
     def scale(self, temperature: float, multiplier: Array) -> Array:
         return np.concatenate([[temperature / self.reward_scale], multiplier * self.cost_scale / self.reward_scale])
 
-    def _logits(self, x: Array) -> Array:
-        return np.asarray((self.reward - self.cost @ x[1:]) / x[0])
+    def _tilt(self, x: Array) -> tuple[Array, Array, Array]:
+        """Logits z [K, B], weights q [K, B], and log mean_a exp z [B]."""
+        z = self.reward - np.dot(x[1:], self.cost.reshape(len(self.cost), self.reward.size)).reshape(self.reward.shape)
+        z /= x[0]
+        peak = z.max(0)
+        w = np.exp(z - peak)
+        total = w.sum(0)
+        w /= total
+        return z, w, np.log(total / len(w)) + peak
 
     def weights(self, x: Array) -> Array:
-        z = self._logits(x)
-        w = np.exp(z - z.max(1, keepdims=True))
-        return np.asarray(w / w.sum(1, keepdims=True))
+        """q, [B, K]."""
+        return np.ascontiguousarray(self._tilt(x)[1].T)
 
     def excess(self, x: Array) -> Array:
         """mean_s E_q[Q_c] − d, scaled, [C]."""
-        return np.asarray(np.einsum("bk,bkc->c", self.weights(x), self.cost) / len(self.reward) - self.threshold)
+        _, w, _ = self._tilt(x)
+        return np.asarray((self.cost * w).sum((1, 2)) / w.shape[1] - self.threshold)
 
     def derivatives(self, x: Array) -> tuple[float, Array, Array]:
         """Value, gradient [1 + C] and Hessian [1 + C, 1 + C] in (eta, lambda)."""
-        B = len(self.reward)
-        z = self._logits(x)
-        peak = z.max(1, keepdims=True)
-        w = np.exp(z - peak)
-        total = w.sum(1, keepdims=True)
-        w /= total
-        log_mean = np.log(total[:, 0] / w.shape[1]) + peak[:, 0]
-        value = float(x[0] * (self.kl_bound + log_mean.mean()) + x[1:] @ self.threshold)
+        B = self.reward.shape[1]
+        z, w, log_mean = self._tilt(x)
+        level = self.kl_bound + log_mean.sum() / B
         # Derivatives of eta·log_mean: features f = (z, Q_c) enter through their mean and covariance under q.
-        features = np.concatenate([z[..., None], self.cost], axis=2)
-        mean = np.einsum("bk,bkc->bc", w, features)
-        gradient = np.empty(len(x))
-        gradient[0] = self.kl_bound + log_mean.mean() - mean[:, 0].mean()
-        gradient[1:] = self.threshold - mean[:, 1:].mean(0)
-        features -= mean[:, None, :]
-        weighted = features * w[..., None]
-        hessian = np.tensordot(weighted, features, axes=([0, 1], [0, 1])) / (B * x[0])
-        return value, gradient, np.asarray(hessian)
+        features = np.concatenate([z[None], self.cost])
+        mean = (features * w).sum(1)
+        gradient = np.concatenate([[level], self.threshold]) - mean.sum(1) / B
+        features -= mean[:, None]
+        flat = features.reshape(len(x), -1)
+        hessian = (features * w).reshape(len(x), -1) @ flat.T / (B * x[0])
+        return float(x[0] * level + x[1:] @ self.threshold), gradient, hessian
 
 
 @dataclass(frozen=True)
@@ -247,8 +254,8 @@ def _minimize(problem: _Problem, start: Array) -> _Minimum:
 
 def _newton_direction(gradient: Array, hessian: Array, free: NDArray[np.intp]) -> Array:
     """Newton's step in the free coordinates; a trace of the identity keeps it defined where the dual is flat."""
-    H = hessian[np.ix_(free, free)]
-    H = H + (1e-12 * np.trace(H) + 1e-30) * np.eye(len(free))
+    H = hessian[free[:, None], free]
+    H.flat[:: len(free) + 1] += 1e-12 * H.trace() + 1e-30
     return np.asarray(-np.linalg.solve(H, gradient[free]))
 
 
@@ -259,10 +266,10 @@ def _lower(x: Array) -> Array:
 def _least_excess(problem: _Problem) -> _Minimum:
     """The dual with no reward and lambda on the simplex; minus its minimum is the least largest excess."""
     pure_cost = problem.without_reward()
-    C = problem.cost.shape[-1]
+    C = len(problem.cost)
     start = 1 / math.sqrt(2 * problem.kl_bound)
     if C == 1:  # lambda is 1: one dimension is left
-        only = replace(pure_cost.without_costs(), reward=-problem.cost[..., 0])
+        only = replace(pure_cost.without_costs(), reward=-problem.cost[0])
         minimum = _minimize(only, np.array([start]))
         return _Minimum(np.array([minimum.x[0], 1.0]), -(minimum.value + float(problem.threshold[0])), minimum.steps)
 

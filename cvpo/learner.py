@@ -100,7 +100,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
         mean, standard_deviation = state.behavior_policy(next_observation)
         noise = antithetic_noise(len(mean), config.estep.samples, mean.shape[1], state.generator)
         sample = mean.unsqueeze(1) + standard_deviation.unsqueeze(1) * noise
-        reward_heads, cost_heads = state.target_critics(next_observation, sample.tanh())
+        reward_heads, cost_heads = state.target_critics.evaluate(next_observation, sample.tanh())
         reward_value, cost_value = reward_heads.mean(0), cost_heads.mean(0)
         discount = torch.from_numpy(batch.discount)
         reward = torch.from_numpy(batch.reward) / state.reward_scale
@@ -113,13 +113,13 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
     counted = _counted(batch)
     recent = np.flatnonzero(counted[: batch.recent])
     dual = _solve(state, reward_value[recent].double().numpy(), cost_value[recent].double().numpy(), share, config)
-    weights = _weights(dual, reward_value, cost_value) * torch.from_numpy(counted / counted.mean()).float().unsqueeze(1)
+    weights = _weights(dual, reward_value, cost_value)
 
     new_mean, new_standard_deviation = policy(next_observation)
     likelihood = weighted_likelihood(weights, sample, mean, standard_deviation, new_mean, new_standard_deviation)
     kl_mean, kl_covariance = gaussian_kl(mean, standard_deviation, new_mean, new_standard_deviation)
     actor_loss = (
-        -likelihood
+        -(likelihood * torch.from_numpy(counted / counted.mean())).mean()
         + state.mean_region.multiplier * kl_mean.mean()
         + state.covariance_region.multiplier * kl_covariance.mean()
     )

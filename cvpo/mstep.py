@@ -29,10 +29,11 @@ def weighted_likelihood(
     mean: Tensor,
     standard_deviation: Tensor,
 ) -> Tensor:
-    """Mean over states of sum_a w(a|s) log π(a|s), with mean and covariance decoupled.
+    """sum_a w(a|s) log π(a|s) of each state, with mean and covariance decoupled.
 
     The new mean is judged under the old covariance and the other way round, so that neither moves to excuse the other.
-    The weights of a state sum to 1, so the scale does not depend on K.
+    A state's weights sum to 1, so the scale does not depend on K. Of the samples, only their first two moments under
+    the weights matter.
 
     Args:
         weights: [B, K], rows sum to 1.
@@ -40,12 +41,15 @@ def weighted_likelihood(
         old_mean, old_standard_deviation, mean, standard_deviation: [B, A].
 
     Returns:
-        A scalar; constants are left out.
+        [B]; constants are left out.
     """
-    by_mean = -0.5 * ((sample - mean.unsqueeze(1)) / old_standard_deviation.unsqueeze(1)).square().sum(-1)
-    scaled = ((sample - old_mean.unsqueeze(1)) / standard_deviation.unsqueeze(1)).square()
-    by_covariance = -0.5 * scaled.sum(-1) - standard_deviation.log().sum(-1, keepdim=True)
-    return (weights * (by_mean + by_covariance)).sum(1).mean()
+    deviation = sample - old_mean.unsqueeze(1)
+    shift = torch.einsum("bk,bka->ba", weights, deviation)  # E_q[u] − μ_o
+    spread = torch.einsum("bk,bka->ba", weights, deviation.square())  # E_q[(u − μ_o)²]
+    step = mean - old_mean
+    by_mean = (spread - 2 * step * shift + step.square()) / old_standard_deviation.square()
+    by_covariance = spread / standard_deviation.square() + 2 * standard_deviation.log()
+    return -0.5 * (by_mean + by_covariance).sum(-1)
 
 
 @dataclass(frozen=True)

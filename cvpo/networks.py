@@ -10,6 +10,7 @@ from cvpo.config import NetworkConfig
 
 VARIANCE_FLOOR = 1e-8  # added to the variance of each observation, so that a constant one divides by something
 NORMALIZED_BOUND = 10.0  # normalized observations are clipped here
+NORM_EPSILON = 1e-5  # added to the variance of a layer: the default of layer_norm
 MIN_STANDARD_DEVIATION = 1e-3  # of the policy, before tanh
 
 
@@ -79,9 +80,8 @@ class Critics(nn.Module):
     """Reward and cost critics as one stack of E MLPs that share nothing but the matrix products.
 
     The observation's part of the first layer is computed once per state and shared by its K actions. Each layer is
-    layer-normalized without parameters of its own; weights are centred over their outputs first, so that the outputs'
-    mean is zero and only their scale is left to normalize: the same result, and a quarter of the time at K = 16.
-    Cost critics end in a softplus: an expected discounted cost is never negative.
+    layer-normalized without parameters of its own. Cost critics end in a softplus: an expected discounted cost is
+    never negative.
     """
 
     def __init__(
@@ -116,16 +116,59 @@ class Critics(nn.Module):
             reward_value [reward_heads, B, K] and cost_value [cost_heads, B, K, C], discounted; cost in environment
             units, reward in the learner's scaled units.
         """
+        (B, K, A), (E, _, H) = action.shape, self.first_bias.shape
+        state = torch.baddbmm(self.first_bias, observation.expand(E, -1, -1), self.observation_weight)  # [E, B, H]
+        first = torch.matmul(action.reshape(B * K, A), self.action_weight).view(E, B, K, H) + state.unsqueeze(2)
+        hidden = _norm_relu(first).view(E, B * K, H)
+        hidden = _norm_relu(torch.baddbmm(self.second_bias, hidden, self.second_weight))
+        return self._values(self._output(hidden, slice(None)).view(E, B, K))
+
+    @torch.no_grad()
+    def evaluate(
+        self, observation: Tensor, action: Tensor, precision: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, for many actions per state and without gradients: the same up to rounding, in less time.
+
+        Weights are centred over their outputs, which leaves only the scale of a layer to normalize; what follows each
+        matrix product is done in place; and a CPU takes one member at a time, whose layers stay in its cache. Measured
+        at 256 states, 16 actions and width 128: 4.0 ms instead of 6.0, of which the matrix products are 2.7.
+
+        Args:
+            observation, action: as `forward`.
+            precision: of the second layer's matrix products, which are nearly all of the arithmetic.
+        """
+        E = len(self.output_bias)
+        members = [slice(None)] if observation.is_cuda else [slice(e, e + 1) for e in range(E)]
+        return self._values(torch.cat([self._evaluate(m, observation, action, precision) for m in members]))
+
+    def _evaluate(self, members: slice, observation: Tensor, action: Tensor, precision: torch.dtype) -> Tensor:
+        """Outputs of some members, [E, B, K]."""
         B, K, A = action.shape
-        E, H = self.first_bias.shape[0], self.first_bias.shape[2]
-        state = torch.matmul(observation, _centred(self.observation_weight)) + _centred(self.first_bias)  # [E, B, H]
-        first = torch.matmul(action.reshape(B * K, A), _centred(self.action_weight)).view(E, B, K, H)
-        hidden = _rms_norm_relu(first + state.unsqueeze(2)).view(E, B * K, H)
-        hidden = _rms_norm_relu(torch.baddbmm(_centred(self.second_bias), hidden, _centred(self.second_weight)))
-        value = torch.baddbmm(self.output_bias, hidden, self.output_weight).view(E, B, K)
-        reward_value = value[: self.reward_heads]
-        cost_value = F.softplus(value[self.reward_heads :]).view(self.cost_heads, self.num_costs, B, K)
-        return reward_value, cost_value.permute(0, 2, 3, 1)
+        observation_weight, action_weight = _centred(self.observation_weight[members], self.action_weight[members])
+        first_bias, weight, bias = _centred(
+            self.first_bias[members], self.second_weight[members], self.second_bias[members]
+        )
+        E, _, H = weight.shape
+        state = torch.baddbmm(first_bias, observation.expand(E, -1, -1), observation_weight)
+        hidden = torch.matmul(action.reshape(B * K, A), action_weight)
+        hidden.view(E, B, K, H).add_(state.unsqueeze(2))
+        _rms_norm_relu_(hidden)
+        if precision == weight.dtype:
+            hidden = torch.baddbmm(bias, hidden, weight)
+        else:
+            hidden = torch.bmm(hidden.to(precision), weight.to(precision)).to(bias).add_(bias)
+        return self._output(_rms_norm_relu_(hidden), members).view(E, B, K)
+
+    def _output(self, hidden: Tensor, members: slice) -> Tensor:
+        """The last layer, [E, B·K]. As one product of a matrix and a vector per member it takes ten times as long."""
+        weight = self.output_weight[members].transpose(1, 2)
+        return torch.linalg.vecdot(hidden, weight) + self.output_bias[members, 0]
+
+    def _values(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Split outputs [E, B, K] in reward and cost values."""
+        _, B, K = output.shape
+        cost_value = F.softplus(output[self.reward_heads :]).view(self.cost_heads, self.num_costs, B, K)
+        return output[: self.reward_heads], cost_value.permute(0, 2, 3, 1)
 
 
 class Model(nn.Module):
@@ -162,12 +205,14 @@ def _norm_relu(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:]).relu_()
 
 
-def _rms_norm_relu(x: Tensor) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], eps=1e-5).relu_()
+def _rms_norm_relu_(x: Tensor) -> Tensor:
+    """`_norm_relu` in place, for x whose mean over the last dimension is zero."""
+    mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]
+    return x.mul_(mean_square.add_(NORM_EPSILON).rsqrt_()).relu_()
 
 
-def _centred(weight: Tensor) -> Tensor:
-    return weight - weight.mean(-1, keepdim=True)
+def _centred(*weights: Tensor) -> list[Tensor]:
+    return [weight - weight.mean(-1, keepdim=True) for weight in weights]
 
 
 def _uniform(shape: tuple[int, ...], inputs: int) -> nn.Parameter:

@@ -51,7 +51,7 @@ def likelihood_of_shift(weights: Tensor, sample: Tensor, shift: float, factor: f
     values = [
         weighted_likelihood(weights, sample, mean, sd, m, s) for m, s in ((mean + shift, sd * factor), (mean, sd))
     ]
-    return (values[0] - values[1]).item()
+    return (values[0] - values[1]).mean().item()
 
 
 def test_the_scale_does_not_depend_on_the_number_of_samples() -> None:
@@ -73,7 +73,7 @@ def test_the_likelihood_is_that_of_a_gaussian_under_each_old_part() -> None:
     def expected(mean: Tensor, sd: Tensor) -> Any:
         by_mean = Normal(mean.unsqueeze(1), old_sd.unsqueeze(1)).log_prob(sample).sum(-1)  # type: ignore[no-untyped-call]
         by_sd = Normal(old_mean.unsqueeze(1), sd.unsqueeze(1)).log_prob(sample).sum(-1)  # type: ignore[no-untyped-call]
-        return (weights * (by_mean + by_sd)).sum(1).mean()
+        return (weights * (by_mean + by_sd)).sum(1)
 
     got = weighted_likelihood(weights, sample, old_mean, old_sd, mean, sd)
     base = weighted_likelihood(weights, sample, old_mean, old_sd, old_mean, old_sd)
@@ -87,7 +87,7 @@ def test_the_best_fit_has_the_weighted_mean_and_the_weighted_spread_about_the_ol
     mean = torch.full((1, 1), 0.95, dtype=torch.float64, requires_grad=True)  # -0.2 + 0.15 + 1.0
     spread = math.sqrt(0.2 * 1 + 0.3 * 0.25 + 0.5 * 4)
     sd = torch.full((1, 1), spread, dtype=torch.float64, requires_grad=True)
-    weighted_likelihood(weights, sample, old_mean, old_sd, mean, sd).backward()  # type: ignore[no-untyped-call]
+    weighted_likelihood(weights, sample, old_mean, old_sd, mean, sd).mean().backward()  # type: ignore[no-untyped-call]
     assert mean.grad is not None
     assert sd.grad is not None
     assert mean.grad.item() == pytest.approx(0, abs=1e-12)

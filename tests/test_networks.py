@@ -52,6 +52,24 @@ def test_sharing_the_first_layer_gives_the_plain_network_of_each_member() -> Non
                     torch.testing.assert_close(cost_value[head, b, k, c], expected)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_evaluating_without_gradients_gives_what_the_plain_forward_pass_gives(
+    dtype: torch.dtype, tolerance: float
+) -> None:
+    stack, (observation, action) = critics().to(dtype), (tensor.to(dtype) for tensor in inputs())
+    for fast, plain in zip(stack.evaluate(observation, action, dtype), stack(observation, action), strict=True):
+        assert fast.shape == plain.shape
+        torch.testing.assert_close(fast, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_half_precision_stays_within_its_rounding() -> None:
+    stack, (observation, action) = critics().float(), (tensor.float() for tensor in inputs())
+    halved, plain = stack.evaluate(observation, action, torch.bfloat16), stack(observation, action)
+    for fast, exact in zip(halved, plain, strict=True):
+        torch.testing.assert_close(fast, exact, rtol=0.02, atol=0.02)  # bfloat16 has 8 bits: 0.004 per factor
+        assert not torch.equal(fast, exact)
+
+
 def test_a_cost_value_is_never_negative() -> None:
     stack, (observation, action) = critics(), inputs()
     with torch.no_grad():
