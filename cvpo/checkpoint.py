@@ -1,18 +1,15 @@
-"""All state of a run to disk and back.
+"""The config of a run and the policies it has learned, to disk and back.
 
-`RUN/checkpoints/STEPS/` holds the policy and critics of that time, for evaluation and export; all are kept.
-`RUN/resume/STEPS/` holds everything else that training goes on from; only the newest is kept. Both are written whole
-or not at all, and every byte is verified when they are read.
+`RUN/checkpoints/STEPS/` holds the policy and critics of that time, for evaluation and export; all are kept. What
+training goes on from is in `cvpo.resume`.
 """
 
-import hashlib
 import io
 import json
 import pickle
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +18,11 @@ from cvpo.bundle import Constraint
 from cvpo.config import TrainConfig, parse_config
 from cvpo.envs import EnvSpec
 from cvpo.errors import CheckpointError
-from cvpo.files import write_directory
+from cvpo.files import read_verified, remove_directory, write_file, write_verified
 from cvpo.networks import Model, build_model
 
 CONFIG = "config.json"
-CHECKSUMS = "sha256.json"
 POLICY = "policy.pt"
-STATE = "state.pt"
-ENVIRONMENTS = "environments.bin"
-Kind = Literal["checkpoints", "resume"]
 
 
 @dataclass(frozen=True)
@@ -44,15 +37,6 @@ class TrainedPolicy:
     steps: int
 
 
-@dataclass(frozen=True)
-class ResumePoint:
-    """What training goes on from."""
-
-    steps: int
-    state: dict[str, Any]  # tensors and plain values
-    environments: bytes  # pickled: resume only runs that you trust
-
-
 def write_config(run: Path, config: TrainConfig) -> None:
     """Begin a run's folder with its config.
 
@@ -61,7 +45,7 @@ def write_config(run: Path, config: TrainConfig) -> None:
     """
     try:
         if run.exists() and any(run.iterdir()):
-            go_on = f"go on with it: cvpo train --resume {run}" if _folders(run, "resume") else "remove it first."
+            go_on = f"go on with it: cvpo train --resume {run}" if (run / CONFIG).exists() else "remove it first."
             raise CheckpointError(f"{run} is not empty. Choose another --out, or {go_on}")
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -75,12 +59,9 @@ def replace_config(run: Path, config: TrainConfig) -> None:
     Raises:
         CheckpointError: it cannot be written; the one before stays.
     """
-    temporary = run / f".{CONFIG}"
     try:
-        temporary.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        temporary.replace(run / CONFIG)
+        write_file(run / CONFIG, config.model_dump_json(indent=2).encode() + b"\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"Cannot write {run}: {error.strerror}. Free space or choose another --out.") from error
 
 
@@ -99,42 +80,26 @@ def read_config(run: Path) -> TrainConfig:
     return parse_config(document)
 
 
-def save_policy(run: Path, policy: TrainedPolicy) -> Path:
-    """Write a checkpoint for evaluation and export.
+def save_policy(run: Path, policy: TrainedPolicy) -> int:
+    """Write a checkpoint for evaluation and export, and say how many bytes it has.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; earlier checkpoints stay.
     """
-    spec = policy.spec
     document = {
         "model": policy.model.state_dict(),
         "config": policy.config.model_dump_json(),
         "constraints": [constraint.model_dump_json() for constraint in policy.constraints],
         "reward_scale": policy.reward_scale,
         "steps": policy.steps,
-        "spec": {
-            "env_id": spec.env_id,
-            "observation_size": spec.observation_size,
-            "action_low": spec.action_low.tolist(),
-            "action_high": spec.action_high.tolist(),
-            "cost_names": list(spec.cost_names),
-            "max_episode_steps": spec.max_episode_steps,
-            "control_period_ms": spec.control_period_ms,
-        },
+        "spec": spec_document(policy.spec),
     }
-    return _write(run, "checkpoints", policy.steps, {POLICY: _to_bytes(document)})
-
-
-def save_resume_point(run: Path, point: ResumePoint) -> Path:
-    """Write what training goes on from, then remove the one before.
-
-    Raises:
-        CheckpointError: as `save_policy`; the one before stays.
-    """
-    path = _write(run, "resume", point.steps, {STATE: _to_bytes(point.state), ENVIRONMENTS: point.environments})
-    for older in _folders(run, "resume")[:-1]:
-        shutil.rmtree(older)
-    return path
+    path, contents = step_folder(run, "checkpoints", policy.steps), {POLICY: to_bytes(document)}
+    if path.exists() and read_verified(path) != contents:  # a resumed run comes by again, and does not end the same
+        remove_directory(path)
+    if not path.exists():
+        write_verified(path, contents, CheckpointError)
+    return len(contents[POLICY])
 
 
 def checkpoint_steps(run: Path) -> list[int]:
@@ -143,7 +108,7 @@ def checkpoint_steps(run: Path) -> list[int]:
     Raises:
         CheckpointError: there are none.
     """
-    steps = [int(folder.name) for folder in _folders(run, "checkpoints")]
+    steps = steps_of(run, "checkpoints")
     if not steps:
         raise CheckpointError(
             f"{run} has no checkpoint yet. The first one is written at the end of the warm-up or later."
@@ -157,7 +122,7 @@ def load_policy(run: Path, steps: int) -> TrainedPolicy:
     Raises:
         CheckpointError: it is missing, cut short or altered. ConfigError: its config does not fit this version.
     """
-    document = _from_bytes(run, _read(run, "checkpoints", steps)[POLICY])
+    document = from_bytes(run, _read(run, steps)[POLICY])
     spec = document["spec"]
     env_spec = EnvSpec(
         env_id=spec["env_id"],
@@ -177,65 +142,61 @@ def load_policy(run: Path, steps: int) -> TrainedPolicy:
     )
 
 
-def load_resume_point(run: Path) -> ResumePoint:
-    """Read and verify the newest point that training can go on from.
+def spec_document(spec: EnvSpec) -> dict[str, Any]:
+    """What identifies an environment, as plain values."""
+    return {
+        "env_id": spec.env_id,
+        "observation_size": spec.observation_size,
+        "action_low": spec.action_low.tolist(),
+        "action_high": spec.action_high.tolist(),
+        "cost_names": list(spec.cost_names),
+        "max_episode_steps": spec.max_episode_steps,
+        "control_period_ms": spec.control_period_ms,
+    }
 
-    Raises:
-        CheckpointError: there is none, or it is cut short or altered.
-    """
-    folders = _folders(run, "resume")
-    if not folders:
-        raise CheckpointError(f"{run} has nothing to go on from yet; start it again with another --out.")
-    steps = int(folders[-1].name)
-    contents = _read(run, "resume", steps)
-    return ResumePoint(steps, _from_bytes(run, contents[STATE]), contents[ENVIRONMENTS])
+
+def step_folder(run: Path, kind: str, steps: int) -> Path:
+    """Where what was saved at that step is."""
+    return run / kind / f"{steps:010d}"
 
 
-def _folders(run: Path, kind: Kind) -> list[Path]:
+def steps_of(run: Path, kind: str) -> list[int]:
+    """The steps at which something was saved, in order."""
     parent = run / kind
-    return sorted(path for path in parent.iterdir() if path.name.isdigit()) if parent.is_dir() else []
+    return sorted(int(path.name) for path in parent.iterdir() if path.name.isdigit()) if parent.is_dir() else []
 
 
-def _write(run: Path, kind: Kind, steps: int, contents: dict[str, bytes]) -> Path:
-    path = run / kind / f"{steps:010d}"
-    if path.exists():  # a resumed run comes by again, with the same contents
-        return path
-    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    write_directory(path, {**contents, CHECKSUMS: json.dumps(checksums).encode()}, CheckpointError)
-    return path
-
-
-def _read(run: Path, kind: Kind, steps: int) -> dict[str, bytes]:
-    path = run / kind / f"{steps:010d}"
-    if not path.is_dir():
-        known = ", ".join(str(int(folder.name)) for folder in _folders(run, kind)) or "none"
-        raise CheckpointError(f"{run} has no checkpoint at {steps} steps (there are: {known}).")
-    try:
-        checksums = json.loads((path / CHECKSUMS).read_bytes())
-        contents = {name: (path / name).read_bytes() for name in checksums}
-        intact = all(hashlib.sha256(data).hexdigest() == checksums[name] for name, data in contents.items())
-        expected = {POLICY} if kind == "checkpoints" else {STATE, ENVIRONMENTS}
-        intact = intact and set(contents) == expected
-    except PermissionError as error:
-        raise CheckpointError(f"Cannot read {error.filename}: {error.strerror}.") from error
-    except (OSError, ValueError, TypeError, AttributeError):
-        intact = False
-    if not intact:
-        raise CheckpointError(
-            f"{path} was cut short or altered: a file does not match its SHA-256. Use another checkpoint."
-        )
-    return contents
-
-
-def _to_bytes(state: dict[str, Any]) -> bytes:
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """Tensors and plain values as bytes."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def _from_bytes(run: Path, data: bytes) -> dict[str, Any]:
+def from_bytes(run: Path, data: bytes) -> dict[str, Any]:
+    """What `to_bytes` was given.
+
+    Raises:
+        CheckpointError: this version of torch does not read it.
+    """
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"A checkpoint of {run} cannot be read by this version of torch: {error}.") from error
     return state
+
+
+def _read(run: Path, steps: int) -> dict[str, bytes]:
+    path = step_folder(run, "checkpoints", steps)
+    if not path.is_dir():
+        known = ", ".join(map(str, steps_of(run, "checkpoints"))) or "none"
+        raise CheckpointError(f"{run} has no checkpoint at {steps} steps (there are: {known}).")
+    try:
+        contents = read_verified(path)
+    except PermissionError as error:
+        raise CheckpointError(f"Cannot read {error.filename}: {error.strerror}.") from error
+    if contents is None or set(contents) != {POLICY}:
+        raise CheckpointError(
+            f"{path} was cut short or altered: a file does not match its SHA-256. Use another checkpoint."
+        )
+    return contents

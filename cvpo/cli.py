@@ -95,8 +95,8 @@ def train(
     """Learn a policy that keeps the cost of an episode under a limit.
 
     Shows a row per checkpoint: return and cost of its deterministic policy in evaluation episodes. The folder has
-    config.json, metrics.jsonl, evaluations.jsonl, residuals.csv, tensorboard/, checkpoints/ and resume/. Ctrl-C saves
-    a checkpoint and stops.
+    config.json, metrics.jsonl, evaluations.jsonl, residuals.csv, tensorboard/, checkpoints/, resume/ and replay/.
+    Ctrl-C saves a checkpoint and stops; --resume goes on after that, and after a crash.
     """
     from cvpo import trainer
     from cvpo.checkpoint import read_config

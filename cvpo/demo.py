@@ -225,7 +225,7 @@ class _Watch:
 
     def __init__(self, report: TrainingReport, return_wanted: float) -> None:
         self.report, self.return_wanted, self.good = report, return_wanted, False
-        self.progress = report.progress
+        self.progress, self.say = report.progress, report.say
 
     def checkpoint(self, report: trainer.CheckpointReport) -> None:
         evaluation = report.evaluation

@@ -1,5 +1,7 @@
-"""Writing folders whole or not at all."""
+"""Writing files and folders whole or not at all, also when the machine stops in the midst of it."""
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -7,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cvpo.errors import CvpoError
+
+CHECKSUMS = "sha256.json"
 
 
 def write_directory(path: Path, contents: Mapping[str, bytes], error_type: type[CvpoError]) -> None:
@@ -17,7 +21,7 @@ def write_directory(path: Path, contents: Mapping[str, bytes], error_type: type[
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         for name, data in contents.items():
             with (temporary / name).open("wb") as file:
@@ -25,9 +29,9 @@ def write_directory(path: Path, contents: Mapping[str, bytes], error_type: type[
                 file.flush()
                 os.fsync(file.fileno())
         temporary.chmod(0o755)
-        _fsync_directory(temporary)
+        fsync_directory(temporary)
         temporary.rename(path)
-        _fsync_directory(path.parent)
+        fsync_directory(path.parent)
     except OSError as error:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -37,7 +41,73 @@ def write_directory(path: Path, contents: Mapping[str, bytes], error_type: type[
         ) from error
 
 
-def _fsync_directory(path: Path) -> None:
+def write_verified(path: Path, contents: Mapping[str, bytes], error_type: type[CvpoError]) -> None:
+    """Write a new folder as `write_directory`, with the SHA-256 of its files, so that `read_verified` can read it."""
+    checksums = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    write_directory(path, {**contents, CHECKSUMS: json.dumps(checksums).encode()}, error_type)
+
+
+def read_verified(path: Path) -> dict[str, bytes] | None:
+    """The files of a folder of `write_verified`, or None if one is missing, cut short or altered.
+
+    Raises:
+        PermissionError: a file may not be read.
+    """
+    try:
+        checksums = json.loads((path / CHECKSUMS).read_bytes())
+        contents = {name: (path / name).read_bytes() for name in checksums}
+        intact = all(hashlib.sha256(data).hexdigest() == checksums[name] for name, data in contents.items())
+    except PermissionError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return contents if intact else None
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file in place of the one before, or leave that as it is.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_directory(path.parent)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a folder: under its name it is whole or gone, whenever the removal is cut off."""
+    hidden = path.with_name(f".{path.name}.removed")
+    if hidden.exists():  # of a removal that was cut off
+        shutil.rmtree(hidden)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the temporary folders of writes and removals that were cut off; only for the one who writes there."""
+    if parent.is_dir():
+        for leftover in parent.glob(".*"):
+            shutil.rmtree(leftover)
+
+
+def make_directory(path: Path) -> None:
+    """Make a folder that may be there already, and bring its name to disk."""
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    """Bring the names in a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

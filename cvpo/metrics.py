@@ -57,9 +57,9 @@ class MetricsWriter:
     def __init__(self, run: Path, cost_names: tuple[str, ...], resume_steps: int = 0, resume_updates: int = 0) -> None:
         self._run, self._cost_names = run, cost_names
         metrics, residuals = run / "metrics.jsonl", run / "residuals.csv"
-        _keep(run / EVALUATIONS, lambda line: json.loads(line)["steps"] < resume_steps)  # the last is made again
-        _keep(metrics, lambda line: json.loads(line)["steps"] <= resume_steps)
-        _keep(residuals, lambda line: line.startswith("update") or int(line.split(",", 1)[0]) <= resume_updates)
+        _cut(run / EVALUATIONS, lambda line: json.loads(line)["steps"] <= resume_steps)
+        _cut(metrics, lambda line: json.loads(line)["steps"] <= resume_steps)
+        _cut(residuals, lambda line: line.startswith("update") or int(line.split(",", 1)[0]) <= resume_updates)
         self._metrics = metrics.open("a", encoding="utf-8")
         self._residual_file = residuals.open("a", encoding="utf-8", newline="")
         self._residuals = csv.writer(self._residual_file)
@@ -100,8 +100,9 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Bring everything to disk, before a checkpoint says it is there."""
-        self._metrics.flush()
-        self._residual_file.flush()
+        for file in (self._metrics, self._residual_file):
+            file.flush()
+            os.fsync(file.fileno())
         self._events.flush()
 
     def __enter__(self) -> Self:
@@ -166,23 +167,21 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
         return [json.loads(line) for line in _lines(path)]
 
 
-def _keep(path: Path, wanted: Callable[[str], bool]) -> None:
-    """Cut a text file down to the lines that are wanted; a full disk leaves it as it was.
+def _cut(path: Path, wanted: Callable[[str], bool]) -> None:
+    """Cut a text file off before the first line that is not wanted, or that a crash cut short.
 
     Raises:
         CheckpointError: the file was altered.
     """
     if not path.exists():
         return
-    with _intact(path):
-        kept = "".join(line for line in _lines(path) if wanted(line))
-    temporary = path.with_name(f".{path.name}")
-    try:
-        temporary.write_text(kept, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _intact(path), path.open("r+b") as file:
+        length = 0
+        for line in file:
+            if not line.endswith(b"\n") or not wanted(line.decode()):
+                break
+            length += len(line)
+        file.truncate(length)
 
 
 def _lines(path: Path) -> list[str]:

@@ -26,16 +26,28 @@ class Batch:
 
 
 class Replay:
-    """A ring of the newest `capacity` transitions."""
+    """A ring of the newest `capacity` transitions, numbered from the first that was ever stored.
+
+    A transition is one row of `rows` [capacity, W]: its fields, one after the other. Number i is in row i % capacity.
+    """
 
     def __init__(self, capacity: int, observation_size: int, action_size: int, num_costs: int) -> None:
-        self.capacity, self.size, self.position = capacity, 0, 0
-        self.observation = np.zeros((capacity, observation_size), np.float32)
-        self.action = np.zeros((capacity, action_size), np.float32)
-        self.reward = np.zeros(capacity, np.float32)
-        self.cost = np.zeros((capacity, num_costs), np.float32)
-        self.discount = np.zeros(capacity, np.float32)
-        self.next_observation = np.zeros((capacity, observation_size), np.float32)
+        self.capacity, self.total = capacity, 0
+        widths = (observation_size, action_size, 1, num_costs, 1, observation_size)
+        self.rows = np.zeros((capacity, sum(widths)), np.float32)
+        columns = np.split(self.rows, np.cumsum(widths)[:-1], axis=1)  # views, in the order of FIELDS
+        self.observation, self.action, self.cost, self.next_observation = (columns[i] for i in (0, 1, 3, 5))
+        self.reward, self.discount = columns[2][:, 0], columns[4][:, 0]
+
+    @property
+    def size(self) -> int:
+        """How many transitions are stored."""
+        return min(self.total, self.capacity)
+
+    @property
+    def position(self) -> int:
+        """Row of the next transition."""
+        return self.total % self.capacity
 
     def add(
         self,
@@ -50,8 +62,7 @@ class Replay:
         i = self.position
         self.observation[i], self.action[i], self.next_observation[i] = observation, action, next_observation
         self.reward[i], self.cost[i], self.discount[i] = reward, cost, discount
-        self.position = (i + 1) % self.capacity
-        self.size = min(self.size + 1, self.capacity)
+        self.total += 1
 
     def sample(self, generator: np.random.Generator, batch_size: int, recent_size: int) -> Batch:
         """Draw a batch: its first half from the newest `recent_size` transitions, the rest from the whole store."""
@@ -73,17 +84,15 @@ class Replay:
             recent,
         )
 
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """What is stored, oldest first, for a checkpoint."""
-        order = (self.position - self.size + np.arange(self.size)) % self.capacity
-        return {field: getattr(self, field)[order] for field in FIELDS}
+    def since(self, number: int) -> tuple[int, Float32Array]:
+        """The rows [n, W] from that number on, oldest first, and the number of the first: later, if it is gone."""
+        first = max(number, self.total - self.size)
+        return first, self.rows[np.arange(first, self.total) % self.capacity]
 
-    def restore(self, arrays: dict[str, NDArray[np.generic]]) -> None:
-        """Put back what `arrays` gave."""
-        self.size = len(arrays["reward"])
-        self.position = self.size % self.capacity
-        for field in FIELDS:
-            getattr(self, field)[: self.size] = arrays[field]
+    def restore(self, first: int, rows: Float32Array) -> None:
+        """Put back rows that `since` gave, in the order of their numbers."""
+        self.total = first + len(rows)
+        self.rows[np.arange(first, self.total) % self.capacity] = rows
 
 
 class NStepCollector:

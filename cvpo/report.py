@@ -80,6 +80,10 @@ class TrainingReport:
             f"{then.steps_per_second:>8,.0f}"
         )
 
+    def say(self, text: str) -> None:
+        """Print a line above the one that moves."""
+        stderr.print(text, markup=False)
+
 
 def say(text: str) -> None:
     """Tell people something, on stderr."""

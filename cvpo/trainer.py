@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,24 +19,24 @@ from numpy.typing import NDArray
 from cvpo import learner
 from cvpo.bundle import Constraint, Evaluation
 from cvpo.checkpoint import (
-    ResumePoint,
     TrainedPolicy,
-    load_resume_point,
+    load_policy,
     read_config,
     replace_config,
     save_policy,
-    save_resume_point,
+    steps_of,
     write_config,
 )
 from cvpo.config import TrainConfig, parse_config
 from cvpo.envs import EnvSpec, VectorEnv
 from cvpo.errors import CheckpointError, ConfigError, WorkerError
 from cvpo.evaluate import EpisodeRunner, TorchActor, cost_level, summarize, to_environment
-from cvpo.learner import LearnerState, UpdateMetrics
+from cvpo.learner import UpdateMetrics
 from cvpo.limit import CostMeter
-from cvpo.metrics import MetricsWriter
+from cvpo.metrics import MetricsWriter, read_evaluations
 from cvpo.networks import Model
 from cvpo.replay import NStepCollector, Replay
+from cvpo.resume import ResumePoint, ResumePoints, load_resume_point
 
 Array = NDArray[np.float64]
 ROW_EVERY = 1_000  # steps between two rows of metrics
@@ -76,6 +76,9 @@ class Reporter(Protocol):
     def checkpoint(self, report: CheckpointReport) -> None:
         """Called when a checkpoint has been evaluated."""
 
+    def say(self, text: str) -> None:
+        """Called with what people should know, in words."""
+
 
 def train(config: TrainConfig, run: Path, reporter: Reporter, stop: Callable[[], bool]) -> int:
     """Train a policy and leave it in the folder `run`.
@@ -95,11 +98,11 @@ def train(config: TrainConfig, run: Path, reporter: Reporter, stop: Callable[[],
     with _environments(config) as env, _failures(run):
         loop = _Loop(config, constraints_of(config, env.spec), env)
         write_config(run, config)
-        return loop.run(run, env.reset(), reporter, stop)
+        return loop.run(run, ResumePoints(run, loop.replay, env.spec), env.reset(), reporter, stop)
 
 
 def resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int | None = None) -> int:
-    """Go on with a run from its newest resume point, as if it had not been interrupted.
+    """Go on with a run from its newest resume point (or its start), as if it had not been interrupted.
 
     Args:
         run: the folder of the run.
@@ -107,24 +110,31 @@ def resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int |
         steps: a new total, to train longer than planned.
 
     Raises:
-        CheckpointError: there is nothing to go on from, it is damaged, or it belongs to another config.
+        CheckpointError: it is no run, it is damaged, or it belongs to another config.
         Others as `train`.
     """
     config = read_config(run)
-    point = load_resume_point(run)
-    if _with_steps(parse_config(json.loads(point.state["config"])), config.schedule.steps) != config:
+    point = load_resume_point(run, reporter.say)
+    if point and _with_steps(parse_config(json.loads(point.state["config"])), config.schedule.steps) != config:
         raise CheckpointError(f"{run}/config.json was changed since the run began. Put it back, or start a new run.")
     if steps is not None:
         config = _with_steps(config, steps)
-    if point.steps >= config.schedule.steps:
+    if point and point.steps >= config.schedule.steps:
         raise ConfigError(f"{run} is complete at {point.steps} steps. To train longer, give a larger --steps.")
     with _environments(config) as env, _failures(run):
         loop = _Loop(config, constraints_of(config, env.spec), env)
-        loop.restore(point.state)
+        points = ResumePoints(run, loop.replay, env.spec)
+        if point is None:
+            observation = env.reset()
+        else:
+            point.check_spec(run, env.spec)
+            loop.restore(point)
+            observation = env.restore(point.environments)
+            loop.begin_anew(env.restarted)
+        points.go_on(point)
         replace_config(run, config)
-        observation = env.restore(point.environments)
-        loop.begin_anew(env.restarted)
-        return loop.run(run, observation, reporter, stop)
+        del point  # so that its memory is free
+        return loop.run(run, points, observation, reporter, stop)
 
 
 def constraints_of(config: TrainConfig, spec: EnvSpec) -> tuple[Constraint, ...]:
@@ -170,8 +180,16 @@ class _Loop:
         self.running_return = np.zeros(num_envs)
         self.returns: deque[float] = deque(maxlen=10)
         self.last: UpdateMetrics | None = None
+        self.unreported: list[UpdateMetrics] = []  # updates since the last row of metrics
 
-    def run(self, run: Path, observation: NDArray[np.float32], reporter: Reporter, stop: Callable[[], bool]) -> int:
+    def run(
+        self,
+        run: Path,
+        points: ResumePoints,
+        observation: NDArray[np.float32],
+        reporter: Reporter,
+        stop: Callable[[], bool],
+    ) -> int:
         """Collect and learn until the planned number of steps, or until `stop` says so; a checkpoint ends both."""
         _keep_freed_memory()
         torch.set_num_threads(1)  # the other cores simulate
@@ -179,11 +197,12 @@ class _Loop:
         clock = _Clock(self.steps)
         with (
             MetricsWriter(run, self.spec.cost_names, self.steps, self.learner.updates) as writer,
-            _Evaluator(self.config, self.learner, writer, reporter) as evaluator,
+            _Evaluator(self.config, writer, reporter) as evaluator,
         ):
             rows = _Rows(self, writer)
-            if self.steps:
-                evaluator.start(self._progress(clock))  # its evaluation may have been cut off
+            for steps in steps_of(run, "checkpoints") if self.steps else []:
+                if steps <= self.steps and steps not in read_evaluations(run):  # cut off, when the run was
+                    evaluator.start(replace(self._progress(clock), steps=steps), load_policy(run, steps).model)
             saved, due = self.steps, _next_multiple(self.steps, schedule.checkpoint_every)
             while self.steps < total and not stop():
                 action = self._choose(observation)
@@ -198,14 +217,14 @@ class _Loop:
                 reporter.progress(self._progress(clock))
                 rows.write_when_due(clock)
                 if self.steps >= due and self.learner.updates:
-                    saved = self._save(run, writer)
+                    saved = self._save(run, points, writer)
                     due = _next_multiple(saved, schedule.checkpoint_every)
-                    evaluator.start(self._progress(clock))
+                    evaluator.start(self._progress(clock), self._model())
             if saved != self.steps:
-                saved = self._save(run, writer)
+                saved = self._save(run, points, writer)
                 evaluator.finish()  # of an earlier checkpoint, which a resumed run would not come back to
                 if not stop():
-                    evaluator.start(self._progress(clock))
+                    evaluator.start(self._progress(clock), self._model())
             if not stop():
                 evaluator.finish()
         return self.steps
@@ -276,39 +295,45 @@ class _Loop:
             self.learner.infeasible_updates / updates if updates else 0.0,
         )
 
-    def _save(self, run: Path, writer: MetricsWriter) -> int:
-        writer.flush()
+    def _model(self) -> Model:
+        """What checkpoints hold and evaluations judge."""
         state = self.learner
-        model = Model(state.model.normalizer, state.behavior_policy, state.target_critics)
-        save_policy(run, TrainedPolicy(model, self.spec, self.config, self.constraints, state.reward_scale, self.steps))
-        save_resume_point(run, ResumePoint(self.steps, self.state(), self.env.state()))
+        return Model(state.model.normalizer, state.behavior_policy, state.target_critics)
+
+    def _save(self, run: Path, points: ResumePoints, writer: MetricsWriter) -> int:
+        writer.flush()
+        scale = self.learner.reward_scale
+        save_policy(run, TrainedPolicy(self._model(), self.spec, self.config, self.constraints, scale, self.steps))
+        points.save(self.steps, self.state(), self.env.state())
         return self.steps
 
     def state(self) -> dict[str, Any]:
-        """Everything but the environments, as tensors and plain values."""
+        """Everything but the transitions and the environments, as tensors and plain values."""
         return {
             "config": self.config.model_dump_json(),
             "steps": self.steps,
             "learner": learner.state_dict(self.learner),
-            "replay": {name: torch.from_numpy(array) for name, array in self.replay.arrays().items()},
             "pending": self.collector.state(),
             "generator": self.generator.bit_generator.state,
             "cost_window": torch.from_numpy(self.meter.window.copy()),
             "cost_count": self.meter.count,
             "running_return": torch.from_numpy(self.running_return.copy()),
             "returns": list(self.returns),
+            "unreported": [_plain(asdict(metrics)) for metrics in self.unreported],
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
+    def restore(self, point: ResumePoint) -> None:
+        """Put back the transitions and what `state` gave."""
+        point.restore_replay(self.replay)
+        state = point.state
         self.steps = state["steps"]
         learner.load_state_dict(self.learner, state["learner"])
-        self.replay.restore({name: tensor.numpy() for name, tensor in state["replay"].items()})
         self.collector.restore(state["pending"])
         self.generator.bit_generator.state = state["generator"]
         self.meter = CostMeter(state["cost_window"].numpy(), state["cost_count"])
         self.running_return = state["running_return"].numpy()
         self.returns.extend(state["returns"])
+        self.unreported = [UpdateMetrics(**_arrays(metrics)) for metrics in state["unreported"]]
 
     def begin_anew(self, restarted: NDArray[np.bool_]) -> None:
         """Forget the episodes under way of environments that were not restored: no return crosses into the new ones."""
@@ -323,8 +348,8 @@ class _Evaluator:
     Every checkpoint meets the same episodes, so their order is not an accident of the draw.
     """
 
-    def __init__(self, config: TrainConfig, state: LearnerState, writer: MetricsWriter, reporter: Reporter) -> None:
-        self.config, self.state, self.writer, self.reporter = config, state, writer, reporter
+    def __init__(self, config: TrainConfig, writer: MetricsWriter, reporter: Reporter) -> None:
+        self.config, self.writer, self.reporter = config, writer, reporter
         self.progress: Progress
         self.runner: EpisodeRunner | None = None
 
@@ -349,11 +374,10 @@ class _Evaluator:
     def __exit__(self, *_: object) -> None:
         self.env.close()
 
-    def start(self, progress: Progress) -> None:
-        """Begin with the policy as it is now; an evaluation still under way is brought to its end first."""
+    def start(self, progress: Progress, model: Model) -> None:
+        """Begin with a policy as it is now; an evaluation still under way is brought to its end first."""
         self.finish()
         self.progress = progress
-        model = Model(self.state.model.normalizer, self.state.behavior_policy, self.state.target_critics)
         actor = TorchActor(copy.deepcopy(model), self.env.spec)
         observation = self.env.restore(self.start_state)
         self.runner = EpisodeRunner(self.env, actor, self.config.schedule.evaluation_episodes, observation)
@@ -381,12 +405,11 @@ class _Rows:
 
     def __init__(self, loop: _Loop, writer: MetricsWriter) -> None:
         self.loop, self.writer = loop, writer
-        self.updates: list[UpdateMetrics] = []
         self.due = _next_multiple(loop.steps, ROW_EVERY)
 
     def update(self, metrics: UpdateMetrics) -> None:
         """Write an update's residuals, and keep the rest for the next row."""
-        self.updates.append(metrics)
+        self.loop.unreported.append(metrics)
         pairs = zip(metrics.cost_multiplier, metrics.cost_residual, strict=True)
         self.writer.residual(
             self.loop.learner.updates,
@@ -411,13 +434,13 @@ class _Rows:
             row["train/return"] = progress.train_return
         names = self.loop.spec.cost_names
         row.update(_named("train/cost", names, progress.train_cost))
-        if self.updates:
+        if self.loop.unreported:
             row.update(self._learning(names))
         self.writer.row(row)
-        self.updates.clear()
+        self.loop.unreported.clear()
 
     def _learning(self, names: tuple[str, ...]) -> dict[str, float | int]:
-        updates, state = self.updates, self.loop.learner
+        updates, state = self.loop.unreported, self.loop.learner
         row: dict[str, float | int] = {
             "critic/loss": _mean(m.critic_loss for m in updates),
             "estep/temperature": _mean(m.temperature for m in updates),
@@ -498,6 +521,16 @@ def _keep_freed_memory() -> None:
 def _next_multiple(steps: int, every: int) -> int:
     """The first multiple beyond: a resumed run keeps the dates of the one that it goes on with."""
     return (steps // every + 1) * every
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with lists for arrays: a resume point is read without running code."""
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+
+def _arrays(values: dict[str, Any]) -> dict[str, Any]:
+    """What `_plain` was given."""
+    return {name: np.array(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _mean(values: Any) -> float:

@@ -83,12 +83,16 @@ class Reports:
     def __init__(self) -> None:
         self.last: Progress | None = None
         self.checkpoints: list[CheckpointReport] = []
+        self.said: list[str] = []
 
     def progress(self, progress: Progress) -> None:
         self.last = progress
 
     def checkpoint(self, report: CheckpointReport) -> None:
         self.checkpoints.append(report)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def stop_at(self, steps: int) -> Callable[[], bool]:
         """A `stop` that says so from that many steps on."""

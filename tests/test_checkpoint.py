@@ -1,5 +1,6 @@
 """Checkpoints: back as they were, refused when a byte is missing or altered, and never half-written."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -12,15 +13,12 @@ import torch
 
 from cvpo.bundle import Constraint
 from cvpo.checkpoint import (
-    ResumePoint,
     TrainedPolicy,
     checkpoint_steps,
     load_policy,
-    load_resume_point,
     read_config,
     replace_config,
     save_policy,
-    save_resume_point,
     write_config,
 )
 from cvpo.envs import EnvSpec
@@ -46,10 +44,6 @@ def policy(steps: int = 100) -> TrainedPolicy:
     model = build_model(CONFIG.network, 3, 2, 1)
     model.normalizer.update(torch.randn(50, 3))
     return TrainedPolicy(model, spec, CONFIG, (constraint,), 2.5, steps)
-
-
-def point(steps: int = 100) -> ResumePoint:
-    return ResumePoint(steps, {"weights": torch.arange(3.0), "big": 2**100, "list": [1.5, None]}, b"environments")
 
 
 def files(folder: Path) -> list[str]:
@@ -85,22 +79,30 @@ def test_a_loaded_model_does_not_learn(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in load_policy(tmp_path, 100).model.parameters())
 
 
-def test_a_resume_point_comes_back(tmp_path: Path) -> None:
-    save_resume_point(tmp_path, point())
-    loaded = load_resume_point(tmp_path)
-    assert loaded.steps == 100
-    assert torch.equal(loaded.state.pop("weights"), torch.arange(3.0))
-    assert loaded.state == {"big": 2**100, "list": [1.5, None]}
-    assert loaded.environments == b"environments"
-
-
-def test_all_checkpoints_are_kept_but_only_the_newest_resume_point(tmp_path: Path) -> None:
+def test_all_checkpoints_are_kept(tmp_path: Path) -> None:
     for steps in (900, 1000, 20_000):
         save_policy(tmp_path, policy(steps))
-        save_resume_point(tmp_path, point(steps))
     assert checkpoint_steps(tmp_path) == [900, 1000, 20_000]
-    assert load_resume_point(tmp_path).steps == 20_000
-    assert len(list((tmp_path / "resume").iterdir())) == 1
+
+
+def test_a_resumed_run_that_comes_by_again_leaves_a_checkpoint_as_it_is(tmp_path: Path) -> None:
+    save_policy(tmp_path, policy())
+    path = tmp_path / "checkpoints" / "0000000100" / "policy.pt"
+    written = path.stat().st_ino
+    save_policy(tmp_path, policy())
+    assert path.stat().st_ino == written
+
+
+def test_a_checkpoint_is_replaced_by_one_that_is_not_the_same(tmp_path: Path) -> None:
+    # After a resume that could not be to the bit, and of one that was damaged.
+    save_policy(tmp_path, policy())
+    other = dataclasses.replace(policy(), reward_scale=3.5)
+    save_policy(tmp_path, other)
+    assert load_policy(tmp_path, 100).reward_scale == 3.5
+    harm(tmp_path / "checkpoints" / "0000000100" / "policy.pt", "cut")
+    save_policy(tmp_path, other)
+    assert load_policy(tmp_path, 100).reward_scale == 3.5
+    assert files(tmp_path) == ["checkpoints/0000000100/policy.pt", "checkpoints/0000000100/sha256.json"]
 
 
 # Damaged.
@@ -113,15 +115,6 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, damage: str)
     harm(tmp_path / name, damage)
     with pytest.raises(CheckpointError, match=r"checkpoints/0000000100 was cut short or altered"):
         load_policy(tmp_path, 100)
-
-
-@pytest.mark.parametrize("name", ["state.pt", "environments.bin", "sha256.json"])
-@pytest.mark.parametrize("damage", ["altered", "cut", "emptied", "removed"])
-def test_a_damaged_resume_point_is_refused(tmp_path: Path, name: str, damage: str) -> None:
-    save_resume_point(tmp_path, point())
-    harm(tmp_path / "resume" / "0000000100" / name, damage)
-    with pytest.raises(CheckpointError, match=r"resume/0000000100 was cut short or altered"):
-        load_resume_point(tmp_path)
 
 
 def harm(path: Path, damage: str) -> None:
@@ -156,8 +149,6 @@ def test_a_missing_checkpoint_is_answered_with_those_there_are(tmp_path: Path) -
 def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         checkpoint_steps(tmp_path)
-    with pytest.raises(CheckpointError, match="nothing to go on from"):
-        load_resume_point(tmp_path)
 
 
 # Disks.
@@ -171,18 +162,14 @@ def test_a_full_disk_leaves_the_older_checkpoints_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_policy(tmp_path, policy(100))
-    save_resume_point(tmp_path, point(100))
     before = files(tmp_path)
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(CheckpointError, match=r"checkpoints/0000000200: No space left on device"):
         save_policy(tmp_path, policy(200))
-    with pytest.raises(CheckpointError, match=r"resume/0000000200: No space left on device"):
-        save_resume_point(tmp_path, point(200))
     monkeypatch.undo()
     assert files(tmp_path) == before
     assert checkpoint_steps(tmp_path) == [100]
     assert load_policy(tmp_path, 100).steps == 100
-    assert load_resume_point(tmp_path).steps == 100
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -215,7 +202,7 @@ def test_a_folder_in_use_is_not_taken_for_a_new_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"not empty.*remove it first"):
         write_config(tmp_path, CONFIG)
     assert files(tmp_path) == ["notes.txt"]
-    (tmp_path / "resume" / "0000000100").mkdir(parents=True)
+    (tmp_path / "config.json").touch()
     with pytest.raises(CheckpointError, match=r"not empty.*--resume"):
         write_config(tmp_path, CONFIG)
 
@@ -229,7 +216,7 @@ def test_a_run_cannot_be_where_a_file_is(tmp_path: Path, name: str) -> None:
 
 def test_a_config_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_config(tmp_path, CONFIG)
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(Path, "replace", fail)  # what puts the new one in its place
     with pytest.raises(CheckpointError, match="No space left"):
         replace_config(tmp_path, small_config(5.0))
     assert read_config(tmp_path) == CONFIG

@@ -212,7 +212,7 @@ def test_a_full_disk_stops_training_and_leaves_no_half_checkpoint(tmp_path: Path
     assert "Traceback" not in said.err
     assert not any(path for path in run.rglob(".*")), "a temporary folder was left"
     assert "has no checkpoint yet" in cvpo("evaluate", run).sentence
-    assert "nothing to go on from yet" in cvpo("train", "--resume", run).sentence
+    assert succeed("train", "--resume", run).code == 0  # when there is room again
 
 
 def test_a_full_disk_keeps_the_checkpoints_before_it(copied: Path) -> None:
@@ -270,10 +270,16 @@ def test_a_damaged_checkpoint_is_neither_evaluated_nor_exported(name: str, how: 
 
 @pytest.mark.parametrize("how", ["altered", "cut short"])
 @pytest.mark.parametrize("name", ["state.pt", "environments.bin", "sha256.json"])
-def test_training_does_not_go_on_from_damage(name: str, how: str, copied: Path) -> None:
+def test_training_goes_on_from_the_point_before_a_damaged_one(name: str, how: str, copied: Path) -> None:
     alter(copied / "run" / "resume" / "0000000600" / name, how)
-    said = cvpo("train", "--resume", copied / "run", "--steps", "700").sentence
+    said = succeed("train", "--resume", copied / "run", "--steps", "700").err
     assert "resume/0000000600 was cut short or altered" in said
+    assert "going on from 400 steps" in said
+    shutil.rmtree(copied / "run" / "resume" / "0000000600")
+    for path in (copied / "run" / "resume").rglob(name):
+        alter(path, how)
+    said = cvpo("train", "--resume", copied / "run", "--steps", "800").sentence
+    assert "no resume point before it is intact" in said
 
 
 @pytest.mark.parametrize("how", ["altered", "cut short"])

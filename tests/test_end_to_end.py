@@ -72,6 +72,7 @@ def test_training_leaves_what_its_help_names_and_says_what_comes_next(tmp_path: 
         "tensorboard",
         "checkpoints",
         "resume",
+        "replay",
     }
     assert {path.name for path in run.iterdir()} == named
     assert all(name in cvpo("train", "--help").out for name in named)

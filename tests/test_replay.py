@@ -21,7 +21,10 @@ def filled(capacity: int, count: int) -> Replay:
 
 
 def rewards(replay: Replay) -> list[float]:
-    return [float(value) for value in replay.arrays()["reward"]]
+    """Of what is stored, oldest first."""
+    restored = Replay(replay.total + 1, 2, 1, 2)
+    restored.restore(*replay.since(0))
+    return [float(value) for value in restored.reward[replay.total - replay.size : replay.total]]
 
 
 def test_the_newest_take_the_place_of_the_oldest() -> None:
@@ -58,13 +61,28 @@ def test_a_store_younger_than_the_recent_part_gives_what_it_has() -> None:
 def test_a_restored_replay_draws_the_same_batches_and_goes_on_the_same(count: int) -> None:
     original = filled(8, count)
     restored = Replay(8, 2, 1, 2)
-    restored.restore(original.arrays())
+    first, rows = original.since(0)
+    for start in range(0, len(rows), 3):  # in parts, as they are on disk
+        restored.restore(first + start, rows[start : start + 3])
     for replay in (original, restored):
         replay.add(np.zeros(2, np.float32), np.zeros(1, np.float32), 99, np.zeros(2), 0.0, np.zeros(2, np.float32))
-    assert rewards(restored) == rewards(original)
+    np.testing.assert_array_equal(restored.rows, original.rows)
     batches = [replay.sample(np.random.default_rng(1), 32, 4) for replay in (original, restored)]
     for field in FIELDS:
         np.testing.assert_array_equal(getattr(batches[0], field), getattr(batches[1], field))
+
+
+@pytest.mark.parametrize(("number", "first", "reward"), [(0, 5, 5), (5, 5, 5), (9, 9, 9), (12, 12, 12)])
+def test_rows_are_given_from_a_number_on_or_from_the_oldest_that_is_left(number: int, first: int, reward: int) -> None:
+    # 13 went through a store of 8: numbers 5 to 12 are left. A row is observation 2, action 1, reward, ...
+    begin, rows = filled(8, 13).since(number)
+    assert begin == first
+    assert rows[:, 3].tolist() == list(range(reward, 13))
+
+
+def test_nothing_new_is_no_row() -> None:
+    first, rows = filled(8, 13).since(13)
+    assert (first, rows.shape) == (13, (0, 9))
 
 
 # n-step returns. Observations are the time within the episode; rewards are 1, 10, 100, ... so that each can be told
@@ -102,7 +120,8 @@ class Collected:
     @property
     def transitions(self) -> list[tuple[float, float, float, float]]:
         """(observation, reward, discount, next observation) of each, oldest first."""
-        arrays = {name: np.asarray(array, np.float64) for name, array in self.replay.arrays().items()}
+        stored = range(self.replay.size)  # fewer than the capacity
+        arrays = {name: np.asarray(getattr(self.replay, name)[stored], np.float64) for name in FIELDS}
         np.testing.assert_allclose(arrays["cost"], arrays["reward"][:, None] * [1.0, 2.0], rtol=1e-6)
         np.testing.assert_allclose(arrays["action"], arrays["observation"] / 10, rtol=1e-6)
         rows = zip(

@@ -17,11 +17,13 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from cvpo import trainer
-from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy, load_resume_point, read_config
+from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy, read_config
 from cvpo.config import TrainConfig
 from cvpo.envs import VectorEnv
 from cvpo.errors import CheckpointError, ConfigError, EnvError
 from cvpo.metrics import METRICS, read_evaluations, read_metrics
+from cvpo.replay import FIELDS, Replay
+from cvpo.resume import ResumePoint, load_resume_point
 from cvpo.trainer import constraints_of, resume, train
 from tests.budget import STEPS, Reports, never, small_config
 
@@ -39,6 +41,22 @@ def go_on(run: Path, steps: int | None = None, stop_at: int | None = None) -> Re
     reports = Reports()
     resume(run, reports, never if stop_at is None else reports.stop_at(stop_at), steps)
     return reports
+
+
+def saved(run: Path) -> ResumePoint:
+    """The newest resume point of a run, which must be intact."""
+    point = load_resume_point(run, pytest.fail)
+    assert point is not None
+    return point
+
+
+def transitions(run: Path) -> dict[str, NDArray[np.float32]]:
+    """What the replay of that point holds, fewer than its capacity."""
+    point = saved(run)
+    spec = point.spec
+    replay = Replay(1_000, spec["observation_size"], len(spec["action_low"]), len(spec["cost_names"]))
+    point.restore_replay(replay)
+    return {name: getattr(replay, name)[: replay.size] for name in FIELDS}
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +85,16 @@ def assert_same(left: Any, right: Any, where: str = "state") -> None:
 
 def assert_same_run(left: Path, right: Path) -> None:
     """Parameters, optimizers, replay, generators, counters, environments, and every file that people read."""
-    points = load_resume_point(left), load_resume_point(right)
+    points = saved(left), saved(right)
     assert points[0].steps == points[1].steps
     assert_same(points[0].state, points[1].state)
+    assert points[0].row_files == points[1].row_files  # with their checksums
     np.testing.assert_array_equal(continued(points[0].environments), continued(points[1].environments))
     policies = [load_policy(run, checkpoint_steps(run)[-1]).model.state_dict() for run in (left, right)]
     assert_same(policies[0], policies[1])
     assert (left / "residuals.csv").read_text() == (right / "residuals.csv").read_text()
-    last = max(read_evaluations(left))
-    assert read_evaluations(left)[last] == read_evaluations(right)[last]
+    evaluations = read_evaluations(right)
+    assert {steps: evaluations[steps] for steps in read_evaluations(left)} == read_evaluations(left)
 
 
 def continued(environments: bytes) -> NDArray[np.float64]:
@@ -104,10 +123,11 @@ def test_another_seed_gives_another_run(whole: Path, tmp_path: Path) -> None:
 
 def test_a_simulator_process_changes_nothing(whole: Path, tmp_path: Path) -> None:
     start(tmp_path / "run", small_config(steps=TOTAL, environment={"workers": 1}))
-    one, other = load_resume_point(whole), load_resume_point(tmp_path / "run")
+    one, other = saved(whole), saved(tmp_path / "run")
     for state in (one.state, other.state):
         state.pop("config")
     assert_same(one.state, other.state)
+    assert one.row_files == other.row_files
 
 
 def test_a_run_leaves_config_metrics_residuals_events_and_evaluated_checkpoints(whole: Path) -> None:
@@ -118,6 +138,7 @@ def test_a_run_leaves_config_metrics_residuals_events_and_evaluated_checkpoints(
         CONFIG,
         "checkpoints",
         "resume",
+        "replay",
         "metrics.jsonl",
         "residuals.csv",
         "evaluations.jsonl",
@@ -166,7 +187,7 @@ def test_a_run_stopped_and_resumed_equals_one_that_was_not(whole: Path, tmp_path
     # At a checkpoint; in the warm-up; in the middle of episodes and of an M-step's period.
     run = tmp_path / "run"
     start(run, stop_at=stop_at)
-    assert load_resume_point(run).steps == stop_at
+    assert saved(run).steps == stop_at
     go_on(run)
     assert_same_run(whole, run)
     assert set(checkpoint_steps(whole)) <= set(checkpoint_steps(run))
@@ -184,10 +205,16 @@ def test_a_run_killed_between_checkpoints_goes_on_from_the_last_one(whole: Path,
 
     with pytest.raises(KeyboardInterrupt):
         train(small_config(steps=TOTAL), run, reports, killed)
-    assert load_resume_point(run).steps == 200
+    assert saved(run).steps == 200
     go_on(run)
     assert_same_run(whole, run)
     assert list(read_evaluations(run)) == [200, 400]
+
+
+def test_a_run_stopped_before_its_first_step_begins_when_it_is_resumed(whole: Path, tmp_path: Path) -> None:
+    train(small_config(steps=TOTAL), tmp_path / "run", Reports(), lambda: True)
+    go_on(tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
 
 
 def test_stopping_leaves_a_checkpoint_that_can_be_used(tmp_path: Path) -> None:
@@ -261,10 +288,12 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
         go_on(tmp_path)
 
 
-def test_a_run_stopped_before_its_first_step_has_nothing_to_go_on_from(tmp_path: Path) -> None:
-    train(small_config(), tmp_path / "run", Reports(), lambda: True)
-    with pytest.raises(CheckpointError, match="nothing to go on from"):
+def test_a_run_whose_resume_points_were_removed_is_not_begun_again(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "resume")
+    with pytest.raises(CheckpointError, match="resume was removed"):
         go_on(tmp_path / "run")
+    assert list(read_evaluations(tmp_path / "run")) == [200, 400]
 
 
 def test_the_number_of_limits_is_that_of_the_costs(tmp_path: Path) -> None:
@@ -284,10 +313,10 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence_and_its_last_checkpoi
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    fsync, calls = os.fsync, iter(range(100))
+    fsync = os.fsync
 
     def full(descriptor: int) -> None:
-        if next(calls) >= 9:  # two folders of 2 and 3 files, and 2 directories each
+        if "0000000400" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
@@ -296,7 +325,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_sentence_and_its_last_checkpoi
         start(run)
     monkeypatch.undo()
     assert checkpoint_steps(run) == [200]
-    assert load_resume_point(run).steps == 200
+    assert saved(run).steps == 200
     go_on(run)
     assert_same_run(whole, run)
 
@@ -350,7 +379,7 @@ def test_the_replay_holds_the_returns_worked_out_by_hand(tmp_path: Path) -> None
     terminated = [(2, 3 + 0.8 * 4 + 0.64 * 5, 0, 5), (3, 4 + 0.8 * 5, 0, 5), (4, 5, 0, 5)]
     environment = {"env_id": "tests.test_trainer:Corridor", "max_episode_steps": 8}
     start(tmp_path / "run", small_config(steps=160, environment=environment))
-    stored = {name: tensor.double() for name, tensor in load_resume_point(tmp_path / "run").state["replay"].items()}
+    stored = {name: torch.tensor(array).double() for name, array in transitions(tmp_path / "run").items()}
     torch.testing.assert_close(stored["cost"][:, 0], 2 * stored["reward"])
     columns = stored["observation"][:, 0], stored["reward"], stored["discount"], stored["next_observation"][:, 0]
     rows = {tuple(round(value, 4) for value in row) for row in torch.stack(columns, 1).tolist()}
@@ -405,5 +434,5 @@ def test_no_return_crosses_into_the_episode_that_a_resumed_run_begins_anew(tmp_p
     settings = small_config(steps=TOTAL, environment={"env_id": "tests.test_trainer:Locked", "max_episode_steps": 30})
     start(tmp_path / "run", settings, stop_at=220)  # in the middle of an episode
     go_on(tmp_path / "run")
-    replay = load_resume_point(tmp_path / "run").state["replay"]
-    torch.testing.assert_close(replay["observation"], replay["next_observation"], rtol=0, atol=0)
+    replay = transitions(tmp_path / "run")
+    np.testing.assert_array_equal(replay["observation"], replay["next_observation"])
