@@ -7,6 +7,8 @@ training goes on from is in `cvpo.resume`.
 import io
 import json
 import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from cvpo.config import TrainConfig, parse_config
 from cvpo.envs import EnvSpec
 from cvpo.errors import CheckpointError
 from cvpo.files import read_verified, remove_directory, write_file, write_verified
+from cvpo.lock import LOCK, locked
 from cvpo.networks import Model, build_model
 
 CONFIG = "config.json"
@@ -37,20 +40,23 @@ class TrainedPolicy:
     steps: int
 
 
-def write_config(run: Path, config: TrainConfig) -> None:
-    """Begin a run's folder with its config.
+@contextmanager
+def begun(run: Path, config: TrainConfig, say: Callable[[str], None]) -> Iterator[None]:
+    """Begin a run's folder with its config, and hold its lock; `say` as for `locked`.
 
     Raises:
         CheckpointError: the folder is in use, or cannot be written.
     """
     try:
-        if run.exists() and any(run.iterdir()):
-            go_on = f"go on with it: cvpo train --resume {run}" if (run / CONFIG).exists() else "remove it first."
-            raise CheckpointError(f"{run} is not empty. Choose another --out, or {go_on}")
+        if LOCK not in _contents(run):
+            _check_empty(run)  # before a file is put there
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"Cannot write {run}: {error.strerror}. Choose another --out.") from error
-    replace_config(run, config)
+    with locked(run, say):
+        _check_empty(run)
+        replace_config(run, config)
+        yield
 
 
 def replace_config(run: Path, config: TrainConfig) -> None:
@@ -184,6 +190,16 @@ def from_bytes(run: Path, data: bytes) -> dict[str, Any]:
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"A checkpoint of {run} cannot be read by this version of torch: {error}.") from error
     return state
+
+
+def _contents(run: Path) -> set[str]:
+    return {path.name for path in run.iterdir()} if run.exists() else set()
+
+
+def _check_empty(run: Path) -> None:
+    if _contents(run) - {LOCK, f".{CONFIG}"}:  # these a start that was cut off may leave
+        go_on = f"go on with it: cvpo train --resume {run}" if (run / CONFIG).exists() else "remove it first."
+        raise CheckpointError(f"{run} is not empty. Choose another --out, or {go_on}")
 
 
 def _read(run: Path, steps: int) -> dict[str, bytes]:

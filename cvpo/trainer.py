@@ -20,12 +20,12 @@ from cvpo import learner
 from cvpo.bundle import Constraint, Evaluation
 from cvpo.checkpoint import (
     TrainedPolicy,
+    begun,
     load_policy,
     read_config,
     replace_config,
     save_policy,
     steps_of,
-    write_config,
 )
 from cvpo.config import TrainConfig, parse_config
 from cvpo.envs import EnvSpec, VectorEnv
@@ -33,6 +33,7 @@ from cvpo.errors import CheckpointError, ConfigError, WorkerError
 from cvpo.evaluate import EpisodeRunner, TorchActor, cost_level, summarize, to_environment
 from cvpo.learner import UpdateMetrics
 from cvpo.limit import CostMeter
+from cvpo.lock import locked
 from cvpo.metrics import MetricsWriter, read_evaluations
 from cvpo.networks import Model
 from cvpo.replay import NStepCollector, Replay
@@ -97,8 +98,9 @@ def train(config: TrainConfig, run: Path, reporter: Reporter, stop: Callable[[],
     """
     with _environments(config) as env, _failures(run):
         loop = _Loop(config, constraints_of(config, env.spec), env)
-        write_config(run, config)
-        return loop.run(run, ResumePoints(run, loop.replay, env.spec), env.reset(), reporter, stop)
+        with begun(run, config, reporter.say):
+            points = ResumePoints(run, loop.replay, env.spec)
+            return loop.run(run, points, env.reset(), reporter, stop)
 
 
 def resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int | None = None) -> int:
@@ -113,6 +115,12 @@ def resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int |
         CheckpointError: it is no run, it is damaged, or it belongs to another config.
         Others as `train`.
     """
+    read_config(run)  # no lock is put where there is no run
+    with locked(run, reporter.say):
+        return _resume(run, reporter, stop, steps)
+
+
+def _resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int | None) -> int:
     config = read_config(run)
     point = load_resume_point(run, reporter.say)
     if point and _with_steps(parse_config(json.loads(point.state["config"])), config.schedule.steps) != config:

@@ -14,12 +14,12 @@ import torch
 from cvpo.bundle import Constraint
 from cvpo.checkpoint import (
     TrainedPolicy,
+    begun,
     checkpoint_steps,
     load_policy,
     read_config,
     replace_config,
     save_policy,
-    write_config,
 )
 from cvpo.envs import EnvSpec
 from cvpo.errors import CheckpointError, ConfigError
@@ -44,6 +44,11 @@ def policy(steps: int = 100) -> TrainedPolicy:
     model = build_model(CONFIG.network, 3, 2, 1)
     model.normalizer.update(torch.randn(50, 3))
     return TrainedPolicy(model, spec, CONFIG, (constraint,), 2.5, steps)
+
+
+def begin(run: Path) -> None:
+    with begun(run, CONFIG, pytest.fail):
+        pass
 
 
 def files(folder: Path) -> list[str]:
@@ -192,35 +197,42 @@ def test_what_a_crash_left_half_written_is_not_taken_for_a_checkpoint(tmp_path: 
 
 
 def test_a_config_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_config(tmp_path / "new" / "run", CONFIG)
+    begin(tmp_path / "new" / "run")
     assert read_config(tmp_path / "new" / "run") == CONFIG
-    assert files(tmp_path) == ["new/run/config.json"]
+    assert files(tmp_path) == ["new/run/config.json", "new/run/lock"]
 
 
 def test_a_folder_in_use_is_not_taken_for_a_new_run(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match=r"not empty.*remove it first"):
-        write_config(tmp_path, CONFIG)
+        begin(tmp_path)
     assert files(tmp_path) == ["notes.txt"]
     (tmp_path / "config.json").touch()
     with pytest.raises(CheckpointError, match=r"not empty.*--resume"):
-        write_config(tmp_path, CONFIG)
+        begin(tmp_path)
+
+
+def test_a_start_that_was_cut_off_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    (tmp_path / ".config.json").write_text("{")
+    begin(tmp_path)
+    assert read_config(tmp_path) == CONFIG
 
 
 @pytest.mark.parametrize("name", ["file", "file/run"])
 def test_a_run_cannot_be_where_a_file_is(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(CheckpointError, match=r"Cannot write .*Not a directory"):
-        write_config(tmp_path / name, CONFIG)
+        begin(tmp_path / name)
 
 
 def test_a_config_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_config(tmp_path, CONFIG)
+    begin(tmp_path)
     monkeypatch.setattr(Path, "replace", fail)  # what puts the new one in its place
     with pytest.raises(CheckpointError, match="No space left"):
         replace_config(tmp_path, small_config(5.0))
     assert read_config(tmp_path) == CONFIG
-    assert files(tmp_path) == ["config.json"]
+    assert files(tmp_path) == ["config.json", "lock"]
 
 
 def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
@@ -229,7 +241,7 @@ def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
 
 
 def test_a_config_cut_short_is_refused(tmp_path: Path) -> None:
-    write_config(tmp_path, CONFIG)
+    begin(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(path.read_text()[:-20])
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -237,7 +249,7 @@ def test_a_config_cut_short_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_config_of_another_version_names_what_does_not_fit(tmp_path: Path) -> None:
-    write_config(tmp_path, CONFIG)
+    begin(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"flavour": "sweet"}))
     with pytest.raises(ConfigError, match="flavour"):

@@ -139,6 +139,7 @@ def test_a_run_leaves_config_metrics_residuals_events_and_evaluated_checkpoints(
         "checkpoints",
         "resume",
         "replay",
+        "lock",
         "metrics.jsonl",
         "residuals.csv",
         "evaluations.jsonl",
@@ -286,6 +287,24 @@ def test_a_config_edited_after_the_start_is_refused(whole: Path, tmp_path: Path)
 def test_a_folder_that_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a run"):
         go_on(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_still_going_is_neither_resumed_nor_begun_again(tmp_path: Path) -> None:
+    run, reports = tmp_path / "run", Reports()
+    refused: list[object] = []
+
+    def second() -> bool:
+        if reports.last is not None and reports.last.steps == 240 and not refused:
+            for attempt in (go_on, start):
+                with pytest.raises(CheckpointError, match=rf"is being trained by process {os.getpid()} on") as caught:
+                    attempt(run)
+                refused.append(caught)
+        return False
+
+    train(small_config(steps=TOTAL), run, reports, second)
+    assert len(refused) == 2
+    assert saved(run).steps == TOTAL
 
 
 def test_a_run_whose_resume_points_were_removed_is_not_begun_again(whole: Path, tmp_path: Path) -> None:
