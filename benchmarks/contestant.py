@@ -14,6 +14,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,35 @@ def take_cores(count: int) -> tuple[int, ...]:
     if len(cores) < count:
         raise BenchmarkError(f"{count} cores are needed, and this process may use {len(cores)}.")
     return tuple(cores[-count:])
+
+
+def timed(name: str, command: Sequence[str], *, cores: Sequence[int], environment: Mapping[str, str]) -> float:
+    """Seconds from the start of a process on these cores to its end.
+
+    Args:
+        name: for people.
+        command: what to run, and its arguments.
+        cores: that it, and what it starts, may use.
+        environment: variables beyond those of this process.
+
+    Raises:
+        BenchmarkError: it failed; with the end of what it wrote.
+    """
+    begin = time.perf_counter()
+    with pinned(cores):
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+    passed = time.perf_counter() - begin
+    if done.returncode:
+        said = "\n".join(done.stdout.splitlines()[-LAST_LINES:])
+        raise BenchmarkError(f"{name} ended with exit code {done.returncode}. The end of what it wrote:\n{said}")
+    return passed
 
 
 class Contestant:

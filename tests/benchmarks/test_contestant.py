@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
-from benchmarks.contestant import Contestant, pinned, take_cores
+from benchmarks.contestant import Contestant, pinned, take_cores, timed
 from benchmarks.errors import BenchmarkError
 
 ONE_CORE = take_cores(1)
@@ -45,3 +45,13 @@ def test_pinning_ends_with_its_block() -> None:
 def test_more_cores_than_there_are_cannot_be_taken() -> None:
     with pytest.raises(BenchmarkError, match=r"4096 cores are needed, and this process may use \d+"):
         take_cores(4096)
+
+
+def test_a_process_is_timed_from_start_to_end() -> None:
+    command = [sys.executable, "-c", "import os, time; assert os.environ['WHAT'] == 'naps'; time.sleep(0.2)"]
+    assert timed("naps", command, cores=ONE_CORE, environment={"WHAT": "naps"}) > 0.2
+
+
+def test_a_timed_process_that_fails_is_named_with_the_end_of_what_it_wrote() -> None:
+    with pytest.raises(BenchmarkError, match=r"(?s)fails ended with exit code 1.*out of luck"):
+        timed("fails", [sys.executable, "-c", "raise SystemExit('out of luck')"], cores=ONE_CORE, environment={})

@@ -11,7 +11,7 @@ import time
 import gymnasium
 import numpy as np
 from fsrl.agent import CVPOAgent
-from fsrl.config.cvpo_cfg import MujocoBaseCfg
+from fsrl.config.cvpo_cfg import Mujoco2MCfg
 from gymnasium.envs.registration import EnvSpec
 from tianshou.data import Batch, VectorReplayBuffer
 
@@ -30,9 +30,9 @@ class Spaces(gymnasium.Env[np.ndarray, np.ndarray]):
         self.spec = EnvSpec("Spaces-v0", max_episode_steps=workload.episode_steps)
 
 
-def filled_buffer(workload: Workload, config: MujocoBaseCfg) -> VectorReplayBuffer:
+def filled_buffer(workload: Workload, config: Mujoco2MCfg) -> VectorReplayBuffer:
     """FSRL's buffer, of its size for this task, filled as its collector fills it: one step of all environments."""
-    envs = config.training_num
+    envs = min(config.training_num, config.episode_per_collect)
     buffer = VectorReplayBuffer(config.buffer_size, envs)
     data = transitions(workload, config.buffer_size)
     ids = np.arange(envs)
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
-    workload, config = Workload(), MujocoBaseCfg()
+    workload, config = Workload(), Mujoco2MCfg()  # FSRL's settings for SafetyPointCircle1
     agent = CVPOAgent(
         Spaces(workload),
         cost_limit=config.cost_limit,
