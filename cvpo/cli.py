@@ -115,6 +115,8 @@ def train(
         run = out or Path("runs") / f"{env.split(':')[-1]}-s{config.seed}"
         with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
             done = trainer.train(config, run, report, stopped)
+    if waits := report.waits():
+        say(f"waits   {waits}")
     say(f"run     {run}")
     if stopped():
         then = f"go on with: cvpo train --resume {run}" if done else f"nothing was saved; remove {run} to start again"

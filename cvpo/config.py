@@ -24,6 +24,7 @@ class EnvironmentConfig(_Group):
     max_episode_steps: Count | None = None  # where the environment has no time limit of its own
     num_envs: Count = 5
     workers: Annotated[int, Field(ge=0)] = 1  # simulator processes; 0: none, simulate in the learner's process
+    step_timeout_seconds: Positive = 60.0  # a simulator process that takes longer for a step counts as hung
 
 
 class ScheduleConfig(_Group):

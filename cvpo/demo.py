@@ -36,6 +36,7 @@ from cvpo.evaluate import (
     summarize,
 )
 from cvpo.plot import Track, plot_runs, plot_tracks
+from cvpo.progress import CheckpointReport
 from cvpo.release import release
 from cvpo.report import TrainingReport, say
 from serve.client import PolicyClient
@@ -227,7 +228,7 @@ class _Watch:
         self.report, self.return_wanted, self.good = report, return_wanted, False
         self.progress, self.say = report.progress, report.say
 
-    def checkpoint(self, report: trainer.CheckpointReport) -> None:
+    def checkpoint(self, report: CheckpointReport) -> None:
         evaluation = report.evaluation
         safe = evaluation.episode_cost[0].high <= COST_LIMIT
         self.good = self.good or (safe and evaluation.episode_return.low >= self.return_wanted)

@@ -14,7 +14,7 @@ class EnvError(CvpoError):
 
 
 class WorkerError(CvpoError):
-    """A simulator process died or raised; the run cannot go on with the data it would have given."""
+    """A simulator process died, hangs or raised; the run cannot go on with the data it would have given."""
 
 
 class NonFiniteError(CvpoError):

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from cvpo.trainer import CheckpointReport, Progress
+from cvpo.progress import CheckpointReport, Progress
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -20,7 +20,7 @@ HEADER = f"{'steps':>11} {'return':>9} {'cost / limit':>22} {'lambda':>9} {'infe
 
 
 class TrainingReport:
-    """Shows a training run on stderr; a `cvpo.trainer.Reporter`. Use as a context manager."""
+    """Shows a training run on stderr; a `cvpo.progress.Reporter`. Use as a context manager."""
 
     def __init__(self, cost_limits: tuple[float, ...]) -> None:
         self.cost_limits = cost_limits
@@ -79,6 +79,14 @@ class TrainingReport:
             f"{report.steps:>11,} {mean_return:>9.1f} {limits:>22} {multiplier:>9} {then.infeasible_share:>10.0%} "
             f"{then.steps_per_second:>8,.0f}"
         )
+
+    def waits(self) -> str | None:
+        """How long each side of the run waited for the other; None if it did not come to its first step."""
+        if self._last is None:
+            return None
+        learner, simulators = self._last.waits.shares()
+        text = f"learner {learner:.0%} of the time"
+        return text if simulators is None else f"{text}, simulators {simulators:.0%}"
 
     def say(self, text: str) -> None:
         """Print a line above the one that moves."""

@@ -8,16 +8,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cvpo import learner
-from cvpo.bundle import Constraint, Evaluation
+from cvpo.bundle import Constraint
 from cvpo.checkpoint import (
     TrainedPolicy,
     begun,
@@ -29,56 +29,20 @@ from cvpo.checkpoint import (
 )
 from cvpo.config import TrainConfig, parse_config
 from cvpo.envs import EnvSpec, VectorEnv
-from cvpo.errors import CheckpointError, ConfigError, WorkerError
+from cvpo.errors import CheckpointError, ConfigError, EnvError, WorkerError
 from cvpo.evaluate import EpisodeRunner, TorchActor, cost_level, summarize, to_environment
 from cvpo.learner import UpdateMetrics
 from cvpo.limit import CostMeter
 from cvpo.lock import locked
 from cvpo.metrics import MetricsWriter, read_evaluations
 from cvpo.networks import Model
+from cvpo.progress import ROW_EVERY, CheckpointReport, Clock, Progress, Reporter, Rows, Waits
 from cvpo.replay import NStepCollector, Replay
 from cvpo.resume import ResumePoint, ResumePoints, load_resume_point
 
 Array = NDArray[np.float64]
-ROW_EVERY = 1_000  # steps between two rows of metrics
 EVALUATION_ENVS = 20
 EVALUATION_SEED_OFFSET = 1_000_003  # evaluation episodes are not training episodes
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is; given several times a second."""
-
-    steps: int
-    total_steps: int
-    steps_per_second: float
-    train_return: float | None  # mean of the newest episodes; None before the first ends
-    train_cost: Array  # measured, [C]
-    temperature: float | None  # None before the first update
-    cost_multiplier: Array | None  # [C]
-    infeasible_share: float  # of all updates so far
-
-
-@dataclass(frozen=True)
-class CheckpointReport:
-    """A checkpoint and what its deterministic policy did in evaluation episodes."""
-
-    steps: int
-    evaluation: Evaluation
-    progress: Progress  # when the checkpoint was made; its evaluation ends later
-
-
-class Reporter(Protocol):
-    """Whoever shows a run to people."""
-
-    def progress(self, progress: Progress) -> None:
-        """Called after each step of the environments."""
-
-    def checkpoint(self, report: CheckpointReport) -> None:
-        """Called when a checkpoint has been evaluated."""
-
-    def say(self, text: str) -> None:
-        """Called with what people should know, in words."""
 
 
 def train(config: TrainConfig, run: Path, reporter: Reporter, stop: Callable[[], bool]) -> int:
@@ -123,7 +87,7 @@ def resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int |
 def _resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int | None) -> int:
     config = read_config(run)
     point = load_resume_point(run, reporter.say)
-    if point and _with_steps(parse_config(json.loads(point.state["config"])), config.schedule.steps) != config:
+    if point and _learning(parse_config(json.loads(point.state["config"]))) != _learning(config):
         raise CheckpointError(f"{run}/config.json was changed since the run began. Put it back, or start a new run.")
     if steps is not None:
         config = _with_steps(config, steps)
@@ -188,7 +152,7 @@ class _Loop:
         self.running_return = np.zeros(num_envs)
         self.returns: deque[float] = deque(maxlen=10)
         self.last: UpdateMetrics | None = None
-        self.unreported: list[UpdateMetrics] = []  # updates since the last row of metrics
+        self.rows = Rows(spec.cost_names)
 
     def run(
         self,
@@ -202,15 +166,14 @@ class _Loop:
         _keep_freed_memory()
         torch.set_num_threads(1)  # the other cores simulate
         schedule, total = self.config.schedule, self.config.schedule.steps
-        clock = _Clock(self.steps)
         with (
             MetricsWriter(run, self.spec.cost_names, self.steps, self.learner.updates) as writer,
             _Evaluator(self.config, writer, reporter) as evaluator,
         ):
-            rows = _Rows(self, writer)
-            for steps in steps_of(run, "checkpoints") if self.steps else []:
-                if steps <= self.steps and steps not in read_evaluations(run):  # cut off, when the run was
-                    evaluator.start(replace(self._progress(clock), steps=steps), load_policy(run, steps).model)
+            clock, waited = Clock(self.steps), self._waited(evaluator)
+            progress = self._progress(clock, Waits(0.0, 0.0, 0.0))
+            if self.steps:
+                evaluator.make_up(run, progress)
             saved, due = self.steps, _next_multiple(self.steps, schedule.checkpoint_every)
             while self.steps < total and not stop():
                 action = self._choose(observation)
@@ -220,19 +183,21 @@ class _Loop:
                     if i < evaluator.pace:
                         evaluator.advance()
                     if i < updates:
-                        rows.update(self._update())
+                        self._update(writer)
                 observation = self._take_in(observation, action)
-                reporter.progress(self._progress(clock))
-                rows.write_when_due(clock)
+                progress = self._progress(clock, self._waited(evaluator).since(waited))
+                reporter.progress(progress)
+                if self.steps % ROW_EVERY < self.env.num_envs:  # it has come to a multiple, or beyond
+                    writer.row(self.rows.take(progress, self.learner))
                 if self.steps >= due and self.learner.updates:
                     saved = self._save(run, points, writer)
                     due = _next_multiple(saved, schedule.checkpoint_every)
-                    evaluator.start(self._progress(clock), self._model())
+                    evaluator.start(progress, self._model())
             if saved != self.steps:
                 saved = self._save(run, points, writer)
-                evaluator.finish()  # of an earlier checkpoint, which a resumed run would not come back to
+                evaluator.finish()  # of an earlier checkpoint
                 if not stop():
-                    evaluator.start(self._progress(clock), self._model())
+                    evaluator.start(progress, self._model())
             if not stop():
                 evaluator.finish()
         return self.steps
@@ -260,10 +225,18 @@ class _Loop:
         planned = schedule.warmup_updates + int((self.steps - schedule.warmup_steps) * schedule.updates_per_step) + 1
         return planned - self.learner.updates
 
-    def _update(self) -> UpdateMetrics:
+    def _update(self, writer: MetricsWriter) -> None:
         batch = self.replay.sample(self.generator, self.config.replay.batch_size, self.recent_size)
-        self.last = learner.update(self.learner, batch, self.meter.measured(self.spec.max_episode_steps), self.config)
-        return self.last
+        metrics = learner.update(self.learner, batch, self.meter.measured(self.spec.max_episode_steps), self.config)
+        writer.residual(
+            self.learner.updates,
+            metrics.feasible,
+            metrics.temperature,
+            metrics.kl_residual,
+            list(zip(metrics.cost_multiplier.tolist(), metrics.cost_residual.tolist(), strict=True)),
+        )
+        self.rows.updates.append(metrics)
+        self.last = metrics
 
     def _take_in(self, observation: NDArray[np.float32], action: Array) -> NDArray[np.float32]:
         """Receive the step under way, store it, and return what to act on next."""
@@ -290,7 +263,12 @@ class _Loop:
             self.learner.controller = self.learner.controller.advanced(gap, self.env.num_envs, self.config.limit)
         return next_observation
 
-    def _progress(self, clock: "_Clock") -> Progress:
+    def _waited(self, evaluator: "_Evaluator") -> Waits:
+        """Since the environments were made; for differences."""
+        simulators = self.env.simulators_waited if self.config.environment.workers else None
+        return Waits(time.monotonic(), self.env.learner_waited + evaluator.env.learner_waited, simulators)
+
+    def _progress(self, clock: Clock, waits: Waits) -> Progress:
         updates = self.learner.updates
         return Progress(
             self.steps,
@@ -301,6 +279,7 @@ class _Loop:
             self.last.temperature if self.last else None,
             self.last.cost_multiplier if self.last else None,
             self.learner.infeasible_updates / updates if updates else 0.0,
+            waits,
         )
 
     def _model(self) -> Model:
@@ -309,10 +288,11 @@ class _Loop:
         return Model(state.model.normalizer, state.behavior_policy, state.target_critics)
 
     def _save(self, run: Path, points: ResumePoints, writer: MetricsWriter) -> int:
+        began, scale = time.monotonic(), self.learner.reward_scale
         writer.flush()
-        scale = self.learner.reward_scale
-        save_policy(run, TrainedPolicy(self._model(), self.spec, self.config, self.constraints, scale, self.steps))
-        points.save(self.steps, self.state(), self.env.state())
+        policy = TrainedPolicy(self._model(), self.spec, self.config, self.constraints, scale, self.steps)
+        written = save_policy(run, policy) + points.save(self.steps, self.state(), self.env.state())
+        self.rows.checkpoint(time.monotonic() - began, written)
         return self.steps
 
     def state(self) -> dict[str, Any]:
@@ -327,7 +307,7 @@ class _Loop:
             "cost_count": self.meter.count,
             "running_return": torch.from_numpy(self.running_return.copy()),
             "returns": list(self.returns),
-            "unreported": [_plain(asdict(metrics)) for metrics in self.unreported],
+            "rows": self.rows.state(),
         }
 
     def restore(self, point: ResumePoint) -> None:
@@ -341,7 +321,7 @@ class _Loop:
         self.meter = CostMeter(state["cost_window"].numpy(), state["cost_count"])
         self.running_return = state["running_return"].numpy()
         self.returns.extend(state["returns"])
-        self.unreported = [UpdateMetrics(**_arrays(metrics)) for metrics in state["unreported"]]
+        self.rows.restore(state["rows"])
 
     def begin_anew(self, restarted: NDArray[np.bool_]) -> None:
         """Forget the episodes under way of environments that were not restored: no return crosses into the new ones."""
@@ -370,6 +350,7 @@ class _Evaluator:
             seed=self.config.seed + EVALUATION_SEED_OFFSET,
             cost_names=environment.cost_names,
             max_episode_steps=environment.max_episode_steps,
+            step_timeout_seconds=environment.step_timeout_seconds,
         )
         self.env.reset()
         self.start_state = self.env.state()
@@ -381,6 +362,18 @@ class _Evaluator:
 
     def __exit__(self, *_: object) -> None:
         self.env.close()
+
+    def make_up(self, run: Path, progress: Progress) -> None:
+        """Evaluate the checkpoints whose evaluation was cut off when the run was."""
+        evaluated = read_evaluations(run)
+        for steps in steps_of(run, "checkpoints"):
+            if steps <= progress.steps and steps not in evaluated:
+                try:
+                    model = load_policy(run, steps).model
+                except CheckpointError as error:
+                    self.reporter.say(f"not evaluated: {error}")
+                    continue
+                self.start(replace(progress, steps=steps), model)
 
     def start(self, progress: Progress, model: Model) -> None:
         """Begin with a policy as it is now; an evaluation still under way is brought to its end first."""
@@ -408,84 +401,15 @@ class _Evaluator:
             self.advance()
 
 
-class _Rows:
-    """Sums up updates between two rows of metrics."""
-
-    def __init__(self, loop: _Loop, writer: MetricsWriter) -> None:
-        self.loop, self.writer = loop, writer
-        self.due = _next_multiple(loop.steps, ROW_EVERY)
-
-    def update(self, metrics: UpdateMetrics) -> None:
-        """Write an update's residuals, and keep the rest for the next row."""
-        self.loop.unreported.append(metrics)
-        pairs = zip(metrics.cost_multiplier, metrics.cost_residual, strict=True)
-        self.writer.residual(
-            self.loop.learner.updates,
-            metrics.feasible,
-            metrics.temperature,
-            metrics.kl_residual,
-            [(float(multiplier), float(residual)) for multiplier, residual in pairs],
-        )
-
-    def write_when_due(self, clock: "_Clock") -> None:
-        """Write a row each ROW_EVERY steps."""
-        if self.loop.steps < self.due:
-            return
-        self.due = _next_multiple(self.loop.steps, ROW_EVERY)
-        progress = self.loop._progress(clock)
-        row: dict[str, float | int] = {
-            "steps": progress.steps,
-            "updates": self.loop.learner.updates,
-            "steps_per_second": progress.steps_per_second,
-        }
-        if progress.train_return is not None:
-            row["train/return"] = progress.train_return
-        names = self.loop.spec.cost_names
-        row.update(_named("train/cost", names, progress.train_cost))
-        if self.loop.unreported:
-            row.update(self._learning(names))
-        self.writer.row(row)
-        self.loop.unreported.clear()
-
-    def _learning(self, names: tuple[str, ...]) -> dict[str, float | int]:
-        updates, state = self.loop.unreported, self.loop.learner
-        row: dict[str, float | int] = {
-            "critic/loss": _mean(m.critic_loss for m in updates),
-            "estep/temperature": _mean(m.temperature for m in updates),
-            "estep/kl_residual_max": max(m.kl_residual for m in updates),
-            "estep/infeasible_share": _mean(not m.feasible for m in updates),
-            "mstep/pulled_back": state.pulled_back_periods,
-            "mstep/standard_deviation": _mean(m.standard_deviation for m in updates),
-        }
-        columns = ("cost_multiplier", "share", "cost_value")
-        for name, prefix in zip(columns, ("estep/cost_multiplier", "estep/share", "critic/cost_value"), strict=True):
-            row.update(_named(prefix, names, np.mean([getattr(m, name) for m in updates], axis=0)))
-        residuals = _named("estep/cost_residual_max", names, np.max([m.cost_residual for m in updates], axis=0))
-        row.update({name: residual for name, residual in residuals.items() if math.isfinite(residual)})  # constrained
-        periods = [m for m in updates if m.kl_mean is not None and m.kl_covariance is not None]
-        if periods:
-            row["mstep/kl_mean"] = _mean(m.kl_mean or 0.0 for m in periods) / state.mean_region.bound
-            row["mstep/kl_covariance"] = _mean(m.kl_covariance or 0.0 for m in periods) / state.covariance_region.bound
-        return row
+def _learning(config: TrainConfig) -> dict[str, Any]:
+    """What decides how a run learns; the rest may change when it goes on."""
+    return config.model_dump(
+        exclude={"environment": {"workers", "step_timeout_seconds"}, "schedule": {"steps", "evaluation_workers"}}
+    )
 
 
 def _with_steps(config: TrainConfig, steps: int) -> TrainConfig:
     return config.model_copy(update={"schedule": config.schedule.model_copy(update={"steps": steps})})
-
-
-class _Clock:
-    """Steps a second over the newest seconds."""
-
-    def __init__(self, steps: int) -> None:
-        self.marks: deque[tuple[float, int]] = deque([(time.monotonic(), steps)], maxlen=50)
-
-    def rate(self, steps: int) -> float:
-        """Take in the steps so far, and give the rate."""
-        now = time.monotonic()
-        if now - self.marks[-1][0] > 0.2:
-            self.marks.append((now, steps))
-        begin, first = self.marks[0]
-        return (steps - first) / max(now - begin, 1e-9)
 
 
 def _environments(config: TrainConfig) -> VectorEnv:
@@ -497,18 +421,20 @@ def _environments(config: TrainConfig) -> VectorEnv:
         seed=config.seed,
         cost_names=environment.cost_names,
         max_episode_steps=environment.max_episode_steps,
+        step_timeout_seconds=environment.step_timeout_seconds,
     )
 
 
 @contextmanager
 def _failures(run: Path) -> Iterator[None]:
-    """Say of a full disk or a dead simulator what to do about the run."""
+    """Say of a full disk, a dead simulator or a broken environment what to do about the run."""
     try:
         yield
     except OSError as error:
         raise CheckpointError(f"Cannot write to {run}: {error.strerror or error}. Free space{_go_on(run)}.") from error
-    except WorkerError as error:
-        raise WorkerError(f"{str(error).rstrip('.')}{_go_on(run)}.") from error
+    except (EnvError, WorkerError) as error:
+        mend = ". Mend the environment" if isinstance(error, EnvError) and _go_on(run) else ""
+        raise type(error)(f"{str(error).rstrip('.')}{mend}{_go_on(run)}.") from error
 
 
 def _go_on(run: Path) -> str:
@@ -529,21 +455,3 @@ def _keep_freed_memory() -> None:
 def _next_multiple(steps: int, every: int) -> int:
     """The first multiple beyond: a resumed run keeps the dates of the one that it goes on with."""
     return (steps // every + 1) * every
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """The same with lists for arrays: a resume point is read without running code."""
-    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()}
-
-
-def _arrays(values: dict[str, Any]) -> dict[str, Any]:
-    """What `_plain` was given."""
-    return {name: np.array(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def _mean(values: Any) -> float:
-    return float(np.mean([float(value) for value in values]))
-
-
-def _named(prefix: str, names: tuple[str, ...], values: Array) -> dict[str, float]:
-    return {f"{prefix}/{name}": float(value) for name, value in zip(names, values, strict=True)}

@@ -15,7 +15,7 @@ from gymnasium.wrappers.time_limit import TimeLimit
 from numpy.typing import NDArray
 
 from cvpo.config import TrainConfig, parse_config
-from cvpo.trainer import CheckpointReport, Progress
+from cvpo.progress import CheckpointReport, Progress
 
 STEPS = 40
 

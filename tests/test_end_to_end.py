@@ -56,12 +56,13 @@ def test_training_leaves_what_its_help_names_and_says_what_comes_next(tmp_path: 
     run = tmp_path / "drift"
     said = train(run, "--cost-limit", "3")
     assert said.out == ""
-    header, *rows, where, then = said.err.splitlines()
+    header, *rows, waits, where, then = said.err.splitlines()
     assert header.split() == ["steps", "return", "cost", "/", "limit", "lambda", "infeasible", "steps/s"]
     evaluated = sorted(read_evaluations(run))
     assert [row.split()[0] for row in rows] == [str(steps) for steps in evaluated]
     assert len(evaluated) == 3
     assert all("/ 3" in row for row in rows)
+    assert waits.startswith("waits   learner ")
     assert where == f"run     {run}"
     assert then == f"next    cvpo export {run} --out bundles/drift/1   or   cvpo plot {run}"
     named = {

@@ -1,5 +1,6 @@
 """What a training run shows: plain rows where nobody watches, a line that moves on a terminal."""
 
+import dataclasses
 import io
 from collections.abc import Callable
 
@@ -9,8 +10,8 @@ from rich.console import Console
 
 from cvpo import report
 from cvpo.bundle import Evaluation, Interval
+from cvpo.progress import CheckpointReport, Progress, Waits
 from cvpo.report import HEADER, TrainingReport
-from cvpo.trainer import CheckpointReport, Progress
 
 
 def progress(steps: int, multiplier: tuple[float, ...] | None = (1.843, 0.0), infeasible: float = 0.03) -> Progress:
@@ -23,6 +24,7 @@ def progress(steps: int, multiplier: tuple[float, ...] | None = (1.843, 0.0), in
         temperature=None if multiplier is None else 0.5,
         cost_multiplier=None if multiplier is None else np.array(multiplier),
         infeasible_share=infeasible,
+        waits=Waits(200.0, 30.0, 120.0),
     )
 
 
@@ -98,6 +100,16 @@ def test_a_terminal_shows_a_line_that_moves(shown: Callable[..., str]) -> None:
 def test_no_color_is_heeded(monkeypatch: pytest.MonkeyPatch, shown: Callable[..., str]) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[3" not in shown(True, costs=(31.2,), limits=(25.0,))  # 30 to 39 are the foreground colours
+
+
+def test_the_share_of_time_that_each_side_waits_is_told_in_the_end() -> None:
+    # 30 and 120 of 200 seconds.
+    report = TrainingReport((25.0,))
+    assert report.waits() is None
+    report.progress(progress(5))
+    assert report.waits() == "learner 15% of the time, simulators 60%"
+    report.progress(dataclasses.replace(progress(5), waits=Waits(200.0, 30.0, None)))  # without simulator processes
+    assert report.waits() == "learner 15% of the time"
 
 
 def test_people_are_told_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

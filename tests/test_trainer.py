@@ -3,9 +3,12 @@
 import csv
 import errno
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from cvpo import trainer
 from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy, read_config
 from cvpo.config import TrainConfig
 from cvpo.envs import VectorEnv
-from cvpo.errors import CheckpointError, ConfigError, EnvError
+from cvpo.errors import CheckpointError, ConfigError, EnvError, WorkerError
 from cvpo.metrics import METRICS, read_evaluations, read_metrics
 from cvpo.replay import FIELDS, Replay
 from cvpo.resume import ResumePoint, load_resume_point
@@ -29,6 +32,7 @@ from tests.budget import STEPS, Reports, never, small_config
 
 # 400 steps of 4 environments, 160 of them warm-up; checkpoints at 200 and 400.
 TOTAL = 400
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def start(run: Path, config: TrainConfig | None = None, stop_at: int | None = None) -> Reports:
@@ -429,6 +433,91 @@ def test_environments_that_act_as_the_served_policy_are_those_whose_cost_is_held
         same = (loop._choose(observation) == loop._choose(observation)).all(1)
     assert same.tolist() == [True] * deterministic + [False] * (4 - deterministic)
     assert loop.meter.window.shape == (2 * STEPS, measured, 1)
+
+
+class Stuck(Corridor):
+    """Raises, hangs or dies in its hundredth step."""
+
+    how, steps = "", 0
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        self.steps += 1
+        if self.steps == 100 and not Path("mended").exists():
+            self.fail()
+        return super().step(action)
+
+    def fail(self) -> None:
+        raise RuntimeError("the gripper is stuck")
+
+
+class Dead(Stuck):
+    def fail(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Hung(Stuck):
+    def fail(self) -> None:
+        time.sleep(1_000)
+
+
+class Nan(Stuck):
+    def step(self, action: NDArray[np.float64]) -> Any:
+        observation, *rest = super().step(action)
+        return observation if self.steps != 100 or Path("mended").exists() else np.full(1, np.nan), *rest
+
+    def fail(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "sentence"),
+    [
+        ("Stuck", EnvError, r":Stuck, at step \d of .*RuntimeError: the gripper is stuck\. Mend the environment, then"),
+        ("Nan", EnvError, r":Nan, at step \d of .*observation\[0\] is nan\. Mend the environment, then"),
+        (
+            "Dead",
+            WorkerError,
+            r"process \d+ \(environments 0 to 3 of .*:Dead\) ended by SIGKILL.*, then",
+        ),
+        (
+            "Hung",
+            WorkerError,
+            r"process \d+ \(.*:Hung\) has not answered for 0\.5 seconds.*, then",
+        ),
+    ],
+)
+def test_a_simulator_that_fails_ends_the_run_with_a_sentence_and_nothing_is_lost(
+    name: str, kind: type[Exception], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    environment = {
+        "env_id": f"tests.test_trainer:{name}",
+        "max_episode_steps": 8,
+        "workers": 1,
+        "step_timeout_seconds": 0.5,
+    }
+    config = small_config(steps=TOTAL, environment=environment)
+    with pytest.raises(kind, match=rf"{sentence} go on from the newest checkpoint: cvpo train --resume"):
+        start(tmp_path / "run", config)
+    assert not multiprocessing.active_children()
+    assert saved(tmp_path / "run").steps == 200
+    Path("mended").touch()
+    go_on(tmp_path / "run")
+    start(tmp_path / "straight", config)
+    points = saved(tmp_path / "run"), saved(tmp_path / "straight")
+    assert_same(points[0].state, points[1].state)
+    assert points[0].row_files == points[1].row_files
+
+
+def test_what_does_not_change_the_learning_may_change_when_a_run_goes_on(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start(run, stop_at=200)
+    document = json.loads((run / CONFIG).read_text())
+    document["environment"] |= {"workers": 1, "step_timeout_seconds": 7.0}
+    (run / CONFIG).write_text(json.dumps(document))
+    go_on(run)
+    assert saved(run).row_files == saved(whole).row_files
 
 
 class Locked(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):

@@ -21,6 +21,7 @@ class Buffers(NamedTuple):
     action: NDArray[np.float64]
     reward: NDArray[np.float64]
     cost: NDArray[np.float64]
+    waited: NDArray[np.float64]  # seconds that the environment's process has waited for the learner so far
     observation: NDArray[np.float32]
     final_observation: NDArray[np.float32]
     terminated: NDArray[np.bool_]
@@ -48,6 +49,7 @@ def _layout(spec: EnvSpec, num_envs: int) -> list[tuple[tuple[int, ...], type]]:
         ((num_envs, spec.action_size), np.float64),
         ((num_envs,), np.float64),
         ((num_envs, len(spec.cost_names)), np.float64),
+        ((num_envs,), np.float64),
         ((num_envs, spec.observation_size), np.float32),
         ((num_envs, spec.observation_size), np.float32),
         ((num_envs,), np.bool_),

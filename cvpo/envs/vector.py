@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import multiprocessing
 import pickle
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +21,8 @@ from cvpo.envs.group import Buffers, EnvSettings, EnvState
 from cvpo.envs.make import make_env
 from cvpo.envs.worker import Inline, Worker
 from cvpo.errors import CheckpointError, ConfigError, CvpoError
+
+STEP_TIMEOUT_SECONDS = 60.0
 
 
 class VectorStep(NamedTuple):
@@ -45,7 +48,7 @@ class VectorEnv:
     Environment i draws the seed of each of its episodes from a generator seeded with (seed, i), so
     trajectories do not depend on the number of workers, and `restore(state())` goes on to the bit.
 
-    When a method raises EnvError (an environment broke its contract) or WorkerError (a process died),
+    When a method raises EnvError (an environment broke its contract) or WorkerError (a process died or hangs),
     everything is closed and nothing else may be called.
     """
 
@@ -58,6 +61,7 @@ class VectorEnv:
         seed: int,
         cost_names: tuple[str, ...] = (),
         max_episode_steps: int | None = None,
+        step_timeout_seconds: float = STEP_TIMEOUT_SECONDS,
     ) -> None:
         """Make the environments.
 
@@ -67,6 +71,8 @@ class VectorEnv:
             num_envs: N.
             workers: how many processes to spread them over; 0 steps them in this process.
             seed: of everything random in them.
+            step_timeout_seconds: how long a worker may take for a step of its environments before it counts as hung
+                and is ended; the first step, and anything else, may take ten minutes.
         """
         if num_envs < 1:
             raise ConfigError(f"The number of environments is {num_envs}; at least one is needed.")
@@ -80,6 +86,8 @@ class VectorEnv:
         self.restarted = np.zeros(num_envs, np.bool_)
         self._workers: list[Worker | Inline] = []
         self._waiting = False
+        self.learner_waited = 0.0
+        """Seconds spent in `step_wait` so far."""
         settings = EnvSettings(env_id, cost_names, max_episode_steps, seed)
         size = Buffers.size(self.spec, num_envs)
         try:
@@ -94,7 +102,9 @@ class VectorEnv:
                 self._buffers = Buffers.on(memory, self.spec, num_envs)
                 self._shares = _shares(num_envs, min(workers, num_envs))
                 for indices in self._shares:
-                    self._workers.append(Worker(context, settings, indices, memory, self.spec, num_envs))
+                    self._workers.append(
+                        Worker(context, settings, indices, memory, self.spec, num_envs, step_timeout_seconds)
+                    )
             self._receive()
         except BaseException:
             self.close()
@@ -118,7 +128,9 @@ class VectorEnv:
         """Wait for what the actions of `step_async` led to."""
         assert self._waiting, "step_async comes first"
         self._waiting = False
+        began = time.perf_counter()
         self._receive()
+        self.learner_waited += time.perf_counter() - began
         buffers = self._buffers
         return VectorStep(
             observation=buffers.observation.copy(),
@@ -128,6 +140,11 @@ class VectorEnv:
             terminated=buffers.terminated.copy(),
             truncated=buffers.truncated.copy(),
         )
+
+    @property
+    def simulators_waited(self) -> float:
+        """Seconds that the worker processes have waited for a command so far, mean over environments."""
+        return float(self._buffers.waited.mean())
 
     def state(self) -> bytes:
         """Everything that decides how the environments go on; between steps, not between the halves of one."""
@@ -161,6 +178,8 @@ class VectorEnv:
 
     def close(self) -> None:
         """End the processes and close the environments. May be called twice."""
+        for worker in self._workers:
+            worker.hang_up()  # all of them end at once
         for worker in self._workers:
             worker.stop()
         self._workers = []

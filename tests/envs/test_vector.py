@@ -39,8 +39,17 @@ def assert_same(left: list[VectorStep], right: list[VectorStep]) -> None:
             np.testing.assert_array_equal(mine, theirs, err_msg=name)
 
 
-def toys(name: str = "drift", *, workers: int = 0, num_envs: int = 3, seed: int = 0) -> VectorEnv:
-    return VectorEnv(f"tests.envs.toys:{name}", num_envs=num_envs, workers=workers, seed=seed, max_episode_steps=20)
+def toys(
+    name: str = "drift", *, workers: int = 0, num_envs: int = 3, seed: int = 0, step_timeout_seconds: float = 60.0
+) -> VectorEnv:
+    return VectorEnv(
+        f"tests.envs.toys:{name}",
+        num_envs=num_envs,
+        workers=workers,
+        seed=seed,
+        max_episode_steps=20,
+        step_timeout_seconds=step_timeout_seconds,
+    )
 
 
 @pytest.mark.parametrize("env_id", [TOY, "SafetyPointCircle1-v0"])
@@ -212,7 +221,10 @@ def test_a_killed_worker_is_an_error_that_names_it_and_does_not_hang() -> None:
         assert victim.pid is not None
         os.kill(victim.pid, signal.SIGKILL)
         started = time.monotonic()
-        with pytest.raises(WorkerError, match=r"environments \d to \d of tests\.envs\.toys:drift ended by SIGKILL"):
+        with pytest.raises(
+            WorkerError,
+            match=rf"process {victim.pid} \(environments \d to \d of tests\.envs\.toys:drift\) ended by SIGKILL",
+        ):
             advance(env, np.zeros((1, 4, 2)))
         assert time.monotonic() - started < 10
     assert not multiprocessing.active_children()
@@ -224,6 +236,58 @@ def test_a_worker_that_exits_is_an_error_with_its_exit_code() -> None:
         with pytest.raises(WorkerError, match="ended with exit code 3"):
             advance(env, np.zeros((3, 3, 2)))
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_worker_that_hangs_is_named_and_ended(num_envs: int) -> None:
+    with toys("Hangs", workers=1, num_envs=num_envs, step_timeout_seconds=0.2) as env:
+        env.reset()
+        advance(env, np.zeros((2, num_envs, 2)))
+        which = "environment 0 of" if num_envs == 1 else "environments 0 to 2 of"
+        with pytest.raises(
+            WorkerError,
+            match=rf"process \d+ \({which} .*Hangs\) has not answered for 0\.2 seconds .*step_timeout_seconds",
+        ):
+            advance(env, np.zeros((1, num_envs, 2)))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("command", ["reset", "restore"])
+def test_a_worker_that_is_stopped_is_named_and_ended_whatever_it_is_asked(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with toys("Heavy", workers=1, num_envs=2, step_timeout_seconds=0.2) as env:
+        env.reset()
+        state = env.state()
+        monkeypatch.setattr("cvpo.envs.worker.SLOW_SECONDS", 0.4)
+        (victim,) = multiprocessing.active_children()
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerError, match=rf"process {victim.pid} .* and was ended"):
+            env.reset() if command == "reset" else env.restore(state)
+    assert not multiprocessing.active_children()
+
+
+def test_the_first_step_may_take_longer() -> None:
+    with toys("SlowAtFirst", workers=1, num_envs=1, step_timeout_seconds=0.2) as env:
+        env.reset()
+        advance(env, np.zeros((3, 1, 2)))
+
+
+def test_what_each_side_waits_is_measured() -> None:
+    with toys("Slow", workers=1, num_envs=2) as env:
+        env.reset()
+        before = env.simulators_waited
+        advance(env, np.zeros((5, 2, 2)))  # ten steps of 0.02 s
+        assert env.learner_waited > 0.1
+        learner = env.learner_waited
+        for _ in range(3):
+            time.sleep(0.1)
+            env.step_async(np.zeros((2, 2)))
+            time.sleep(0.1)
+            env.step_wait()
+        assert env.learner_waited - learner < 0.3  # the steps were done while it slept
+        assert env.simulators_waited - before > 0.2
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -281,12 +345,18 @@ def test_ctrl_c_is_left_to_the_parent() -> None:
         advance(env, np.zeros((3, 2, 2)))
 
 
-def test_workers_end_when_their_parent_is_killed() -> None:
+@pytest.mark.parametrize("name", ["drift", "Hangs"])
+def test_workers_end_when_their_parent_is_killed(name: str) -> None:
     code = (
         "import multiprocessing, time\n"
         "from cvpo.envs import VectorEnv\n"
         "if __name__ == '__main__':\n"
-        "    env = VectorEnv('tests.envs.toys:drift', num_envs=2, workers=2, seed=0)\n"
+        f"    env = VectorEnv('tests.envs.toys:{name}', num_envs=2, workers=2, seed=0, max_episode_steps=20)\n"
+        "    env.reset()\n"
+        "    for _ in range(3):\n"
+        "        env.step_async(env._buffers.action)\n"
+        "        if _ < 2:\n"
+        "            env.step_wait()\n"
         "    print(*[child.pid for child in multiprocessing.active_children()], flush=True)\n"
         "    time.sleep(60)\n"
     )

@@ -3,6 +3,7 @@
 import itertools
 import os
 import threading
+import time
 from typing import Any
 
 import gymnasium
@@ -119,6 +120,38 @@ class Raises(_Altered):
 class Exits(_Altered):
     def alter(self, result: Result) -> Any:
         os._exit(3)
+
+
+class Hangs(_Altered):
+    def alter(self, result: Result) -> Any:
+        while True:
+            time.sleep(1)
+
+
+class SlowAtFirst(Drift):
+    """Takes a second for the first step of all."""
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        if not self.warm:
+            time.sleep(1)
+        self.warm = True
+        return super().step(action)
+
+    warm = False
+
+
+class Slow(Drift):
+    def step(self, action: NDArray[np.float64]) -> Any:
+        time.sleep(0.02)
+        return super().step(action)
+
+
+class Heavy(Drift):
+    """Its state does not fit into a pipe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ballast = np.random.default_rng(0).bytes(1_000_000)
 
 
 class OldReset(Drift):
