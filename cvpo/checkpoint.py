@@ -186,7 +186,7 @@ def from_bytes(run: Path, data: bytes) -> dict[str, Any]:
         CheckpointError: this version of torch does not read it.
     """
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"A checkpoint of {run} cannot be read by this version of torch: {error}.") from error
     return state

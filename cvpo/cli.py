@@ -87,6 +87,10 @@ def train(
     out: Annotated[Path | None, typer.Option(help="New folder for the run.  [default: runs/ENV-sSEED]")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run instead.")] = None,
     max_episode_steps: EpisodeSteps = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"] | None,
+        typer.Option(help="What to learn on; auto takes the faster at the run's sizes.  [default: auto]"),
+    ] = None,
     setting: Annotated[
         list[str],
         typer.Option("--set", metavar="GROUP.NAME=VALUE", help="Any other setting, such as estep.kl_bound=0.05."),
@@ -103,7 +107,7 @@ def train(
     from cvpo.report import TrainingReport, say
 
     if resume is not None:
-        if env or cost_limit or cost or seed is not None or out or setting or max_episode_steps:
+        if env or cost_limit or cost or seed is not None or out or device or setting or max_episode_steps:
             raise typer.BadParameter("--resume goes on with a run as it was begun; only --steps goes with it.")
         run, config = resume, read_config(resume)
         with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
@@ -111,7 +115,7 @@ def train(
     else:
         if env is None:
             raise typer.BadParameter("Say what to learn in, such as SafetyPointCircle1-v0, or --resume RUN.")
-        config = _train_config(env, steps, cost_limit, cost, seed or 0, max_episode_steps, setting)
+        config = _train_config(env, steps, cost_limit, cost, seed or 0, max_episode_steps, device, setting)
         run = out or Path("runs") / f"{env.split(':')[-1]}-s{config.seed}"
         with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
             done = trainer.train(config, run, report, stopped)
@@ -298,6 +302,7 @@ def _train_config(
     costs: list[str],
     seed: int,
     max_episode_steps: int | None,
+    device: str | None,
     settings: list[str],
 ) -> "TrainConfig":
     from cvpo.config import parse_config
@@ -309,6 +314,8 @@ def _train_config(
         "seed": seed,
         "schedule": {"steps": total, "checkpoint_every": max(5_000, min(total // 20, 50_000))},
     }
+    if device is not None:
+        document["compute"] = {"device": device}
     for setting in settings:
         group, name, value = _setting(setting)
         document.setdefault(group, {})[name] = value

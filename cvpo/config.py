@@ -91,6 +91,17 @@ class MStepConfig(_Group):
     period: Count = 100  # updates between two copies to the behavior policy
 
 
+class ComputeConfig(_Group):
+    """What a run computes on. Nothing here changes what is learned, but for rounding."""
+
+    # auto: where a CUDA device is found, what is faster at the run's sizes, measured as the run begins.
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Count = 1  # of the learner, on a CPU; the other cores simulate
+    # Of the target critics' matrix products, which are most of an update's arithmetic. All else is float32, and the
+    # dual float64.
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
 class TrainConfig(_Group):
     """A training run. Two runs with the same config on the same machine are the same."""
 
@@ -104,6 +115,7 @@ class TrainConfig(_Group):
     limit: LimitConfig = LimitConfig()
     estep: EStepConfig = EStepConfig()
     mstep: MStepConfig = MStepConfig()
+    compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -136,8 +136,8 @@ class _Problem:
         cost = np.ascontiguousarray(cost_value.T)
         level = cost.mean(1)
         cost = cost - level[:, None]
-        reward_scale = float(reward.std()) or 1.0
-        cost_scale = cost.std((1, 2))
+        reward_scale = float(np.sqrt(np.square(reward).mean())) or 1.0
+        cost_scale = np.sqrt(np.square(cost).mean((1, 2)))
         cost_scale = np.where(cost_scale > 0, cost_scale, 1.0)
         threshold = (threshold - level.mean(1)) / cost_scale
         return cls(

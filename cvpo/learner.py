@@ -20,6 +20,7 @@ from cvpo.networks import Critics, GaussianPolicy, Model, build_model
 from cvpo.replay import Batch
 
 Array = NDArray[np.float64]
+PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -42,6 +43,10 @@ class LearnerState:
     pulled_back_periods: int = 0
     dual_start: tuple[float, Array] | None = None  # of the last feasible E-step
 
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """An array where the networks are."""
+        return torch.from_numpy(array).to(self.generator.device)
+
 
 @dataclass(frozen=True)
 class UpdateMetrics:
@@ -62,14 +67,14 @@ class UpdateMetrics:
 
 
 def create(
-    config: TrainConfig, observation_size: int, action_size: int, constraints: Sequence[Constraint]
+    config: TrainConfig, observation_size: int, action_size: int, constraints: Sequence[Constraint], device: str = "cpu"
 ) -> LearnerState:
     """Make a fresh learner; everything random in it comes from the config's seed."""
     num_costs = len(constraints)
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator(device).manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = build_model(config.network, observation_size, action_size, num_costs)
+        model = build_model(config.network, observation_size, action_size, num_costs).to(device)
     return LearnerState(
         model=model,
         behavior_policy=copy.deepcopy(model.policy).requires_grad_(False),
@@ -96,30 +101,34 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
     """
     normalizer, policy, critics = state.model.normalizer, state.model.policy, state.model.critics
     with torch.no_grad():
-        next_observation = normalizer(torch.from_numpy(batch.next_observation))
+        next_observation = normalizer(state.tensor(batch.next_observation))
         mean, standard_deviation = state.behavior_policy(next_observation)
         noise = antithetic_noise(len(mean), config.estep.samples, mean.shape[1], state.generator)
         sample = mean.unsqueeze(1) + standard_deviation.unsqueeze(1) * noise
-        reward_heads, cost_heads = state.target_critics.evaluate(next_observation, sample.tanh())
+        precision = PRECISION[config.compute.precision]
+        reward_heads, cost_heads = state.target_critics.evaluate(next_observation, sample.tanh(), precision)
         reward_value, cost_value = reward_heads.mean(0), cost_heads.mean(0)
-        discount = torch.from_numpy(batch.discount)
-        reward = torch.from_numpy(batch.reward) / state.reward_scale
+        discount = state.tensor(batch.discount)
+        reward = state.tensor(batch.reward) / state.reward_scale
         reward_target = bootstrap_target(reward, discount, reward_value.mean(1))
-        cost_target = bootstrap_target(torch.from_numpy(batch.cost), discount, cost_value.mean(1))
+        cost_target = bootstrap_target(state.tensor(batch.cost), discount, cost_value.mean(1))
 
     loss = _critic_step(state, batch, reward_target, cost_target)
 
     share = state.controller.share(limit_gap(measured_cost, config), config.limit)
     counted = _counted(batch)
     recent = np.flatnonzero(counted[: batch.recent])
-    dual = _solve(state, reward_value[recent].double().numpy(), cost_value[recent].double().numpy(), share, config)
+    recent_reward, recent_cost = (
+        value[: batch.recent].cpu().double().numpy()[recent] for value in (reward_value, cost_value)
+    )
+    dual = _solve(state, recent_reward, recent_cost, share, config)
     weights = _weights(dual, reward_value, cost_value)
 
     new_mean, new_standard_deviation = policy(next_observation)
     likelihood = weighted_likelihood(weights, sample, mean, standard_deviation, new_mean, new_standard_deviation)
     kl_mean, kl_covariance = gaussian_kl(mean, standard_deviation, new_mean, new_standard_deviation)
     actor_loss = (
-        -(likelihood * torch.from_numpy(counted / counted.mean())).mean()
+        -(likelihood * state.tensor((counted / counted.mean()).astype(np.float32))).mean()
         + state.mean_region.multiplier * kl_mean.mean()
         + state.covariance_region.multiplier * kl_covariance.mean()
     )
@@ -143,10 +152,19 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
         dual.cost_residual,
         dual.feasible,
         share,
-        cost_value[recent].mean((0, 1)).double().numpy(),
+        recent_cost.mean((0, 1)),
         standard_deviation.mean().item(),
         *achieved,
     )
+
+
+@torch.no_grad()
+def act(state: LearnerState, observation: NDArray[np.float32], deterministic: int) -> Array:
+    """Draw actions [N, A], in [-1, 1], for raw observations [N, O]; the first `deterministic` are the policy's mean."""
+    mean, standard_deviation = state.behavior_policy(state.model.normalizer(state.tensor(observation)))
+    noise = torch.randn(mean.shape, generator=state.generator, device=state.generator.device)
+    noise[:deterministic] = 0.0
+    return np.asarray((mean + standard_deviation * noise).tanh().double().cpu().numpy())
 
 
 def limit_gap(measured_cost: Array, config: TrainConfig) -> Array:
@@ -195,7 +213,7 @@ def antithetic_noise(batch: int, samples: int, dimensions: int, generator: torch
     So the samples of a state have exactly the mean and variance of the policy, and the weights see no accident of the
     draw.
     """
-    half = torch.randn((batch, samples // 2, dimensions), generator=generator)
+    half = torch.randn((batch, samples // 2, dimensions), generator=generator, device=generator.device)
     half = half * torch.rsqrt(half.square().mean(1, keepdim=True))
     return torch.cat([half, -half], dim=1)
 
@@ -210,8 +228,8 @@ def _counted(batch: Batch) -> NDArray[np.bool_]:
 
 
 def _critic_step(state: LearnerState, batch: Batch, reward_target: Tensor, cost_target: Tensor) -> float:
-    observation = state.model.normalizer(torch.from_numpy(batch.observation))
-    reward_value, cost_value = state.model.critics(observation, torch.from_numpy(batch.action).unsqueeze(1))
+    observation = state.model.normalizer(state.tensor(batch.observation))
+    reward_value, cost_value = state.model.critics(observation, state.tensor(batch.action).unsqueeze(1))
     loss = critic_loss(reward_value.squeeze(2), reward_target, cost_value.squeeze(2), cost_target)
     state.critic_optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
@@ -239,7 +257,7 @@ def _solve(
 
 def _weights(dual: DualSolution, reward_value: Tensor, cost_value: Tensor) -> Tensor:
     """Apply temperature and multipliers to every state of the batch, [B, K]."""
-    multiplier = torch.from_numpy(dual.cost_multiplier).float()
+    multiplier = torch.from_numpy(dual.cost_multiplier).to(cost_value)
     reward = reward_value if dual.feasible else torch.zeros_like(reward_value)
     return torch.softmax((reward - cost_value @ multiplier) / dual.temperature, dim=1)
 

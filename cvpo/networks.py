@@ -124,9 +124,7 @@ class Critics(nn.Module):
         return self._values(self._output(hidden, slice(None)).view(E, B, K))
 
     @torch.no_grad()
-    def evaluate(
-        self, observation: Tensor, action: Tensor, precision: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor]:
+    def evaluate(self, observation: Tensor, action: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
         """As `forward`, for many actions per state and without gradients: the same up to rounding, in less time.
 
         Weights are centred over their outputs, which leaves only the scale of a layer to normalize; what follows each
@@ -162,7 +160,8 @@ class Critics(nn.Module):
     def _output(self, hidden: Tensor, members: slice) -> Tensor:
         """The last layer, [E, B·K]. As one product of a matrix and a vector per member it takes ten times as long."""
         weight = self.output_weight[members].transpose(1, 2)
-        return torch.linalg.vecdot(hidden, weight) + self.output_bias[members, 0]
+        product: Tensor = torch.linalg.vecdot(hidden, weight)
+        return product + self.output_bias[members, 0]
 
     def _values(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Split outputs [E, B, K] in reward and cost values."""

@@ -1,7 +1,6 @@
 """The loop of a training run: collect, update, checkpoint, evaluate, report."""
 
 import copy
-import ctypes
 import json
 import math
 import time
@@ -28,6 +27,7 @@ from cvpo.checkpoint import (
     steps_of,
 )
 from cvpo.config import TrainConfig, parse_config
+from cvpo.device import prepare_processor, settle_device
 from cvpo.envs import EnvSpec, VectorEnv
 from cvpo.errors import CheckpointError, ConfigError, EnvError, WorkerError
 from cvpo.evaluate import EpisodeRunner, TorchActor, cost_level, summarize, to_environment
@@ -61,10 +61,13 @@ def train(config: TrainConfig, run: Path, reporter: Reporter, stop: Callable[[],
         ConfigError, EnvError, WorkerError, CheckpointError: what cannot be done, and what to do.
     """
     with _environments(config) as env, _failures(run):
-        loop = _Loop(config, constraints_of(config, env.spec), env)
+        prepare_processor(config.compute.threads)
+        constraints = constraints_of(config, env.spec)
+        config, device = settle_device(config, env.spec.observation_size, env.spec.action_size, constraints)
+        loop = _Loop(config, constraints, env)
         with begun(run, config, reporter.say):
             points = ResumePoints(run, loop.replay, env.spec)
-            return loop.run(run, points, env.reset(), reporter, stop)
+            return loop.run(run, points, env.reset(), device, reporter, stop)
 
 
 def resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int | None = None) -> int:
@@ -94,7 +97,10 @@ def _resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int 
     if point and point.steps >= config.schedule.steps:
         raise ConfigError(f"{run} is complete at {point.steps} steps. To train longer, give a larger --steps.")
     with _environments(config) as env, _failures(run):
-        loop = _Loop(config, constraints_of(config, env.spec), env)
+        prepare_processor(config.compute.threads)
+        constraints = constraints_of(config, env.spec)
+        config, device = settle_device(config, env.spec.observation_size, env.spec.action_size, constraints)
+        loop = _Loop(config, constraints, env)
         points = ResumePoints(run, loop.replay, env.spec)
         if point is None:
             observation = env.reset()
@@ -106,7 +112,7 @@ def _resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int 
         points.go_on(point)
         replace_config(run, config)
         del point  # so that its memory is free
-        return loop.run(run, points, observation, reporter, stop)
+        return loop.run(run, points, observation, device, reporter, stop)
 
 
 def constraints_of(config: TrainConfig, spec: EnvSpec) -> tuple[Constraint, ...]:
@@ -139,7 +145,8 @@ class _Loop:
     def __init__(self, config: TrainConfig, constraints: tuple[Constraint, ...], env: VectorEnv) -> None:
         self.config, self.constraints, self.env, self.spec = config, constraints, env, env.spec
         spec, num_envs, num_costs = env.spec, env.num_envs, len(constraints)
-        self.learner = learner.create(config, spec.observation_size, spec.action_size, constraints)
+        device = config.compute.device
+        self.learner = learner.create(config, spec.observation_size, spec.action_size, constraints, device)
         self.replay = Replay(config.replay.capacity, spec.observation_size, spec.action_size, num_costs)
         self.collector = NStepCollector(self.replay, num_envs, config.critic.n_step, config.critic.discount)
         window = max(1, round(config.limit.window_episodes * spec.max_episode_steps))
@@ -159,12 +166,14 @@ class _Loop:
         run: Path,
         points: ResumePoints,
         observation: NDArray[np.float32],
+        device: str,
         reporter: Reporter,
         stop: Callable[[], bool],
     ) -> int:
-        """Collect and learn until the planned number of steps, or until `stop` says so; a checkpoint ends both."""
-        _keep_freed_memory()
-        torch.set_num_threads(1)  # the other cores simulate
+        """Collect and learn until the planned number of steps, or until `stop` says so; a checkpoint ends both.
+
+        `device` says for people what the run learns on; they are told when the first step has gone well.
+        """
         schedule, total = self.config.schedule, self.config.schedule.steps
         with (
             MetricsWriter(run, self.spec.cost_names, self.steps, self.learner.updates) as writer,
@@ -185,6 +194,9 @@ class _Loop:
                     if i < updates:
                         self._update(writer)
                 observation = self._take_in(observation, action)
+                if device:
+                    reporter.say(device)
+                    device = ""
                 progress = self._progress(clock, self._waited(evaluator).since(waited))
                 reporter.progress(progress)
                 if self.steps % ROW_EVERY < self.env.num_envs:  # it has come to a multiple, or beyond
@@ -204,16 +216,9 @@ class _Loop:
 
     def _choose(self, observation: NDArray[np.float32]) -> Array:
         """Actions in [-1, 1], [N, A]: uniform in the warm-up, then drawn from the behavior policy."""
-        shape = (len(observation), self.spec.action_size)
         if self.steps < self.config.schedule.warmup_steps:
-            return self.generator.uniform(-1, 1, shape)
-        state = self.learner
-        with torch.no_grad():
-            normalized = state.model.normalizer(torch.from_numpy(observation))
-            mean, standard_deviation = state.behavior_policy(normalized)
-            noise = torch.randn(shape, generator=state.generator)
-            noise[: self.deterministic] = 0.0
-            return np.asarray((mean + standard_deviation * noise).tanh().double().numpy())
+            return self.generator.uniform(-1, 1, (len(observation), self.spec.action_size))
+        return learner.act(self.learner, observation, self.deterministic)
 
     def _due_updates(self) -> int:
         """Updates that are due before the next step is taken in."""
@@ -251,7 +256,7 @@ class _Loop:
             step.terminated,
             step.truncated,
         )
-        self.learner.model.normalizer.update(torch.from_numpy(next_observation))
+        self.learner.model.normalizer.update(self.learner.tensor(next_observation))
         self.meter.add(step.cost[self.measured])
         self.running_return += step.reward
         for i in np.flatnonzero(step.terminated | step.truncated):
@@ -379,7 +384,7 @@ class _Evaluator:
         """Begin with a policy as it is now; an evaluation still under way is brought to its end first."""
         self.finish()
         self.progress = progress
-        actor = TorchActor(copy.deepcopy(model), self.env.spec)
+        actor = TorchActor(copy.deepcopy(model).cpu(), self.env.spec)
         observation = self.env.restore(self.start_state)
         self.runner = EpisodeRunner(self.env, actor, self.config.schedule.evaluation_episodes, observation)
 
@@ -439,17 +444,6 @@ def _failures(run: Path) -> Iterator[None]:
 
 def _go_on(run: Path) -> str:
     return f", then go on from the newest checkpoint: cvpo train --resume {run}" if (run / "resume").is_dir() else ""
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep the memory of freed tensors: giving it back costs a page fault per 4 KiB at each update.
-
-    Measured with torch 2.13, batch 256 x 16 actions: the critics' forward pass takes 8 ms instead of 19.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            libc.mallopt(parameter, 1 << 30)
 
 
 def _next_multiple(steps: int, every: int) -> int:

@@ -11,8 +11,8 @@ from benchmarks.workload import Workload, transitions
 from cvpo import learner
 from cvpo.bundle import Constraint
 from cvpo.config import TrainConfig, parse_config
+from cvpo.device import prepare_processor
 from cvpo.replay import Replay
-from cvpo.trainer import _keep_freed_memory
 
 STORED = 100_000  # transitions
 COST_LIMIT = 25.0
@@ -83,8 +83,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--cost-heads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    _keep_freed_memory()
+    prepare_processor(arguments.threads)
     ours = Ours(Workload(cost_heads=arguments.cost_heads))
     ours.updates(min(2.0, arguments.seconds))
     answer_rounds(["torch", "numpy"], lambda: ours.updates(arguments.seconds))

@@ -16,8 +16,8 @@ from benchmarks.ours.learner import Ours
 from benchmarks.workload import Workload
 from cvpo import learner
 from cvpo.critics import follow as critics_follow
+from cvpo.device import prepare_processor
 from cvpo.networks import Critics
-from cvpo.trainer import _keep_freed_memory
 
 # In the order of an update; each ends where the next begins.
 PARTS = (
@@ -111,8 +111,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    _keep_freed_memory()
+    prepare_processor(arguments.threads)
     workload = Workload()
     ours = Ours(workload)
     ours.updates(2.0)

@@ -4,12 +4,10 @@ import argparse
 import dataclasses
 from typing import Any
 
-import torch
-
 from benchmarks.contestant import answer_rounds
 from benchmarks.ours.learner import Ours
 from benchmarks.workload import Workload
-from cvpo.trainer import _keep_freed_memory
+from cvpo.device import prepare_processor
 
 SWEPT: dict[str, tuple[int, ...]] = {
     "batch_size": (64, 128, 256, 512, 1024),
@@ -25,8 +23,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    _keep_freed_memory()
+    prepare_processor(arguments.threads)
     learners = {
         size: {value: Ours(dataclasses.replace(Workload(), **{size: value}), stored=10_000) for value in values}
         for size, values in SWEPT.items()
