@@ -69,6 +69,11 @@ class CostEnv:
         self._env = env
         self._step = 0
         self._seed: int | None = None
+        self._low, self._high = spec.action_low, spec.action_high
+        space = env.action_space
+        assert space.shape is not None  # spaces are asked here, once: through the wrappers they take long
+        self._native_type, self._native_shape = np.dtype(space.dtype), space.shape
+        self._is_box = isinstance(env.observation_space, gymnasium.spaces.Box)
 
     def reset(self, seed: int) -> NDArray[np.float32]:
         """Start an episode and return its first observation [O]; the same seed gives the same episode."""
@@ -86,12 +91,13 @@ class CostEnv:
             EnvError: the environment raised, or returned what it must not.
         """
         self._step += 1
-        if action.shape != self.spec.action_low.shape:
-            raise self._failure(f"the action has shape {action.shape} instead of {self.spec.action_low.shape}")
-        if not np.isfinite(action).all():
+        if action.shape != self._low.shape:
+            raise self._failure(f"the action has shape {action.shape} instead of {self._low.shape}")
+        if not all_finite(action):
             raise self._failure(f"the action {action} is not finite")
-        space = self._env.action_space
-        native = np.clip(action, self.spec.action_low, self.spec.action_high).astype(space.dtype).reshape(space.shape)
+        native = np.minimum(np.maximum(action, self._low), self._high).astype(self._native_type)
+        if native.shape != self._native_shape:
+            native = native.reshape(self._native_shape)
         try:
             raw, reward, terminated, truncated, info = self._env.step(native)
         except Exception as error:
@@ -123,12 +129,14 @@ class CostEnv:
 
     def _observation(self, raw: object) -> NDArray[np.float32]:
         try:
-            flat = flatten(self._env.observation_space, raw)
+            flat = np.array(raw, np.float32) if self._is_box else flatten(self._env.observation_space, raw)
+            if flat.ndim != 1:
+                flat = flat.reshape(-1)
         except Exception as error:
             raise self._failure(f"the observation does not fit its space: {describe(error)}") from error
-        if flat.shape != (self.spec.observation_size,):
+        if flat.size != self.spec.observation_size:
             raise self._failure(f"the observation has {flat.size} values instead of {self.spec.observation_size}")
-        if not np.isfinite(flat).all():
+        if not all_finite(flat):
             index = int(np.flatnonzero(~np.isfinite(flat))[0])
             raise self._failure(f"observation[{index}] is {flat[index]}")
         return flat
@@ -153,11 +161,19 @@ def flatten(space: gymnasium.Space[Any], observation: object) -> NDArray[np.floa
     """The observation as one row [O]; a Box is taken as it is, anything else as Gymnasium flattens it."""
     if not isinstance(space, gymnasium.spaces.Box):
         observation = gymnasium.spaces.flatten(space, observation)
-    return np.asarray(observation, np.float32).reshape(-1)
+    return np.array(observation, np.float32).reshape(-1)
+
+
+def all_finite(array: NDArray[np.floating[Any]]) -> bool:
+    """Whether no element of a vector is NaN or infinite."""
+    square = array.dot(array)  # finite only if every element is, and quickly had; where it overflows, look at each
+    return math.isfinite(square) or bool(np.isfinite(array).all())
 
 
 def as_number(value: object) -> float | None:
     """The value as a float, or None if it is not one real number; an array of one element counts as one."""
+    if isinstance(value, float):
+        return float(value)
     array = np.asarray(value)
     return float(array.reshape(())) if array.size == 1 and array.dtype.kind in "biuf" else None
 
