@@ -92,8 +92,8 @@ def _make(env_id: str, max_episode_steps: int | None, render: bool) -> Any:
             return _called(module, name, env_id)
     elif name.startswith("Safety") and name not in gymnasium.registry:
         safety_tasks.load()
-    if "safety_gymnasium" in sys.modules and name in safety_tasks.task_ids():
-        return safety_tasks.make_task(name, max_episode_steps=max_episode_steps, render=render)
+    if "safety_gymnasium" in sys.modules and (task := safety_tasks.plain_id(name)) in safety_tasks.task_ids():
+        return safety_tasks.make_task(task, max_episode_steps=max_episode_steps, render=render)
     if name not in gymnasium.registry:
         raise EnvError(_unknown(env_id))
     options: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}  # not every one knows the word

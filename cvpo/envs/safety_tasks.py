@@ -11,8 +11,8 @@ import copy
 import dataclasses
 import functools
 import importlib
-import importlib.metadata
 import io
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +26,7 @@ import numpy as np
 
 from cvpo.errors import EnvError
 
+KNOWN_VERSION = "1.0.0"  # whose arithmetic the quick tasks repeat
 INSTALL = "run `make install`, or `pip install --no-deps safety-gymnasium==1.0.0`"
 
 _mending = threading.RLock()  # the mends replace names in other modules: one at a time
@@ -63,6 +64,11 @@ def task_ids() -> set[str]:
     return set(registration.safe_registry)
 
 
+def plain_id(env_id: str) -> str:
+    """`SafetyPointGoal1-v0` for `SafetyPointGoal1Gymnasium-v0`, under which Gymnasium knows the same task, too."""
+    return re.sub(r"^(Safety\w+)Gymnasium(-v\d+)$", r"\1\2", env_id)
+
+
 def make_task(env_id: str, *, max_episode_steps: int | None, render: bool) -> gymnasium.Env[Any, Any]:
     """Make one of `task_ids()` as a Gymnasium environment with its cost in `info["cost"]`.
 
@@ -77,26 +83,45 @@ def make_task(env_id: str, *, max_episode_steps: int | None, render: bool) -> gy
             render_mode="rgb_array" if render else None,
             disable_env_checker=True,
         )
-    env = safety_gymnasium.wrappers.SafetyGymnasium2Gymnasium(env)
     assert isinstance(env, gymnasium.Env)
+    spec = env.spec
+    assert spec is not None
+    quick = not render and spec.max_episode_steps is not None and safety_gymnasium.__version__ == KNOWN_VERSION
     task = getattr(env.unwrapped, "task", None)  # navigation tasks have one, velocity tasks are plain MuJoCo ones
+    made: Any
     if task is None:
-        return env
+        if quick:
+            made = _module("velocity").VelocityTask(env.unwrapped, spec)
+        else:
+            made = safety_gymnasium.wrappers.SafetyGymnasium2Gymnasium(env)
+        assert isinstance(made, gymnasium.Env)
+        return made
     if task.observe_vision or task.debug:
         how = "observes camera pictures" if task.observe_vision else "is driven from a keyboard"
         raise EnvError(f"{env_id} {how}; use {env_id.replace('Vision', '').replace('Debug', '')}.")
     if max_episode_steps is not None:
         task.num_steps = max_episode_steps  # a second time limit inside
-    task.obs_info.obs_space_dict = _UncheckedDict(task.obs_info.obs_space_dict.spaces)
     env.unwrapped.dt = _control_period(task)  # type: ignore[attr-defined]  # as MuJoCo environments call it
-    return _FilmedWorld(env) if render else _UnseenWorld(env)
+    if quick and task.num_steps == spec.max_episode_steps and _module("navigation").is_known(task):
+        made = _module("navigation").NavigationTask(env.unwrapped, spec)
+    else:
+        task.obs_info.obs_space_dict = _UncheckedDict(task.obs_info.obs_space_dict.spaces)
+        made = safety_gymnasium.wrappers.SafetyGymnasium2Gymnasium(env)
+        made = _FilmedWorld(made) if render else _UnseenWorld(made)
+    assert isinstance(made, gymnasium.Env)
+    return made
+
+
+def _module(name: str) -> Any:
+    """One of those that import MuJoCo."""
+    return importlib.import_module(f"cvpo.envs.{name}")
 
 
 class _UnseenWorld(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Leaves the sky out of the world, which each reset compiles anew: it takes most of a second and nobody sees it."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        with _mending, _worlds_without_sky():
+        with unseen_worlds():
             return self.env.reset(seed=seed, options=options)
 
 
@@ -161,9 +186,9 @@ def _ndarray_defaults_allowed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _worlds_without_sky() -> Iterator[None]:
+def unseen_worlds() -> Iterator[None]:
     """Compile worlds without the 24 MB skybox picture, and read the file of their assets once only."""
-    world = importlib.import_module("safety_gymnasium.world")
+    world = importlib.import_module(f"{load().__name__}.world")
     xmltodict = world.xmltodict
 
     def unparse(xml: dict[str, Any]) -> str:
@@ -175,6 +200,7 @@ def _worlds_without_sky() -> Iterator[None]:
         return copy.deepcopy(_parsed_yaml(file.name))
 
     with (
+        _mending,
         _replaced(world, "xmltodict", SimpleNamespace(parse=xmltodict.parse, unparse=unparse)),
         _replaced(world, "yaml", SimpleNamespace(load=load_yaml, FullLoader=world.yaml.FullLoader)),
     ):

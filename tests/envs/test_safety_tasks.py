@@ -28,26 +28,30 @@ def stock_trajectories(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("env_id", stock.TASKS)
 def test_trajectories_equal_the_stock_environments_to_the_bit(env_id: str, stock_trajectories: Any) -> None:
-    env = make_gymnasium_env(env_id, max_episode_steps=None, render=False)
+    env = make_gymnasium_env(env_id, max_episode_steps=stock.HORIZON, render=False)
 
     def reset(seed: int) -> stock.Array:
         observation: stock.Array = env.reset(seed=seed)[0]
         return observation
 
-    def step(action: stock.Array) -> stock.Outcome:
-        observation, reward, _, _, info = env.step(action)
-        return observation, float(reward), info["cost"]
+    def step(action: stock.Array) -> stock.Result:
+        observation, reward, terminated, truncated, info = env.step(action.astype(env.action_space.dtype))
+        return observation, float(reward), terminated, truncated, info
 
     assert env.action_space.shape is not None
-    ours = stock.trajectory(env_id, reset, step, env.action_space.shape[0])
-    np.testing.assert_array_equal(ours, stock_trajectories[env_id])
+    rows, costs = stock.trajectory(env_id, reset, step, env.action_space.shape[0])
+    np.testing.assert_array_equal(rows.view(np.int64), stock_trajectories[env_id].view(np.int64))  # -0.0 is not 0.0
+    np.testing.assert_array_equal(costs, stock_trajectories[f"{env_id} costs"])
 
 
-def test_what_is_compared_has_costs_and_a_goal_that_moves(stock_trajectories: Any) -> None:
-    reward, cost = -2, -1  # columns
+def test_what_is_compared_has_costs_ends_and_a_goal_that_moves(stock_trajectories: Any) -> None:
+    reward, cost, terminated, truncated = range(-stock.LAST, 0)  # columns
     assert stock_trajectories["SafetyPointGoal1-v0"][:, reward].max() > 1.0  # the bonus of a goal that is reached
-    for env_id in stock.TASKS[:4]:
-        assert stock_trajectories[env_id][:, cost].sum() > 0
+    for name in ("PointGoal1", "PointCircle1", "PointButton1", "CarGoal1", "CarCircle1", "PointPush2"):
+        assert stock_trajectories[f"Safety{name}-v0"][:, cost].sum() > 0, name
+    assert stock_trajectories["SafetyHopperVelocity-v1"][:, terminated].any()
+    assert stock_trajectories["SafetyPointPush1-v0"][:, truncated].sum() == len(stock.SEEDS)
+    assert any("cost_buttons" in text for text in stock_trajectories["SafetyPointButton1-v0 costs"])
 
 
 @pytest.mark.parametrize("agent", ["Point", "Car", "Doggo", "Racecar", "Ant"])
