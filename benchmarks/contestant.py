@@ -10,12 +10,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import select
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -49,33 +51,56 @@ def take_cores(count: int) -> tuple[int, ...]:
     return tuple(cores[-count:])
 
 
-def timed(name: str, command: Sequence[str], *, cores: Sequence[int], environment: Mapping[str, str]) -> float:
-    """Seconds from the start of a process on these cores to its end.
+@dataclass(frozen=True)
+class Timed:
+    """A process from its start to its end."""
+
+    seconds: float  # of the clock
+    others: float  # share of the cores' time that went to other processes meanwhile: 0 on a quiet machine
+
+
+def timed(name: str, command: Sequence[str], *, cores: Sequence[int]) -> Timed:
+    """Run a process on these cores to its end.
 
     Args:
         name: for people.
         command: what to run, and its arguments.
         cores: that it, and what it starts, may use.
-        environment: variables beyond those of this process.
 
     Raises:
         BenchmarkError: it failed; with the end of what it wrote.
     """
-    begin = time.perf_counter()
+    begin, busy, own = time.perf_counter(), _busy_seconds(cores), _children_seconds()
     with pinned(cores):
         done = subprocess.run(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             check=False,
         )
-    passed = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
+    others = (_busy_seconds(cores) - busy) - (_children_seconds() - own)
     if done.returncode:
         said = "\n".join(done.stdout.splitlines()[-LAST_LINES:])
         raise BenchmarkError(f"{name} ended with exit code {done.returncode}. The end of what it wrote:\n{said}")
-    return passed
+    return Timed(seconds, max(0.0, others) / (seconds * len(cores)))
+
+
+def _busy_seconds(cores: Sequence[int]) -> float:
+    """Seconds that these cores were not idle, all processes together, and were taken by other virtual machines."""
+    lines = (line.split() for line in Path("/proc/stat").read_text().splitlines())
+    ticks = {name: [int(value) for value in values] for name, *values in lines if name.startswith("cpu")}
+    idle, waiting = 3, 4  # columns
+    busy = sum(sum(each[:8]) - each[idle] - each[waiting] for each in (ticks[f"cpu{core}"] for core in cores))
+    return busy / os.sysconf("SC_CLK_TCK")
+
+
+def _children_seconds() -> float:
+    """Processor seconds of the processes that this one started and that ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 class Contestant:

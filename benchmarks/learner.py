@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks import page
 from benchmarks.contestant import Contestant, take_cores
 from benchmarks.errors import run
 from benchmarks.peers import peer_python
-from benchmarks.rounds import Ratio, finish, interleave, table
+from benchmarks.rounds import Ratio, finish, interleave
 from benchmarks.workload import Workload
 
-NAMES = {"ours": "cvpo", "default": "cvpo, its default of 2 cost critics", "fsrl": "FSRL 0.1.0"}
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 
 
@@ -57,12 +57,14 @@ def compare(cores: Sequence[int], rounds: int, seconds: float) -> None:
     }
     ratio = {name: Ratio.of(rate[name], rate["fsrl"]) for name in ("ours", "default")}
     milliseconds = {name: [1000 / each for each in rates] for name, rates in rate.items()}
-    rows = [
-        [NAMES[name], f"{min(each):.1f} to {max(each):.1f}", str(ratio[name]) if name in ratio else "1"]
-        for name, each in milliseconds.items()
-    ]
-    print(table(["learner", "ms an update", "updates a second, over FSRL"], rows))
-    print(f"share of the core that a contestant had: at least {min(min(each) for each in share.values()):.0%}")
+    details = {
+        **_setting(cores),
+        "versions": versions,
+        "ratios": {name: each.document() for name, each in ratio.items()},
+        "milliseconds_per_update": milliseconds,
+        "core_share": share,
+    }
+    print(page.learner(details))
     low, high = ratio["ours"].spread
     finish(
         "learner",
@@ -72,13 +74,7 @@ def compare(cores: Sequence[int], rounds: int, seconds: float) -> None:
             "spread": [round(low, 3), round(high, 3)],
             "rounds": rounds,
         },
-        {
-            **_setting(cores),
-            "versions": versions,
-            "ratios": {name: each.document() for name, each in ratio.items()},
-            "milliseconds_per_update": milliseconds,
-            "core_share": share,
-        },
+        details,
     )
 
 
@@ -87,33 +83,24 @@ def profile(cores: Sequence[int], rounds: int) -> None:
     with _ours("parts", ["--updates", "200"], cores) as ours:
         answers = [ours.play() for _ in range(rounds)]
         versions = ours.versions
-    gflop: dict[str, float] = answers[0]["gflop"]
-    milliseconds = _medians([answer["milliseconds"] for answer in answers])
-    peak = _medians([answer["peak_gflops"] for answer in answers])
-    at_peak = {part: 1000 * each / peak["float32"] for part, each in gflop.items()}
-    total = sum(milliseconds.values())
-    rows = [
-        [part, f"{each:.2f}", f"{each / total:.0%}", f"{at_peak[part]:.2f}" if part in at_peak else "-"]
-        for part, each in milliseconds.items()
-    ]
-    rows.append(["all", f"{total:.2f}", "100%", f"{sum(at_peak.values()):.2f}"])
-    print(table(["part", "ms", "share", "ms at the float32 peak"], rows))
-    print(f"peak: {peak['float32']:.0f} GFLOP/s in float32, {peak['bfloat16']:.0f} in bfloat16")
+    details = {
+        **_setting(cores),
+        "versions": versions,
+        "rounds": rounds,
+        "milliseconds": _medians([answer["milliseconds"] for answer in answers]),
+        "gflop": answers[0]["gflop"],
+        "peak_gflops": _medians([answer["peak_gflops"] for answer in answers]),
+    }
+    print(page.learner_profile(details))
+    at_peak = 1000 * sum(details["gflop"].values()) / details["peak_gflops"]["float32"]
     finish(
         "learner_profile",
         {
             "benchmark": "learner_profile",
-            "milliseconds_per_update": round(total, 3),
-            "milliseconds_at_peak": round(sum(at_peak.values()), 3),
+            "milliseconds_per_update": round(sum(details["milliseconds"].values()), 3),
+            "milliseconds_at_peak": round(at_peak, 3),
         },
-        {
-            **_setting(cores),
-            "versions": versions,
-            "rounds": rounds,
-            "milliseconds": milliseconds,
-            "gflop": gflop,
-            "peak_gflops": peak,
-        },
+        details,
     )
 
 
@@ -123,11 +110,11 @@ def sweep(cores: Sequence[int], rounds: int) -> None:
         answers = [ours.play() for _ in range(rounds)]
         versions = ours.versions
     found = {size: _medians([answer[size] for answer in answers]) for size in answers[0]}
-    for size, each in found.items():
-        print(table([size, *each], [["ms an update", *(f"{value:.1f}" for value in each.values())]]) + "\n")
+    headline = {"benchmark": "learner_sweep", "milliseconds_per_update": found}
+    print(page.learner_sweep(headline))
     finish(
         "learner_sweep",
-        {"benchmark": "learner_sweep", "milliseconds_per_update": found},
+        headline,
         {**_setting(cores), "versions": versions, "rounds": rounds, "per_round": answers},
     )
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from time import time
 from typing import Any
 
+from benchmarks import page
 from benchmarks.contestant import take_cores, timed, versions
 from benchmarks.errors import BenchmarkError, run
 from benchmarks.peers import peer_python
-from benchmarks.rounds import Ratio, finish, interleave, table
+from benchmarks.rounds import Ratio, finish, interleave
 from benchmarks.workload import Workload
 
 TASKS = ("SafetyPointCircle1-v0", "SafetyHalfCheetahVelocity-v1")
@@ -34,6 +35,7 @@ class Run:
 
     seconds: float
     startup_seconds: float  # until the first step of an environment is asked for
+    others: float  # share of the cores' time that went to other processes
     steps: int
     updates: int
     versions: Mapping[str, str]
@@ -46,9 +48,9 @@ def fsrl_run(task: str, steps: int, threads: int, cores: Sequence[int]) -> Run:
         command = [str(python), "-m", "benchmarks.peers.fsrl.training", task]
         command += ["--steps", str(steps), "--threads", str(threads), "--seed", "0", "--out", folder]
         begin = time()
-        seconds = timed("FSRL", command, cores=cores, environment={})
+        process = timed("FSRL", command, cores=cores)
         done = json.loads((Path(folder) / "done.json").read_text())
-    return Run(seconds, done["begun"] - begin, done["steps"], done["updates"], done["versions"])
+    return Run(process.seconds, done["begun"] - begin, process.others, done["steps"], done["updates"], done["versions"])
 
 
 def our_run(task: str, steps: int, cores: Sequence[int]) -> Run:
@@ -71,10 +73,11 @@ def our_run(task: str, steps: int, cores: Sequence[int]) -> Run:
         for name, value in settings.items():
             command += ["--set", f"{name}={value}"]
         begin = time()
-        seconds = timed("cvpo train", command, cores=cores, environment={})
+        process = timed("cvpo train", command, cores=cores)
         begun = (out / "config.json").stat().st_mtime  # written when the environments are there
         last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    return Run(seconds, begun - begin, last["steps"], last["updates"], versions(["torch", "numpy", "mujoco"]))
+    ours = versions(["torch", "numpy", "mujoco"])
+    return Run(process.seconds, begun - begin, process.others, last["steps"], last["updates"], ours)
 
 
 def compare(task: str, steps: int, rounds: int, threads: int, cores: Sequence[int]) -> dict[str, Any]:
@@ -87,7 +90,11 @@ def compare(task: str, steps: int, rounds: int, threads: int, cores: Sequence[in
     def told(name: str, play: Callable[[], Run]) -> Callable[[], Run]:
         def play_and_tell() -> Run:
             done = play()
-            print(f"{task}  {name:<4}  {done.seconds:6.1f} s, of which to start {done.startup_seconds:.1f}", flush=True)
+            print(
+                f"{task}  {name}  {done.seconds:.1f} s, of which to start {done.startup_seconds:.1f}; "
+                f"others used {done.others:.0%} of the cores",
+                flush=True,
+            )
             return done
 
         return play_and_tell
@@ -113,6 +120,7 @@ def compare(task: str, steps: int, rounds: int, threads: int, cores: Sequence[in
         ).document(),
         "seconds": {name: [r.seconds for r in each] for name, each in runs.items()},
         "startup_seconds": {name: [r.startup_seconds for r in each] for name, each in runs.items()},
+        "others": {name: [r.others for r in each] for name, each in runs.items()},
         "updates": {name: each[0].updates for name, each in runs.items()},
         "versions": {name: dict(each[0].versions) for name, each in runs.items()},
     }
@@ -132,16 +140,20 @@ def main() -> None:
     trial: dict[int, float] = {}
     if arguments.fsrl_threads is None:
         trial = {threads: fsrl_run(TASKS[0], 5_000, threads, cores).seconds for threads in FSRL_THREADS}
-        print("FSRL, 5,000 steps: " + ", ".join(f"{each:.1f} s with {n} threads" for n, each in trial.items()))
+        print(
+            "FSRL, 5,000 steps: " + ", ".join(f"{each:.1f} s with {n} threads" for n, each in trial.items()), flush=True
+        )
     threads = arguments.fsrl_threads or min(trial, key=lambda n: trial[n])
     tasks = arguments.task or TASKS
     found = {task: compare(task, arguments.steps, arguments.rounds, threads, cores) for task in tasks}
-    rows = []
-    for task, each in found.items():
-        ratio, seconds = each["ratio"], each["seconds"]
-        spread = f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-        rows.append([task, *(f"{min(seconds[n]):.0f} to {max(seconds[n]):.0f}" for n in ("cvpo", "FSRL")), spread])
-    print(table(["task", "cvpo, s", "FSRL, s", "FSRL over cvpo"], rows))
+    details = {
+        "steps": arguments.steps,
+        "cores": len(cores),
+        "fsrl_threads": threads,
+        "fsrl_threads_tried_seconds": trial,
+        "tasks": found,
+    }
+    print(page.training(details))
     main_ratio = found[tasks[0]]["ratio"]
     finish(
         "training",
@@ -153,13 +165,7 @@ def main() -> None:
             "rounds": arguments.rounds,
             "per_task": {task: round(each["ratio"]["median"], 3) for task, each in found.items()},
         },
-        {
-            "steps": arguments.steps,
-            "cores": len(cores),
-            "fsrl_threads": threads,
-            "fsrl_threads_tried_seconds": trial,
-            "tasks": found,
-        },
+        details,
     )
 
 

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
+from benchmarks import contestant
 from benchmarks.contestant import Contestant, pinned, take_cores, timed
 from benchmarks.errors import BenchmarkError
 
@@ -48,10 +49,29 @@ def test_more_cores_than_there_are_cannot_be_taken() -> None:
 
 
 def test_a_process_is_timed_from_start_to_end() -> None:
-    command = [sys.executable, "-c", "import os, time; assert os.environ['WHAT'] == 'naps'; time.sleep(0.2)"]
-    assert timed("naps", command, cores=ONE_CORE, environment={"WHAT": "naps"}) > 0.2
+    found = timed("naps", [sys.executable, "-c", "import time; time.sleep(0.2)"], cores=ONE_CORE)
+    assert found.seconds > 0.2
+
+
+def test_what_others_use_of_the_cores_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The core was busy for 0.5 s more, of which the process had 0.1 s: others had 0.4 s of it.
+    busy, own = iter([10.0, 10.5]), iter([3.0, 3.1])
+    monkeypatch.setattr(contestant, "_busy_seconds", lambda cores: next(busy))
+    monkeypatch.setattr(contestant, "_children_seconds", lambda: next(own))
+    found = timed("naps", [sys.executable, "-c", "import time; time.sleep(0.2)"], cores=ONE_CORE)
+    assert found.others * found.seconds == pytest.approx(0.4)
+
+
+def test_what_a_process_uses_itself_is_not_of_others() -> None:
+    before = contestant._busy_seconds(ONE_CORE), contestant._children_seconds()
+    spin = "import time\nwhile time.process_time() < 0.3: pass"
+    timed("spins", [sys.executable, "-c", spin], cores=ONE_CORE)
+    busy = contestant._busy_seconds(ONE_CORE) - before[0]
+    own = contestant._children_seconds() - before[1]
+    assert own >= 0.3
+    assert busy >= own - 0.05  # ticks of 10 ms
 
 
 def test_a_timed_process_that_fails_is_named_with_the_end_of_what_it_wrote() -> None:
     with pytest.raises(BenchmarkError, match=r"(?s)fails ended with exit code 1.*out of luck"):
-        timed("fails", [sys.executable, "-c", "raise SystemExit('out of luck')"], cores=ONE_CORE, environment={})
+        timed("fails", [sys.executable, "-c", "raise SystemExit('out of luck')"], cores=ONE_CORE)

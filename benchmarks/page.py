@@ -1,0 +1,123 @@
+"""The tables of docs/performance.md, made from committed results: `python -m benchmarks.page` writes them.
+
+A table stands in the page between `<!-- NAME.json -->` and `<!-- end -->`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rounds import RESULTS, table
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+MARKED = re.compile(r"(?<=<!-- )(?P<name>\w+)\.json -->\n.*?(?=<!-- end -->)", re.DOTALL)
+Document = Mapping[str, Any]
+
+
+def learner(document: Document) -> str:
+    """Ours and FSRL's milliseconds, and the ratio."""
+    names = {"ours": "cvpo", "default": "cvpo, its default of 2 cost critics", "fsrl": "FSRL 0.1.0"}
+    rows = [
+        [names[name], _range(each, 1), _ratio(document["ratios"][name]) if name in document["ratios"] else "1"]
+        for name, each in document["milliseconds_per_update"].items()
+    ]
+    least = min(min(each) for each in document["core_share"].values())
+    text = table(["learner", "ms an update", "updates a second, over FSRL"], rows)
+    return f"{text}\n\nIn the busiest round a contestant had {least:.0%} of its core.\n"
+
+
+def learner_profile(document: Document) -> str:
+    """Milliseconds by part, and what the arithmetic takes at the peak."""
+    milliseconds, gflop, peak = document["milliseconds"], document["gflop"], document["peak_gflops"]
+    total = sum(milliseconds.values())
+
+    def at_peak(work: float) -> str:
+        return f"{1000 * work / peak['float32']:.2f}"
+
+    rows = [
+        [part, f"{each:.2f}", f"{each / total:.0%}", at_peak(gflop[part]) if part in gflop else "-"]
+        for part, each in milliseconds.items()
+    ]
+    rows.append(["all", f"{total:.2f}", "100%", at_peak(sum(gflop.values()))])
+    text = table(["part", "ms", "share", "ms of its arithmetic at the peak"], rows)
+    return (
+        f"{text}\n\nPeak of this core in a product of that shape: {peak['float32']:.0f} GFLOP/s in float32, "
+        f"{peak['bfloat16']:.0f} in bfloat16.\n"
+    )
+
+
+def learner_sweep(document: Document) -> str:
+    """Milliseconds for growing sizes."""
+    words = {"batch_size": "batch", "samples": "actions a state", "hidden": "width", "costs": "constraints"}
+    return "\n".join(
+        f"{table([words[size], *each], [['ms an update', *(f'{value:.1f}' for value in each.values())]])}\n"
+        for size, each in document["milliseconds_per_update"].items()
+    )
+
+
+def training(document: Document) -> str:
+    """Seconds of whole runs, and the ratio."""
+    rows = [
+        [
+            task,
+            _range(each["seconds"]["cvpo"], 0),
+            _range(each["seconds"]["FSRL"], 0),
+            _ratio(each["ratio"]),
+            _ratio(each["ratio_without_startup"]),
+            f"{_range(each['startup_seconds']['cvpo'], 0)} / {_range(each['startup_seconds']['FSRL'], 0)}",
+        ]
+        for task, each in document["tasks"].items()
+    ]
+    header = ["task", "cvpo, s", "FSRL, s", "FSRL over cvpo", "without the start", "start, s: cvpo / FSRL"]
+    work = next(iter(document["tasks"].values()))["updates"]["FSRL"]
+    others = max(share for task in document["tasks"].values() for each in task["others"].values() for share in each)
+    tried = ", ".join(f"{threads}: {each:.0f} s" for threads, each in document["fsrl_threads_tried_seconds"].items())
+    why = f", the fastest of those tried ({tried} for 5,000 steps)" if tried else ""
+    return (
+        f"{table(header, rows)}\n\n{document['steps']:,} steps and {work:,} updates each. "
+        f"FSRL's number of torch threads: {document['fsrl_threads']}{why}. "
+        f"In the busiest run other processes used {others:.0%} of the two cores.\n"
+    )
+
+
+TABLES: dict[str, Callable[[Document], str]] = {
+    "learner": learner,
+    "learner_profile": learner_profile,
+    "learner_sweep": learner_sweep,
+    "training": training,
+}
+
+
+def measured(document: Document) -> str:
+    """Where and when a result is from."""
+    machine = document["machine"]
+    return (
+        f"Measured {document['date']} at commit {document['cvpo']['commit']} on {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['memory_gib']:.0f} GiB.\n"
+    )
+
+
+def filled(page: str) -> str:
+    """The page with its tables made anew from the results."""
+
+    def fill(found: re.Match[str]) -> str:
+        name = found["name"]
+        document = json.loads((RESULTS / f"{name}.json").read_text())
+        return f"{name}.json -->\n{TABLES[name](document)}\n{measured(document)}"
+
+    return MARKED.sub(fill, page)
+
+
+def _range(values: Sequence[float], digits: int) -> str:
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _ratio(document: Mapping[str, Any]) -> str:
+    return f"{document['median']:.2f} ({document['low']:.2f} to {document['high']:.2f})"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text()))

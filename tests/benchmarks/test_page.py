@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import page
+
+WHERE = {
+    "date": "2026-01-02",
+    "cvpo": {"commit": "abc1234"},
+    "machine": {"cpu": "A CPU", "cores": 2, "memory_gib": 23.5},
+}
+RATIO = {"median": 3.0, "low": 2.5, "high": 3.25}
+LEARNER = {
+    "ratios": {"ours": RATIO, "default": RATIO},
+    "milliseconds_per_update": {"ours": [4.0, 4.16], "fsrl": [12.0, 12.0], "default": [5.0, 5.5]},
+    "core_share": {"ours": [1.0, 0.97], "fsrl": [0.99, 1.0], "default": [1.0, 1.0]},
+}
+
+
+def test_the_page_shows_the_committed_results() -> None:
+    text = page.PAGE.read_text()
+    assert page.filled(text) == text, "Run `python -m benchmarks.page`, and commit what it writes."
+
+
+def test_a_table_takes_the_place_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    (tmp_path / "learner.json").write_text(json.dumps(LEARNER | WHERE))
+    filled = page.filled("Before.\n<!-- learner.json -->\n| an old table |\n<!-- end -->\nAfter.\n")
+    assert filled.splitlines() == [
+        "Before.",
+        "<!-- learner.json -->",
+        "| learner                             | ms an update | updates a second, over FSRL |",
+        "| ----------------------------------- | -----------: | --------------------------: |",
+        "| cvpo                                |   4.0 to 4.2 |         3.00 (2.50 to 3.25) |",
+        "| FSRL 0.1.0                          |         12.0 |                           1 |",
+        "| cvpo, its default of 2 cost critics |   5.0 to 5.5 |         3.00 (2.50 to 3.25) |",
+        "",
+        "In the busiest round a contestant had 97% of its core.",
+        "",
+        "Measured 2026-01-02 at commit abc1234 on A CPU, 2 cores, 24 GiB.",
+        "<!-- end -->",
+        "After.",
+    ]
+    assert page.filled(filled) == filled
+
+
+def test_the_profile_sums_up_and_compares_with_the_peak() -> None:
+    # 0.3 GFLOP at 100 GFLOP/s take 3 ms; the parts are 4 and 1 of 5 ms.
+    lines = page.learner_profile(
+        {
+            "milliseconds": {"critics": 4.0, "rest": 1.0},
+            "gflop": {"critics": 0.3},
+            "peak_gflops": {"float32": 100.0, "bfloat16": 220.0},
+        }
+    ).splitlines()
+    assert [line.split("|")[1:-1] for line in lines[2:5]] == [
+        [" critics ", " 4.00 ", "   80% ", "                             3.00 "],
+        [" rest    ", " 1.00 ", "   20% ", "                                - "],
+        [" all     ", " 5.00 ", "  100% ", "                             3.00 "],
+    ]
+
+
+def test_a_sweep_is_a_table_per_size() -> None:
+    text = page.learner_sweep({"milliseconds_per_update": {"samples": {"4": 2.0, "8": 3.0}, "costs": {"1": 2.5}}})
+    assert text.splitlines()[0] == "| actions a state |   4 |   8 |"
+    assert text.splitlines()[2] == "| ms an update    | 2.0 | 3.0 |"
+    assert "| constraints  |   1 |" in text
