@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from benchmarks import page
 from benchmarks.contestant import Contestant, take_cores
 from benchmarks.errors import run
@@ -47,35 +49,52 @@ def compare(cores: Sequence[int], rounds: int, seconds: float) -> None:
     with (
         _contestant("FSRL", str(peer_python("fsrl")), "benchmarks.peers.fsrl.learner", settings, cores) as fsrl,
         _ours("learner", settings, cores) as ours,
+        _ours("learner", [*settings, "--precision", "bfloat16"], cores) as bfloat16,
         _ours("learner", [*settings, "--cost-heads", "2"], cores) as default,
     ):
-        given = interleave({"ours": ours.play, "fsrl": fsrl.play, "default": default.play}, rounds)
+        players = {"float32": ours.play, "fsrl": fsrl.play, "bfloat16": bfloat16.play, "default": default.play}
+        given = interleave(players, rounds)
         versions = {"ours": ours.versions, "fsrl": fsrl.versions}
     rate = {name: [answer["updates"] / answer["core_seconds"] for answer in answers] for name, answers in given.items()}
     share = {
         name: [answer["core_seconds"] / answer["seconds"] for answer in answers] for name, answers in given.items()
     }
-    ratio = {name: Ratio.of(rate[name], rate["fsrl"]) for name in ("ours", "default")}
-    milliseconds = {name: [1000 / each for each in rates] for name, rates in rate.items()}
+    ratio = {name: Ratio.of(each, rate["fsrl"]) for name, each in rate.items() if name != "fsrl"}
     details = {
         **_setting(cores),
         "versions": versions,
         "ratios": {name: each.document() for name, each in ratio.items()},
-        "milliseconds_per_update": milliseconds,
+        "milliseconds_per_update": {name: [1000 / each for each in rates] for name, rates in rate.items()},
         "core_share": share,
+        "gpu": devices(cores, rounds),
     }
     print(page.learner(details))
-    low, high = ratio["ours"].spread
+    low, high = ratio["float32"].spread
     finish(
         "learner",
         {
             "benchmark": "learner",
-            "updates_per_second_ratio": round(ratio["ours"].median, 3),
+            "updates_per_second_ratio": round(ratio["float32"].median, 3),
             "spread": [round(low, 3), round(high, 3)],
+            "updates_per_second_ratio_bfloat16": round(ratio["bfloat16"].median, 3),
             "rounds": rounds,
+            "gpu": details["gpu"] and details["gpu"]["name"],
         },
         details,
     )
+
+
+def devices(cores: Sequence[int], rounds: int) -> dict[str, Any] | None:
+    """Milliseconds an update on the CPU and on the CUDA device, for widths and batches; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    with _ours("devices", ["--seconds", "0.5", "--devices", "cpu", "cuda"], cores) as ours:
+        answers = [ours.play()["updates"] for _ in range(rounds)]
+    rows = [
+        {**row, "milliseconds": statistics.median(answer[index]["milliseconds"] for answer in answers)}
+        for index, row in enumerate(answers[0])
+    ]
+    return {"name": torch.cuda.get_device_name(), "updates": rows}
 
 
 def profile(cores: Sequence[int], rounds: int) -> None:

@@ -17,15 +17,34 @@ Document = Mapping[str, Any]
 
 
 def learner(document: Document) -> str:
-    """Ours and FSRL's milliseconds, and the ratio."""
-    names = {"ours": "cvpo", "default": "cvpo, its default of 2 cost critics", "fsrl": "FSRL 0.1.0"}
+    """Ours and FSRL's milliseconds, the ratio, and what a GPU makes of it."""
+    names = {
+        "float32": "cvpo",
+        "fsrl": "FSRL 0.1.0",
+        "bfloat16": "cvpo, compute.precision=bfloat16",
+        "default": "cvpo, its default of 2 cost critics",
+    }
+    ratios = document["ratios"]
     rows = [
-        [names[name], _range(each, 1), _ratio(document["ratios"][name]) if name in document["ratios"] else "1"]
+        [names[name], _range(each, 1), _ratio(ratios[name]) if name in ratios else "1"]
         for name, each in document["milliseconds_per_update"].items()
     ]
     least = min(min(each) for each in document["core_share"].values())
     text = table(["learner", "ms an update", "updates a second, over FSRL"], rows)
-    return f"{text}\n\nIn the busiest round a contestant had {least:.0%} of its core.\n"
+    return f"{text}\n\nIn the busiest round a contestant had {least:.0%} of its core.\n\n{_gpu(document['gpu'])}\n"
+
+
+def _gpu(document: Document | None) -> str:
+    if document is None:
+        return "No CUDA device was there, so nothing is said of one."
+    milliseconds = {(row["device"], row["width"], row["batch"]): row["milliseconds"] for row in document["updates"]}
+    rows = [
+        [f"{width}, {batch}", f"{cpu:.1f}", f"{(cuda := milliseconds['cuda', width, batch]):.1f}", f"{cpu / cuda:.2f}"]
+        for (device, width, batch), cpu in milliseconds.items()
+        if device == "cpu"
+    ]
+    header = ["width, batch", "ms an update, CPU", f"ms, {document['name']}", "CPU over CUDA"]
+    return table(header, rows)
 
 
 def learner_profile(document: Document) -> str:

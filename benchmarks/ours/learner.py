@@ -4,7 +4,6 @@ import argparse
 import time
 
 import numpy as np
-import torch
 
 from benchmarks.contestant import answer_rounds
 from benchmarks.workload import Workload, transitions
@@ -19,8 +18,8 @@ COST_LIMIT = 25.0
 MEASURED_COST = np.array([30.0])  # over the limit, so that every E-step has its constraint to meet
 
 
-def config_of(workload: Workload) -> TrainConfig:
-    """Our defaults, but for the sizes of the workload."""
+def config_of(workload: Workload, precision: str) -> TrainConfig:
+    """Our defaults, but for the sizes of the workload and the precision."""
     return parse_config(
         {
             "environment": {"env_id": "made-up"},
@@ -29,6 +28,7 @@ def config_of(workload: Workload) -> TrainConfig:
             "replay": {"batch_size": workload.batch_size, "capacity": STORED},
             "network": {"hidden": workload.hidden, "reward_heads": 1, "cost_heads": workload.cost_heads},
             "estep": {"samples": workload.samples},
+            "compute": {"precision": precision},
         }
     )
 
@@ -36,8 +36,10 @@ def config_of(workload: Workload) -> TrainConfig:
 class Ours:
     """A learner and its store, filled with the workload's made-up data."""
 
-    def __init__(self, workload: Workload, stored: int = STORED) -> None:
-        self.workload, self.config = workload, config_of(workload)
+    def __init__(
+        self, workload: Workload, *, stored: int = STORED, precision: str = "float32", device: str = "cpu"
+    ) -> None:
+        self.workload, self.config = workload, config_of(workload, precision)
         constraints = [
             Constraint(
                 name=f"cost_{i}",
@@ -48,10 +50,10 @@ class Ours:
             )
             for i in range(workload.costs)
         ]
-        self.state = learner.create(self.config, workload.observation_size, workload.action_size, constraints)
+        self.state = learner.create(self.config, workload.observation_size, workload.action_size, constraints, device)
         self.replay = Replay(stored, workload.observation_size, workload.action_size, workload.costs)
         data = transitions(workload, stored)
-        self.state.model.normalizer.update(torch.from_numpy(data.observation))
+        self.state.model.normalizer.update(self.state.tensor(data.observation))
         discount = self.config.critic.discount**self.config.critic.n_step
         for i in range(stored):
             cost = np.full(workload.costs, data.cost[i])
@@ -82,9 +84,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--cost-heads", type=int, default=1)
+    parser.add_argument("--precision", default="float32")
     arguments = parser.parse_args()
     prepare_processor(arguments.threads)
-    ours = Ours(Workload(cost_heads=arguments.cost_heads))
+    ours = Ours(Workload(cost_heads=arguments.cost_heads), precision=arguments.precision)
     ours.updates(min(2.0, arguments.seconds))
     answer_rounds(["torch", "numpy"], lambda: ours.updates(arguments.seconds))
 

@@ -12,9 +12,15 @@ WHERE = {
 }
 RATIO = {"median": 3.0, "low": 2.5, "high": 3.25}
 LEARNER = {
-    "ratios": {"ours": RATIO, "default": RATIO},
-    "milliseconds_per_update": {"ours": [4.0, 4.16], "fsrl": [12.0, 12.0], "default": [5.0, 5.5]},
-    "core_share": {"ours": [1.0, 0.97], "fsrl": [0.99, 1.0], "default": [1.0, 1.0]},
+    "ratios": {"float32": RATIO, "bfloat16": RATIO, "default": RATIO},
+    "milliseconds_per_update": {
+        "float32": [4.0, 4.16],
+        "fsrl": [12.0, 12.0],
+        "bfloat16": [3.0, 3.0],
+        "default": [5.0, 5.5],
+    },
+    "core_share": {"float32": [1.0, 0.97], "fsrl": [0.99, 1.0], "bfloat16": [1.0, 1.0], "default": [1.0, 1.0]},
+    "gpu": None,
 }
 
 
@@ -34,15 +40,28 @@ def test_a_table_takes_the_place_of_the_one_before(tmp_path: Path, monkeypatch: 
         "| ----------------------------------- | -----------: | --------------------------: |",
         "| cvpo                                |   4.0 to 4.2 |         3.00 (2.50 to 3.25) |",
         "| FSRL 0.1.0                          |         12.0 |                           1 |",
+        "| cvpo, compute.precision=bfloat16    |          3.0 |         3.00 (2.50 to 3.25) |",
         "| cvpo, its default of 2 cost critics |   5.0 to 5.5 |         3.00 (2.50 to 3.25) |",
         "",
         "In the busiest round a contestant had 97% of its core.",
+        "",
+        "No CUDA device was there, so nothing is said of one.",
         "",
         "Measured 2026-01-02 at commit abc1234 on A CPU, 2 cores, 24 GiB.",
         "<!-- end -->",
         "After.",
     ]
     assert page.filled(filled) == filled
+
+
+def test_a_gpu_is_compared_with_the_cpu_at_each_size() -> None:
+    updates = [
+        {"device": device, "width": 512, "batch": 1024, "milliseconds": milliseconds}
+        for device, milliseconds in (("cpu", 90.0), ("cuda", 6.0))
+    ]
+    text = page.learner(LEARNER | {"gpu": {"name": "A GPU", "updates": updates}})
+    row = next(line for line in text.splitlines() if line.startswith("| 512, 1024"))
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["512, 1024", "90.0", "6.0", "15.00"]
 
 
 def test_the_profile_sums_up_and_compares_with_the_peak() -> None:
