@@ -30,8 +30,7 @@ class LearnerState:
     model: Model  # normalizer, policy, and the critics that learn
     behavior_policy: GaussianPolicy  # what actions and E-step samples are drawn from
     target_critics: Critics
-    actor_optimizer: torch.optim.Adam
-    critic_optimizer: torch.optim.Adam
+    optimizer: torch.optim.Adam  # of policy and critics, each with its own rate
     mean_region: TrustRegion
     covariance_region: TrustRegion
     controller: LimitController
@@ -79,8 +78,13 @@ def create(
         model=model,
         behavior_policy=copy.deepcopy(model.policy).requires_grad_(False),
         target_critics=copy.deepcopy(model.critics).requires_grad_(False),
-        actor_optimizer=torch.optim.Adam(model.policy.parameters(), lr=config.mstep.learning_rate, fused=True),
-        critic_optimizer=torch.optim.Adam(model.critics.parameters(), lr=config.critic.learning_rate, fused=True),
+        optimizer=torch.optim.Adam(
+            [
+                {"params": list(model.policy.parameters()), "lr": config.mstep.learning_rate},
+                {"params": list(model.critics.parameters()), "lr": config.critic.learning_rate},
+            ],
+            fused=True,
+        ),
         mean_region=TrustRegion(config.mstep.kl_mean_bound),
         covariance_region=TrustRegion(config.mstep.kl_covariance_bound),
         controller=LimitController.start(num_costs),
@@ -90,7 +94,7 @@ def create(
 
 
 def update(state: LearnerState, batch: Batch, measured_cost: Array, config: TrainConfig) -> UpdateMetrics:
-    """Advance the state by one update: critics towards their targets, E-step, one gradient step of the M-step.
+    """Advance the state by one update: E-step, then a gradient step of the critics and of the policy (M-step).
 
     Args:
         state: changed in place.
@@ -113,8 +117,6 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
         reward_target = bootstrap_target(reward, discount, reward_value.mean(1))
         cost_target = bootstrap_target(state.tensor(batch.cost), discount, cost_value.mean(1))
 
-    loss = _critic_step(state, batch, reward_target, cost_target)
-
     share = state.controller.share(limit_gap(measured_cost, config), config.limit)
     counted = _counted(batch)
     recent = np.flatnonzero(counted[: batch.recent])
@@ -127,14 +129,16 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
     new_mean, new_standard_deviation = policy(next_observation)
     likelihood = weighted_likelihood(weights, sample, mean, standard_deviation, new_mean, new_standard_deviation)
     kl_mean, kl_covariance = gaussian_kl(mean, standard_deviation, new_mean, new_standard_deviation)
-    actor_loss = (
+    policy_loss = (
         -(likelihood * state.tensor((counted / counted.mean()).astype(np.float32))).mean()
         + state.mean_region.multiplier * kl_mean.mean()
         + state.covariance_region.multiplier * kl_covariance.mean()
     )
-    state.actor_optimizer.zero_grad(set_to_none=True)
-    actor_loss.backward()  # type: ignore[no-untyped-call]  # as above
-    state.actor_optimizer.step()
+    reward_heads, cost_heads = critics(normalizer(state.tensor(batch.observation)), state.tensor(batch.action)[:, None])
+    value_loss = critic_loss(reward_heads.squeeze(2), reward_target, cost_heads.squeeze(2), cost_target)
+    state.optimizer.zero_grad(set_to_none=True)
+    (policy_loss + value_loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated; they share no parameter
+    state.optimizer.step()
     follow(state.target_critics, critics, config.critic.target_rate)
 
     state.updates += 1
@@ -145,7 +149,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
     if state.updates % config.mstep.period == 0:
         achieved = _end_period(state, next_observation)
     return UpdateMetrics(
-        loss,
+        value_loss.item(),
         dual.temperature,
         dual.cost_multiplier,
         dual.kl_residual,
@@ -178,8 +182,7 @@ def state_dict(state: LearnerState) -> dict[str, Any]:
         "model": state.model.state_dict(),
         "behavior_policy": state.behavior_policy.state_dict(),
         "target_critics": state.target_critics.state_dict(),
-        "actor_optimizer": state.actor_optimizer.state_dict(),
-        "critic_optimizer": state.critic_optimizer.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
         "log_multipliers": [state.mean_region.log_multiplier, state.covariance_region.log_multiplier],
         "integral": state.controller.integral.tolist(),
         "generator": state.generator.get_state(),
@@ -194,8 +197,7 @@ def load_state_dict(state: LearnerState, saved: dict[str, Any]) -> None:
     state.model.load_state_dict(saved["model"])
     state.behavior_policy.load_state_dict(saved["behavior_policy"])
     state.target_critics.load_state_dict(saved["target_critics"])
-    state.actor_optimizer.load_state_dict(saved["actor_optimizer"])
-    state.critic_optimizer.load_state_dict(saved["critic_optimizer"])
+    state.optimizer.load_state_dict(saved["optimizer"])
     mean, covariance = saved["log_multipliers"]
     state.mean_region = replace(state.mean_region, log_multiplier=mean)
     state.covariance_region = replace(state.covariance_region, log_multiplier=covariance)
@@ -225,16 +227,6 @@ def _counted(batch: Batch) -> NDArray[np.bool_]:
     """
     goes_on = batch.discount > 0
     return goes_on if goes_on[: batch.recent].any() else np.ones_like(goes_on)
-
-
-def _critic_step(state: LearnerState, batch: Batch, reward_target: Tensor, cost_target: Tensor) -> float:
-    observation = state.model.normalizer(state.tensor(batch.observation))
-    reward_value, cost_value = state.model.critics(observation, state.tensor(batch.action).unsqueeze(1))
-    loss = critic_loss(reward_value.squeeze(2), reward_target, cost_value.squeeze(2), cost_target)
-    state.critic_optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-    state.critic_optimizer.step()
-    return loss.item()
 
 
 def _solve(

@@ -111,4 +111,4 @@ def pretend_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
     monkeypatch.setattr(torch.Tensor, "item", value)
     monkeypatch.setattr(torch.Tensor, "__float__", value)
-    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, fused: real_adam(parameters, lr=lr))
+    monkeypatch.setattr(torch.optim, "Adam", lambda groups, fused: real_adam(groups))

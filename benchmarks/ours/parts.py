@@ -15,6 +15,7 @@ from benchmarks.contestant import answer_rounds
 from benchmarks.ours.learner import Ours
 from benchmarks.workload import Workload
 from cvpo import learner
+from cvpo.critics import critic_loss
 from cvpo.critics import follow as critics_follow
 from cvpo.device import prepare_processor
 from cvpo.networks import Critics
@@ -25,9 +26,10 @@ PARTS = (
     "behavior policy, sampled actions",
     "target critics, K actions a state",
     "targets",
-    "critics: forward, backward, Adam",
     "E-step: dual and weights",
-    "M-step: forward, backward, Adam",
+    "policy: forward and loss",
+    "critics: forward and loss",
+    "backward, Adam",
     "target critics follow",
     "metrics",
 )
@@ -60,12 +62,14 @@ class Parts:
 
 def measure(ours: Ours, updates: int) -> dict[str, float]:
     """Milliseconds of each part, mean over so many updates; their sum is the update."""
-    (sample, behave, evaluate, targets, critics, estep, mstep, follow, metrics), parts = PARTS, Parts()
+    (sample, behave, evaluate, targets, estep, policy, critics, backward, follow, metrics), parts = PARTS, Parts()
     with (
         mock.patch.object(Critics, "evaluate", parts.around(Critics.evaluate, behave, evaluate)),
-        mock.patch.object(learner, "_critic_step", parts.around(learner._critic_step, targets, critics)),
+        mock.patch.object(learner, "_solve", parts.around(learner._solve, targets, estep)),
         mock.patch.object(learner, "_weights", parts.around(learner._weights, estep, estep)),
-        mock.patch.object(learner, "follow", parts.around(critics_follow, mstep, follow)),
+        mock.patch.object(Critics, "forward", parts.around(Critics.forward, policy, critics)),
+        mock.patch.object(learner, "critic_loss", parts.around(critic_loss, critics, critics)),
+        mock.patch.object(learner, "follow", parts.around(critics_follow, backward, follow)),
         mock.patch.object(ours.replay, "sample", parts.around(ours.replay.sample, metrics, sample)),
     ):
         parts.last = time.process_time()
@@ -85,10 +89,10 @@ def arithmetic(workload: Workload) -> dict[str, float]:
     inputs, A = workload.observation_size, workload.action_size
     members = 1 + workload.costs * workload.cost_heads
     target = members * (B * inputs * H + B * K * (A * H + H * H + H))
-    critics = members * B * (2 * (inputs + A) * H + 3 * H * H + 3 * H)
+    critics = members * B * ((inputs + A) * H + H * H + H)
     policy = B * (inputs * H + H * H + 2 * A * H)
-    mstep = B * (2 * inputs * H + 3 * H * H + 3 * 2 * A * H)
-    flop = {PARTS[1]: policy, PARTS[2]: target, PARTS[4]: critics, PARTS[6]: mstep}
+    backward = members * B * ((inputs + A) * H + 2 * H * H + 2 * H) + B * (inputs * H + 2 * H * H + 4 * A * H)
+    flop = {PARTS[1]: policy, PARTS[2]: target, PARTS[5]: policy, PARTS[6]: critics, PARTS[7]: backward}
     return {part: 2 * each / 1e9 for part, each in flop.items()}
 
 
