@@ -3,14 +3,14 @@
 Run in a process of its own (`python -m tests.envs.stock FILE.npz`), where nothing of cvpo has touched it.
 """
 
-import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.peers.fsrl.mend import import_safety_gymnasium
 
 TASKS = (
     "SafetyPointGoal1-v0",
@@ -60,28 +60,8 @@ def towards_the_goal(observation: Array) -> Array:
     return np.array([1.0 if abs(bearing) < 0.6 else 0.0, np.clip(2 * bearing, -1.0, 1.0)])
 
 
-def import_mended() -> Any:
-    """Give ndarray defaults of dataclasses a factory while the package is imported."""
-    strict: Callable[..., Any] = dataclasses.dataclass
-
-    def lenient(cls: type | None = None, /, **options: bool) -> Any:
-        if cls is None:
-            return functools.partial(lenient, **options)
-        for name, default in list(vars(cls).items()):
-            if isinstance(default, np.ndarray):
-                setattr(cls, name, dataclasses.field(default_factory=default.copy))
-        return strict(cls, **options)
-
-    dataclasses.dataclass = lenient
-    try:
-        import safety_gymnasium
-    finally:
-        dataclasses.dataclass = strict
-    return safety_gymnasium
-
-
 def stock_trajectories() -> Iterator[tuple[str, Any]]:
-    safety_gymnasium = import_mended()
+    safety_gymnasium = import_safety_gymnasium()
     for env_id in TASKS:
         env = safety_gymnasium.make(env_id, max_episode_steps=HORIZON)
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 
-def import_safety_gymnasium() -> None:
-    """Import it, which registers its tasks.
+def import_safety_gymnasium() -> Any:
+    """Import it, which registers its tasks, and give the module.
 
     Its assets are dataclasses with arrays as defaults, which Python refuses since 3.11; while it is imported, they
     become default factories.
@@ -26,6 +26,7 @@ def import_safety_gymnasium() -> None:
 
     dataclasses.dataclass = lenient
     try:
-        import safety_gymnasium  # noqa: F401 - imported to register its tasks
+        import safety_gymnasium
     finally:
         dataclasses.dataclass = strict
+    return safety_gymnasium
