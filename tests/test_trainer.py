@@ -6,9 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +24,12 @@ from cvpo.envs import VectorEnv
 from cvpo.errors import CheckpointError, ConfigError, EnvError, WorkerError
 from cvpo.metrics import METRICS, read_evaluations, read_metrics
 from cvpo.replay import FIELDS, Replay
-from cvpo.resume import ResumePoint, load_resume_point
 from cvpo.trainer import constraints_of, resume, train
 from tests.budget import STEPS, Reports, never, small_config
+from tests.runs import assert_same, assert_same_run, saved
 
 # 400 steps of 4 environments, 160 of them warm-up; checkpoints at 200 and 400.
 TOTAL = 400
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def start(run: Path, config: TrainConfig | None = None, stop_at: int | None = None) -> Reports:
@@ -45,13 +42,6 @@ def go_on(run: Path, steps: int | None = None, stop_at: int | None = None) -> Re
     reports = Reports()
     resume(run, reports, never if stop_at is None else reports.stop_at(stop_at), steps)
     return reports
-
-
-def saved(run: Path) -> ResumePoint:
-    """The newest resume point of a run, which must be intact."""
-    point = load_resume_point(run, pytest.fail)
-    assert point is not None
-    return point
 
 
 def transitions(run: Path) -> dict[str, NDArray[np.float32]]:
@@ -69,47 +59,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
     start(run)
     return run
-
-
-def assert_same(left: Any, right: Any, where: str = "state") -> None:
-    assert type(left) is type(right), where
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_same(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for i, (one, other) in enumerate(zip(left, right, strict=True)):
-            assert_same(one, other, f"{where}[{i}]")
-    else:
-        assert left == right, where
-
-
-def assert_same_run(left: Path, right: Path) -> None:
-    """Parameters, optimizers, replay, generators, counters, environments, and every file that people read."""
-    points = saved(left), saved(right)
-    assert points[0].steps == points[1].steps
-    assert_same(points[0].state, points[1].state)
-    assert points[0].row_files == points[1].row_files  # with their checksums
-    np.testing.assert_array_equal(continued(points[0].environments), continued(points[1].environments))
-    policies = [load_policy(run, checkpoint_steps(run)[-1]).model.state_dict() for run in (left, right)]
-    assert_same(policies[0], policies[1])
-    assert (left / "residuals.csv").read_text() == (right / "residuals.csv").read_text()
-    evaluations = read_evaluations(right)
-    assert {steps: evaluations[steps] for steps in read_evaluations(left)} == read_evaluations(left)
-
-
-def continued(environments: bytes) -> NDArray[np.float64]:
-    """What the saved environments show over the next episode and a half."""
-    with VectorEnv("tests.budget:make", num_envs=4, workers=0, seed=0) as env:
-        shown = [env.restore(environments)[:, 0].astype(np.float64)]
-        for _ in range(60):
-            env.step_async(np.full((4, 1), 0.5))
-            step = env.step_wait()
-            shown += [step.observation[:, 0].astype(np.float64), step.truncated.astype(np.float64)]
-    return np.array(shown)
 
 
 # The same seed, the same run.
@@ -435,54 +384,24 @@ def test_environments_that_act_as_the_served_policy_are_those_whose_cost_is_held
     assert loop.meter.window.shape == (2 * STEPS, measured, 1)
 
 
-class Stuck(Corridor):
-    """Raises, hangs or dies in its hundredth step."""
-
-    how, steps = "", 0
-
-    def step(self, action: NDArray[np.float64]) -> Any:
-        self.steps += 1
-        if self.steps == 100 and not Path("mended").exists():
-            self.fail()
-        return super().step(action)
-
-    def fail(self) -> None:
-        raise RuntimeError("the gripper is stuck")
-
-
-class Dead(Stuck):
-    def fail(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Hung(Stuck):
-    def fail(self) -> None:
-        time.sleep(1_000)
-
-
-class Nan(Stuck):
-    def step(self, action: NDArray[np.float64]) -> Any:
-        observation, *rest = super().step(action)
-        return observation if self.steps != 100 or Path("mended").exists() else np.full(1, np.nan), *rest
-
-    def fail(self) -> None:
-        pass
-
-
 @pytest.mark.parametrize(
     ("name", "kind", "sentence"),
     [
-        ("Stuck", EnvError, r":Stuck, at step \d of .*RuntimeError: the gripper is stuck\. Mend the environment, then"),
-        ("Nan", EnvError, r":Nan, at step \d of .*observation\[0\] is nan\. Mend the environment, then"),
         (
-            "Dead",
+            "LateRaise",
+            EnvError,
+            r":LateRaise, at step \d of .*the gripper is stuck\. Mend the environment, then",
+        ),
+        ("LateNan", EnvError, r":LateNan, at step \d of .*observation\[0\] is nan\. Mend the environment, then"),
+        (
+            "LateDeath",
             WorkerError,
-            r"process \d+ \(environments 0 to 3 of .*:Dead\) ended by SIGKILL.*, then",
+            r"process \d+ \(environments 0 to 3 of .*:LateDeath\) ended by SIGKILL.*, then",
         ),
         (
-            "Hung",
+            "LateHang",
             WorkerError,
-            r"process \d+ \(.*:Hung\) has not answered for 0\.5 seconds.*, then",
+            r"process \d+ \(.*:LateHang\) has not answered for 0\.5 seconds.*, then",
         ),
     ],
 )
@@ -490,9 +409,8 @@ def test_a_simulator_that_fails_ends_the_run_with_a_sentence_and_nothing_is_lost
     name: str, kind: type[Exception], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     environment = {
-        "env_id": f"tests.test_trainer:{name}",
+        "env_id": f"tests.envs.toys:{name}",
         "max_episode_steps": 8,
         "workers": 1,
         "step_timeout_seconds": 0.5,

@@ -2,8 +2,10 @@
 
 import itertools
 import os
+import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -152,6 +154,40 @@ class Heavy(Drift):
     def __init__(self) -> None:
         super().__init__()
         self.ballast = np.random.default_rng(0).bytes(1_000_000)
+
+
+class _Late(Drift):
+    """Drift that goes wrong in its hundredth step, unless there is a file `mended` in the current directory."""
+
+    taken = 0
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        self.taken += 1
+        result = super().step(action)
+        return self.fail(result) if self.taken == 100 and not Path("mended").exists() else result
+
+    def fail(self, result: Result) -> Any:
+        raise NotImplementedError
+
+
+class LateRaise(_Late):
+    def fail(self, result: Result) -> Any:
+        raise RuntimeError("the gripper is stuck")
+
+
+class LateNan(_Late):
+    def fail(self, result: Result) -> Any:
+        return np.array([np.nan, 0.0]), *result[1:]
+
+
+class LateDeath(_Late):
+    def fail(self, result: Result) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class LateHang(_Late):
+    def fail(self, result: Result) -> Any:
+        time.sleep(1_000)
 
 
 class OldReset(Drift):
