@@ -188,7 +188,6 @@ def test_a_run_killed_many_times_ends_as_the_one_that_was_not(tmp_path: Path) ->
 
     assert kills == 12
     assert 0 < before < STEPS
-    assert "Traceback" not in (tmp_path / "log").read_text()
     assert_same_run(straight, run)
     files = [
         {str(path.relative_to(folder)) for path in folder.rglob("*") if "tensorboard" not in str(path)}
