@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cvpo import __version__
@@ -43,7 +44,7 @@ class ResumePoint:
     state: dict[str, Any]  # tensors and plain values
     environments: bytes  # pickled: resume only runs that you trust
     spec: dict[str, Any]  # of the environment, as `spec_document`
-    versions: dict[str, str]  # of the packages that made it
+    versions: dict[str, str]  # of what decides how numbers are rounded, when it was made
     row_files: list[RowFile]
     rows: list[NDArray[np.float32]]  # of those files, [n, W] each; to be read before the next save
 
@@ -65,6 +66,12 @@ class ResumePoint:
                     f"{run} was trained in an environment with {name} {value}, and now {name} is {now[name]}. "
                     f"Put the environment back as it was, or start a new run."
                 )
+
+    def warning(self) -> str | None:
+        """A sentence for people where the run cannot go on to the bit; None where it can."""
+        now = versions()
+        changed = [f"{name} {now[name]} instead of {then}" for name, then in self.versions.items() if now[name] != then]
+        return f"The run goes on, but not to the bit: with {', '.join(changed)}." if changed else None
 
 
 class ResumePoints:
@@ -105,7 +112,7 @@ class ResumePoints:
         row_files = [file for file in self.log.files if file.end > self.replay.total - self.replay.size]
         point = {
             "format": FORMAT,
-            "versions": _versions(),
+            "versions": versions(),
             "spec": spec_document(self.spec),
             "row_width": self.log.width,
             "row_files": [vars(file) for file in row_files],
@@ -185,5 +192,7 @@ def _point(path: Path, contents: dict[str, bytes]) -> dict[str, Any]:
     return point
 
 
-def _versions() -> dict[str, str]:
-    return {"cvpo": __version__, "torch": version("torch"), "numpy": version("numpy")}
+def versions() -> dict[str, str]:
+    """Of what decides how numbers are rounded."""
+    packages = {name: version(name) for name in ("torch", "numpy", "gymnasium", "mujoco")}
+    return {"cvpo": __version__, **packages, "cpu": torch.backends.cpu.get_cpu_capability()}

@@ -109,6 +109,13 @@ def _resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int 
             loop.restore(point)
             observation = env.restore(point.environments)
             loop.begin_anew(env.restarted)
+            if warning := point.warning():
+                reporter.say(warning)
+            if env.restarted.any():
+                reporter.say(
+                    f"The run goes on, but not to the bit: {env.restarted.sum()} of {env.num_envs} environments could "
+                    f"not be pickled, and begin a new episode."
+                )
         points.go_on(point)
         replace_config(run, config)
         del point  # so that its memory is free

@@ -260,6 +260,17 @@ def test_another_environment_is_refused_with_what_differs(
         point.check_spec(tmp_path, EnvSpec(**(vars(SPEC) | change)))
 
 
+def test_what_the_run_was_made_with_before_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path)
+    assert newest(tmp_path).warning() is None
+    then = resume.versions()
+    monkeypatch.setattr(resume, "versions", lambda: then | {"torch": "9.9.9", "cpu": "none"})
+    assert newest(tmp_path).warning() == (
+        f"The run goes on, but not to the bit: with torch 9.9.9 instead of {then['torch']}, "
+        f"cpu none instead of {then['cpu']}."
+    )
+
+
 # Killed.
 
 

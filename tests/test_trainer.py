@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -18,10 +19,11 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from cvpo import trainer
-from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy, read_config
+from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy, read_config, to_bytes
 from cvpo.config import TrainConfig
 from cvpo.envs import VectorEnv
 from cvpo.errors import CheckpointError, ConfigError, EnvError, WorkerError
+from cvpo.files import read_verified, write_verified
 from cvpo.metrics import METRICS, read_evaluations, read_metrics
 from cvpo.replay import FIELDS, Replay
 from cvpo.trainer import constraints_of, resume, train
@@ -235,6 +237,28 @@ def test_a_config_edited_after_the_start_is_refused(whole: Path, tmp_path: Path)
     (run / CONFIG).write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match="was changed since the run began"):
         go_on(run, steps=800)
+
+
+def test_a_run_of_a_device_that_is_not_there_is_refused_and_stays(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    folder = run / "resume" / "0000000400"
+    contents = read_verified(folder)
+    assert contents is not None
+    state = torch.load(io.BytesIO(contents["state.pt"]))
+    on_cuda = state | {"config": state["config"].replace('"device":"cpu"', '"device":"cuda"')}
+    assert on_cuda != state
+    shutil.rmtree(folder)
+    write_verified(folder, contents | {"state.pt": to_bytes(on_cuda)}, CheckpointError)
+    with pytest.raises(CheckpointError, match="was changed since the run began"):  # it says cpu
+        go_on(run, steps=800)
+    (run / CONFIG).write_text(on_cuda["config"])
+    with pytest.raises(ConfigError, match=r"compute\.device is cuda, but torch .* finds no CUDA device"):
+        go_on(run, steps=800)
+    assert saved(run).steps == 400
 
 
 def test_a_folder_that_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
@@ -459,6 +483,7 @@ class Locked(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
 def test_no_return_crosses_into_the_episode_that_a_resumed_run_begins_anew(tmp_path: Path) -> None:
     settings = small_config(steps=TOTAL, environment={"env_id": "tests.test_trainer:Locked", "max_episode_steps": 30})
     start(tmp_path / "run", settings, stop_at=220)  # in the middle of an episode
-    go_on(tmp_path / "run")
+    (said,) = [text for text in go_on(tmp_path / "run").said if "to the bit" in text]
+    assert "4 of 4 environments could not be pickled" in said
     replay = transitions(tmp_path / "run")
     np.testing.assert_array_equal(replay["observation"], replay["next_observation"])
