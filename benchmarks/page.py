@@ -101,11 +101,30 @@ def training(document: Document) -> str:
     )
 
 
+def checkpoints(document: Document) -> str:
+    """Seconds and megabytes of a checkpoint, and what it is beside the learner's time and beside writing all."""
+    rows = [
+        [
+            f"{int(stored):,}",
+            f"{each['checkpoint_every']:,}",
+            _range(each["seconds"]["append"], 2),
+            f"{max(each['bytes']['append']) / 1e6:.1f}",
+            f"{each['share_of_learner_time']['median']:.2%}",
+            _ratio(each["whole_over_append_seconds"]),
+            f"{each['whole_over_append_bytes']['median']:.1f}",
+        ]
+        for stored, each in document["sizes"].items()
+    ]
+    header = ["transitions", "steps between", "s", "MB", "of the updates between", "all over new, time", "bytes"]
+    return f"{table(header, rows)}\n"
+
+
 TABLES: dict[str, Callable[[Document], str]] = {
     "learner": learner,
     "learner_profile": learner_profile,
     "learner_sweep": learner_sweep,
     "training": training,
+    "checkpoints": checkpoints,
 }
 
 

@@ -85,3 +85,24 @@ def test_a_sweep_is_a_table_per_size() -> None:
     assert text.splitlines()[0] == "| actions a state |   4 |   8 |"
     assert text.splitlines()[2] == "| ms an update    | 2.0 | 3.0 |"
     assert "| constraints  |   1 |" in text
+
+
+def test_a_checkpoint_is_shown_beside_what_it_is_compared_with() -> None:
+    size = {
+        "checkpoint_every": 50_000,
+        "seconds": {"append": [0.1, 0.126], "whole": [1.0, 1.0], "learner": [300.0, 300.0]},
+        "bytes": {"append": [27_000_000, 25_000_000], "whole": [500_000_000, 500_000_000]},
+        "share_of_learner_time": {"median": 0.00036, "low": 0.0, "high": 0.0},
+        "whole_over_append_seconds": RATIO,
+        "whole_over_append_bytes": RATIO,
+    }
+    row = page.checkpoints({"sizes": {"1000000": size}}).splitlines()[-1]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "1,000,000",
+        "50,000",
+        "0.10 to 0.13",
+        "27.0",
+        "0.04%",
+        "3.00 (2.50 to 3.25)",
+        "3.0",
+    ]
