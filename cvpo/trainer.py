@@ -352,6 +352,7 @@ class _Evaluator:
         self.config, self.writer, self.reporter = config, writer, reporter
         self.progress: Progress
         self.runner: EpisodeRunner | None = None
+        self.first_state = b""
 
     def __enter__(self) -> "_Evaluator":
         schedule, environment = self.config.schedule, self.config.environment
@@ -364,8 +365,6 @@ class _Evaluator:
             max_episode_steps=environment.max_episode_steps,
             step_timeout_seconds=environment.step_timeout_seconds,
         )
-        self.env.reset()
-        self.start_state = self.env.state()
         # Steps of an evaluation to take with each step of training, so that it ends before the next one begins.
         rounds = math.ceil(schedule.evaluation_episodes / self.env.num_envs)
         between = schedule.checkpoint_every // environment.num_envs
@@ -392,7 +391,10 @@ class _Evaluator:
         self.finish()
         self.progress = progress
         actor = TorchActor(copy.deepcopy(model).cpu(), self.env.spec)
-        observation = self.env.restore(self.start_state)
+        if not self.first_state:
+            self.env.reset()
+            self.first_state = self.env.state()
+        observation = self.env.restore(self.first_state)
         self.runner = EpisodeRunner(self.env, actor, self.config.schedule.evaluation_episodes, observation)
 
     def advance(self) -> None:

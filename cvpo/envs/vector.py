@@ -63,7 +63,7 @@ class VectorEnv:
         max_episode_steps: int | None = None,
         step_timeout_seconds: float = STEP_TIMEOUT_SECONDS,
     ) -> None:
-        """Make the environments.
+        """Begin to make the environments; the first command waits until they are made.
 
         Args:
             env_id, cost_names, max_episode_steps: as for `make_env`. Worker processes are fresh interpreters: an id
@@ -85,7 +85,7 @@ class VectorEnv:
         self.num_envs = num_envs
         self.restarted = np.zeros(num_envs, np.bool_)
         self._workers: list[Worker | Inline] = []
-        self._waiting = False
+        self._made = self._waiting = False
         self.learner_waited = 0.0
         """Seconds spent in `step_wait` so far."""
         settings = EnvSettings(env_id, cost_names, max_episode_steps, seed)
@@ -105,7 +105,6 @@ class VectorEnv:
                     self._workers.append(
                         Worker(context, settings, indices, memory, self.spec, num_envs, step_timeout_seconds)
                     )
-            self._receive()
         except BaseException:
             self.close()
             raise
@@ -169,6 +168,7 @@ class VectorEnv:
             raise CheckpointError(f"The saved state of the environments cannot be read: {describe(error)}.") from error
         if saved.identity != self._identity():
             raise CheckpointError(f"The saved state is of {saved.identity}, but this is {self._identity()}.")
+        self._wait_until_made()
         with self._closed_on_error():
             for worker, share in zip(self._workers, self._shares, strict=True):
                 worker.send("restore", saved.envs[share.start : share.stop])
@@ -195,9 +195,16 @@ class VectorEnv:
     def _send(self, command: str) -> None:
         assert self._workers, "closed"
         assert not self._waiting, "step_wait comes first"
+        self._wait_until_made()
         with self._closed_on_error():
             for worker in self._workers:
                 worker.send(command)
+
+    def _wait_until_made(self) -> None:
+        """Take the first answer, which says that the environments are made: the caller had other work till now."""
+        if not self._made:
+            self._receive()
+            self._made = True
 
     def _receive(self) -> list[Any]:
         with self._closed_on_error():

@@ -313,8 +313,11 @@ def test_what_cannot_be_made_is_said_at_once(workers: int) -> None:
 def test_an_id_that_only_this_process_knows_is_refused_by_the_workers() -> None:
     import tests.envs.toys  # noqa: F401 - registers ToyDrift-v0 here
 
-    with pytest.raises(EnvError, match="There is no environment ToyDrift-v0"):
-        VectorEnv("ToyDrift-v0", num_envs=2, workers=2, seed=0)
+    with (
+        pytest.raises(EnvError, match="There is no environment ToyDrift-v0"),
+        VectorEnv("ToyDrift-v0", num_envs=2, workers=2, seed=0) as env,
+    ):
+        env.reset()
     assert not multiprocessing.active_children()
 
 
