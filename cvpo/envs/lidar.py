@@ -62,11 +62,14 @@ class Lidar:
             angle %= TURN
             index = int(angle / size)
             near = max(0, reach - distance) / reach
-            ring[index] = max(ring[index], near)
+            if near > ring[index]:
+                ring[index] = near
             if alias:
                 share = (angle - size * index) / size
                 assert 0 <= share <= 1, f"bad alias {share}, dist {distance}, angle {angle}, bin {index}"
-                after, before = (index + 1) % bins, (index - 1) % bins
-                ring[after] = max(ring[after], share * near)
-                ring[before] = max(ring[before], (1 - share) * near)
+                after, before = (index + 1) % bins, index - 1  # the bin before the first is the last one
+                if share * near > ring[after]:
+                    ring[after] = share * near
+                if (1 - share) * near > ring[before]:
+                    ring[before] = (1 - share) * near
         return ring

@@ -22,7 +22,7 @@ from cvpo.envs.layout import sample_layout
 from cvpo.envs.lidar import Lidar
 from cvpo.envs.rules import COSTS, REWARDS
 from cvpo.envs.scene import BODIES, Scene, Senses
-from cvpo.envs.world import World, places
+from cvpo.envs.world import World, leave_out_islands, places
 
 AGENTS = {"Point", "Car", "Doggo", "Racecar", "Ant"}
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION  # all that decides how a simulation goes on
@@ -169,9 +169,11 @@ class NavigationTask(gymnasium.Wrapper[Any, Any, Any, Any]):
                     task.world.parse(config)
                 task.world.build()
             self._world = World(task.world.xml_string, config)
+            leave_out_islands(task.model)
         self._bind()
 
     def _set_model(self, model: Any) -> None:
+        leave_out_islands(model)
         data = mujoco.MjData(model)
         mujoco.mj_forward(model, data)
         self._task.world.engine.update(model, data)

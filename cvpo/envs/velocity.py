@@ -12,6 +12,8 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from cvpo.envs import safety_tasks
+from cvpo.envs.base import all_finite
+from cvpo.envs.world import leave_out_islands
 
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION  # all that decides how a simulation goes on
 Result = tuple[NDArray[np.float64], Any, float, bool, dict[str, Any]]
@@ -22,7 +24,7 @@ class VelocityTask(gymnasium.Wrapper[Any, Any, Any, Any]):
     """A velocity task with its cost in `info["cost"]`; the time limit and the order of calls are kept here, too.
 
     What Safety-Gymnasium 1.0.0 stacks around these tasks, and what Gymnasium 0.29 does around a simulation of some 30
-    microseconds, takes a fifth of a step. Two kinds, HalfCheetah and Ant, are stepped here from views of the
+    microseconds, takes a fifth of a step. HalfCheetah, Hopper, Walker2d and Ant are stepped here from views of the
     simulator's memory, in the order of operations of their `step`; the others' own `step` is called.
     """
 
@@ -33,6 +35,7 @@ class VelocityTask(gymnasium.Wrapper[Any, Any, Any, Any]):
         """
         assert spec.max_episode_steps is not None
         super().__init__(env)
+        leave_out_islands(self.unwrapped.model)  # type: ignore[attr-defined]  # a MuJoCo environment
         self._spec, self._horizon = spec, spec.max_episode_steps
         self._steps: int | None = None
         self._advance = self._choose()
@@ -77,12 +80,16 @@ class VelocityTask(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _choose(self) -> Callable[[NDArray[Any]], Result]:
         stock: Any = self.env
-        kind = f"{type(stock).__module__}.{type(stock).__qualname__}"
-        if stock.render_mode is None:
-            for name, quick in (("half_cheetah", half_cheetah), ("ant", ant)):
-                package = f"safety_gymnasium.tasks.safe_velocity.safety_{name}_velocity"
-                if kind.startswith((f"{package}_v0.Safety", f"{package}_v1.Safety")):
-                    return quick(stock)
+        if type(stock).__module__.startswith("safety_gymnasium.") and stock.render_mode is None:
+            kind = type(stock).__name__
+            blind = stock._exclude_current_positions_from_observation
+            mortal = blind and getattr(stock, "_terminate_when_unhealthy", False)
+            if kind == "SafetyHalfCheetahVelocityEnv" and blind:
+                return half_cheetah(stock)
+            if kind in ("SafetyHopperVelocityEnv", "SafetyWalker2dVelocityEnv") and mortal:
+                return hopper(stock)
+            if kind == "SafetyAntVelocityEnv" and mortal and not stock._use_contact_forces:
+                return ant(stock)
         return lambda action: _five(stock.step(action))
 
 
@@ -100,7 +107,7 @@ def half_cheetah(stock: Any) -> Callable[[NDArray[Any]], Result]:
     """The step of SafetyHalfCheetahVelocityEnv."""
     model, data, frames, dt = stock.model, stock.data, stock.frame_skip, stock.dt
     control, position, velocity = data.ctrl, data.qpos, data.qvel
-    seen = position[1:] if stock._exclude_current_positions_from_observation else position
+    seen = position[1:]
     forward_weight, control_weight = stock._forward_reward_weight, stock._ctrl_cost_weight
     threshold, step = stock._velocity_threshold, mujoco.mj_step
 
@@ -125,15 +132,37 @@ def half_cheetah(stock: Any) -> Callable[[NDArray[Any]], Result]:
     return advance
 
 
+def hopper(stock: Any) -> Callable[[NDArray[Any]], Result]:
+    """The step of SafetyHopperVelocityEnv and SafetyWalker2dVelocityEnv, which are healthy in different ways."""
+    model, data, frames, dt = stock.model, stock.data, stock.frame_skip, stock.dt
+    control, position, velocity = data.ctrl, data.qpos, data.qvel
+    seen = position[1:]
+    forward_weight, control_weight = stock._forward_reward_weight, stock._ctrl_cost_weight
+    threshold, step, healthy_reward = stock._velocity_threshold, mujoco.mj_step, 1.0 * stock._healthy_reward
+
+    def advance(action: NDArray[Any]) -> Result:
+        _check_size(action, control)
+        before = position[0]
+        control[:] = action
+        step(model, data, frames)
+        after = position[0]
+        speed = (after - before) / dt
+        control_cost = control_weight * np.add.reduce(np.square(action))
+        observation = np.concatenate((seen, np.minimum(np.maximum(velocity, -10), 10)))
+        reward = forward_weight * speed + healthy_reward - control_cost
+        info = {"x_position": after, "x_velocity": speed}
+        return observation, reward, float(speed > threshold), not stock.is_healthy, info
+
+    return advance
+
+
 def ant(stock: Any) -> Callable[[NDArray[Any]], Result]:
-    """The step of SafetyAntVelocityEnv."""
+    """The step of SafetyAntVelocityEnv, as it is registered: no contact forces, its place not observed, mortal."""
     model, data, frames, dt = stock.model, stock.data, stock.frame_skip, stock.dt
     control, position, velocity = data.ctrl, data.qpos, data.qvel
     torso = data.body("torso").xpos
-    seen = position[2:] if stock._exclude_current_positions_from_observation else position
-    with_forces, weight = stock._use_contact_forces, stock._ctrl_cost_weight
-    if with_forces:
-        return lambda action: _five(stock.step(action))
+    low, high = stock._healthy_z_range
+    weight, healthy_reward = stock._ctrl_cost_weight, 1.0 * stock._healthy_reward
     threshold, step = stock._velocity_threshold, mujoco.mj_step
 
     def advance(action: NDArray[Any]) -> Result:
@@ -143,7 +172,8 @@ def ant(stock: Any) -> Callable[[NDArray[Any]], Result]:
         step(model, data, frames)
         after = torso[:2].copy()
         x_speed, y_speed = (after - before) / dt
-        healthy_reward, terminated = stock.healthy_reward, stock.terminated
+        state = np.concatenate((position, velocity))
+        terminated = not (all_finite(state) and low <= state[2] <= high)
         control_cost = weight * np.add.reduce(np.square(action))
         info = {
             "reward_forward": x_speed,
@@ -151,14 +181,13 @@ def ant(stock: Any) -> Callable[[NDArray[Any]], Result]:
             "reward_survive": healthy_reward,
             "x_position": after[0],
             "y_position": after[1],
-            "distance_from_origin": np.linalg.norm(after, ord=2),
+            "distance_from_origin": np.sqrt(after.dot(after)),
             "x_velocity": x_speed,
             "y_velocity": y_speed,
             "forward_reward": x_speed,
         }
         cost = float(np.sqrt(x_speed**2 + y_speed**2) > threshold)
-        observation = np.concatenate((seen, velocity))
-        return observation, x_speed + healthy_reward - control_cost, cost, terminated, info
+        return state[2:], x_speed + healthy_reward - control_cost, cost, terminated, info
 
     return advance
 

@@ -22,6 +22,8 @@ TASKS = (
     "SafetyAntVelocity-v1",
     "SafetyHalfCheetahVelocity-v1",
     "SafetyHopperVelocity-v1",
+    "SafetyWalker2dVelocity-v1",
+    "SafetyHumanoidVelocity-v1",
     "SafetyAntGoal2-v0",
     "SafetyPointPush2-v0",
 )
