@@ -16,6 +16,7 @@ from cvpo.config import TrainConfig, parse_config
 from cvpo.errors import NonFiniteError
 from cvpo.learner import LearnerState, UpdateMetrics, antithetic_noise
 from cvpo.mstep import gaussian_kl
+from cvpo.networks import Critics
 from cvpo.replay import Batch
 
 B = 32
@@ -302,6 +303,32 @@ def test_noise_comes_in_pairs_with_a_second_moment_of_one() -> None:
     assert noise.shape == (7, 16, 3)
     torch.testing.assert_close(noise[:, 8:], -noise[:, :8])
     torch.testing.assert_close(noise.square().mean(1), torch.ones(7, 3))
+
+
+def test_the_fast_evaluation_learns_what_the_plain_forward_pass_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Both in float32, whose rounding the optimizer's division by small gradients makes larger from step to step.
+    def plain(critics: Critics, observation: Tensor, action: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
+        return critics(observation, action)
+
+    fast = create(config())
+    fast_metrics = learn(fast, config(), 20, 30.0, discount=0.5)
+    monkeypatch.setattr(Critics, "evaluate", plain)
+    slow = create(config())
+    slow_metrics = learn(slow, config(), 20, 30.0, discount=0.5)
+    for one, other in zip(fast_metrics, slow_metrics, strict=True):
+        assert one.critic_loss == pytest.approx(other.critic_loss, rel=1e-3)
+        assert one.temperature == pytest.approx(other.temperature, rel=1e-3)
+        np.testing.assert_allclose(one.cost_multiplier, other.cost_multiplier, rtol=1e-3)
+    assert mean_action(fast) == pytest.approx(mean_action(slow), abs=1e-4)
+
+
+def test_half_precision_learns_nearly_the_same_and_not_the_same() -> None:
+    full, half = create(config()), create(config())
+    full_metrics = learn(full, config(), 20, 30.0, discount=0.5)
+    half_metrics = learn(half, config(compute={"precision": "bfloat16"}), 20, 30.0, discount=0.5)
+    assert half_metrics[-1].critic_loss == pytest.approx(full_metrics[-1].critic_loss, rel=0.1)
+    assert half_metrics[-1].critic_loss != full_metrics[-1].critic_loss
+    assert mean_action(half) == pytest.approx(mean_action(full), abs=0.02)
 
 
 def test_the_seed_decides_everything_and_the_global_generator_is_left_alone() -> None:
