@@ -308,7 +308,8 @@ def test_noise_comes_in_pairs_with_a_second_moment_of_one() -> None:
 def test_the_fast_evaluation_learns_what_the_plain_forward_pass_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     # Both in float32, whose rounding the optimizer's division by small gradients makes larger from step to step.
     def plain(critics: Critics, observation: Tensor, action: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
-        return critics(observation, action)
+        reward_value, cost_value = critics(observation, action)
+        return reward_value, cost_value
 
     fast = create(config())
     fast_metrics = learn(fast, config(), 20, 30.0, discount=0.5)
