@@ -1,11 +1,11 @@
 """One process at a time trains in a run's folder."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from cvpo.errors import CheckpointError
@@ -13,7 +13,7 @@ from cvpo.errors import CheckpointError
 LOCK = "lock"
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(run: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of a run; the kernel takes it back when this process ends, however it ends.
 
@@ -39,6 +39,7 @@ def locked(run: Path, say: Callable[[str], None]) -> Iterator[None]:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
             say(f"{run} is on a file system without locks: see that no second process trains there")
-        os.truncate(file.fileno(), 0)
-        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        with contextlib.suppress(OSError):  # a full disk: it is held all the same
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield

@@ -19,6 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from cvpo.bundle import Evaluation
 from cvpo.errors import CheckpointError
+from cvpo.files import fsync_directory
 
 METRICS = {
     "steps": "environment steps so far",
@@ -107,6 +108,7 @@ class MetricsWriter:
         for file in (self._metrics, self._residual_file):
             file.flush()
             os.fsync(file.fileno())
+        fsync_directory(self._run)
         self._events.flush()
 
     def __enter__(self) -> Self:

@@ -90,6 +90,7 @@ def release(
         seed=trained.config.seed + EPISODE_SEED_OFFSET,
         cost_names=environment.cost_names,
         max_episode_steps=environment.max_episode_steps,
+        step_timeout_seconds=environment.step_timeout_seconds,
     ) as env:
         real = run_episodes(env, TorchActor(trained.model, trained.spec), 2)
         observations = np.concatenate([episode.observation for episode in real])

@@ -416,6 +416,7 @@ def test_environments_that_act_as_the_served_policy_are_those_whose_cost_is_held
             EnvError,
             r":LateRaise, at step \d of .*the gripper is stuck\. Mend the environment, then",
         ),
+        ("LateShape", EnvError, r":LateShape, at step \d of .*3 values instead of 2\. Mend the environment, then"),
         ("LateNan", EnvError, r":LateNan, at step \d of .*observation\[0\] is nan\. Mend the environment, then"),
         (
             "LateDeath",

@@ -180,6 +180,11 @@ class LateNan(_Late):
         return np.array([np.nan, 0.0]), *result[1:]
 
 
+class LateShape(_Late):
+    def fail(self, result: Result) -> Any:
+        return np.zeros(3), *result[1:]
+
+
 class LateDeath(_Late):
     def fail(self, result: Result) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
