@@ -56,7 +56,8 @@ def test_training_leaves_what_its_help_names_and_says_what_comes_next(tmp_path: 
     run = tmp_path / "drift"
     said = train(run, "--cost-limit", "3")
     assert said.out == ""
-    header, *rows, waits, where, then = said.err.splitlines()
+    device, header, *rows, waits, where, then = said.err.splitlines()
+    assert device.startswith("device  ")
     assert header.split() == ["steps", "return", "cost", "/", "limit", "lambda", "infeasible", "steps/s"]
     evaluated = sorted(read_evaluations(run))
     assert [row.split()[0] for row in rows] == [str(steps) for steps in evaluated]
@@ -86,7 +87,7 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
     workers = small(environment__workers="1", schedule__evaluation_workers="1")
     with spawned("train", DRIFT, "--steps", "100000000", "--out", run, *workers) as process:
         assert process.stderr is not None
-        header, row = process.stderr.readline(), process.stderr.readline()
+        _device, header, row = (process.stderr.readline() for _ in range(3))
         assert header.split()[0] == "steps"
         assert int(row.split()[0]) >= 200  # it learns by now
         os.killpg(process.pid, signal.SIGINT)  # a terminal tells the simulator processes too
