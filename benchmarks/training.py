@@ -70,6 +70,7 @@ def our_run(task: str, steps: int, cores: Sequence[int]) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "cvpo", "train", task, "--steps", str(steps), "--out", str(out)]
+        command += ["--device", "cpu"]
         for name, value in settings.items():
             command += ["--set", f"{name}={value}"]
         begin = time()
