@@ -56,6 +56,7 @@ class Timed:
     """A process from its start to its end."""
 
     seconds: float  # of the clock
+    core_seconds: float  # that it and its children used
     others: float  # share of the cores' time that went to other processes meanwhile: 0 on a quiet machine
 
 
@@ -81,11 +82,12 @@ def timed(name: str, command: Sequence[str], *, cores: Sequence[int]) -> Timed:
             check=False,
         )
     seconds = time.perf_counter() - begin
-    others = (_busy_seconds(cores) - busy) - (_children_seconds() - own)
+    used = _children_seconds() - own
+    others = _busy_seconds(cores) - busy - used
     if done.returncode:
         said = "\n".join(done.stdout.splitlines()[-LAST_LINES:])
         raise BenchmarkError(f"{name} ended with exit code {done.returncode}. The end of what it wrote:\n{said}")
-    return Timed(seconds, max(0.0, others) / (seconds * len(cores)))
+    return Timed(seconds, used, max(0.0, others) / (seconds * len(cores)))
 
 
 def _busy_seconds(cores: Sequence[int]) -> float:

@@ -86,10 +86,19 @@ def training(document: Document) -> str:
             _ratio(each["ratio"]),
             _ratio(each["ratio_without_startup"]),
             f"{_range(each['startup_seconds']['cvpo'], 0)} / {_range(each['startup_seconds']['FSRL'], 0)}",
+            _ratio(each["ratio_of_core_seconds"]),
         ]
         for task, each in document["tasks"].items()
     ]
-    header = ["task", "cvpo, s", "FSRL, s", "FSRL over cvpo", "without the start", "start, s: cvpo / FSRL"]
+    header = [
+        "task",
+        "cvpo, s",
+        "FSRL, s",
+        "FSRL over cvpo",
+        "without the start",
+        "start, s: cvpo / FSRL",
+        "core seconds",
+    ]
     work = next(iter(document["tasks"].values()))["updates"]["FSRL"]
     others = max(share for task in document["tasks"].values() for each in task["others"].values() for share in each)
     tried = ", ".join(f"{threads}: {each:.0f} s" for threads, each in document["fsrl_threads_tried_seconds"].items())

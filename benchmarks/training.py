@@ -16,7 +16,7 @@ from time import time
 from typing import Any
 
 from benchmarks import page
-from benchmarks.contestant import take_cores, timed, versions
+from benchmarks.contestant import Timed, take_cores, timed, versions
 from benchmarks.errors import BenchmarkError, run
 from benchmarks.peers import peer_python
 from benchmarks.rounds import Ratio, finish, interleave
@@ -31,11 +31,10 @@ FSRL_THREADS = (1, 2)
 
 @dataclass(frozen=True)
 class Run:
-    """One run, in seconds of wall clock."""
+    """One run."""
 
-    seconds: float
+    process: Timed
     startup_seconds: float  # until the first step of an environment is asked for
-    others: float  # share of the cores' time that went to other processes
     steps: int
     updates: int
     versions: Mapping[str, str]
@@ -50,7 +49,7 @@ def fsrl_run(task: str, steps: int, threads: int, cores: Sequence[int]) -> Run:
         begin = time()
         process = timed("FSRL", command, cores=cores)
         done = json.loads((Path(folder) / "done.json").read_text())
-    return Run(process.seconds, done["begun"] - begin, process.others, done["steps"], done["updates"], done["versions"])
+    return Run(process, done["begun"] - begin, done["steps"], done["updates"], done["versions"])
 
 
 def our_run(task: str, steps: int, cores: Sequence[int]) -> Run:
@@ -78,7 +77,7 @@ def our_run(task: str, steps: int, cores: Sequence[int]) -> Run:
         begun = (out / "config.json").stat().st_mtime  # written when the environments are there
         last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     ours = versions(["torch", "numpy", "mujoco"])
-    return Run(process.seconds, begun - begin, process.others, last["steps"], last["updates"], ours)
+    return Run(process, begun - begin, last["steps"], last["updates"], ours)
 
 
 def compare(task: str, steps: int, rounds: int, threads: int, cores: Sequence[int]) -> dict[str, Any]:
@@ -92,8 +91,8 @@ def compare(task: str, steps: int, rounds: int, threads: int, cores: Sequence[in
         def play_and_tell() -> Run:
             done = play()
             print(
-                f"{task}  {name}  {done.seconds:.1f} s, of which to start {done.startup_seconds:.1f}; "
-                f"others used {done.others:.0%} of the cores",
+                f"{task}  {name}  {done.process.seconds:.1f} s, of which to start {done.startup_seconds:.1f}; "
+                f"others used {done.process.others:.0%} of the cores",
                 flush=True,
             )
             return done
@@ -114,14 +113,18 @@ def compare(task: str, steps: int, rounds: int, threads: int, cores: Sequence[in
                 f"{task}: cvpo made {one.updates} updates in {one.steps} steps and FSRL {other.updates} in "
                 f"{other.steps}; they can only be compared when they do the same."
             )
+
+    def ratio(seconds: Callable[[Run], float]) -> dict[str, Any]:
+        return Ratio.of([seconds(each) for each in theirs], [seconds(each) for each in ours]).document()
+
     return {
-        "ratio": Ratio.of([r.seconds for r in theirs], [r.seconds for r in ours]).document(),
-        "ratio_without_startup": Ratio.of(
-            [r.seconds - r.startup_seconds for r in theirs], [r.seconds - r.startup_seconds for r in ours]
-        ).document(),
-        "seconds": {name: [r.seconds for r in each] for name, each in runs.items()},
+        "ratio": ratio(lambda each: each.process.seconds),
+        "ratio_without_startup": ratio(lambda each: each.process.seconds - each.startup_seconds),
+        "ratio_of_core_seconds": ratio(lambda each: each.process.core_seconds),
+        "seconds": {name: [r.process.seconds for r in each] for name, each in runs.items()},
         "startup_seconds": {name: [r.startup_seconds for r in each] for name, each in runs.items()},
-        "others": {name: [r.others for r in each] for name, each in runs.items()},
+        "core_seconds": {name: [r.process.core_seconds for r in each] for name, each in runs.items()},
+        "others": {name: [r.process.others for r in each] for name, each in runs.items()},
         "updates": {name: each[0].updates for name, each in runs.items()},
         "versions": {name: dict(each[0].versions) for name, each in runs.items()},
     }
@@ -140,7 +143,7 @@ def main() -> None:
     cores = take_cores(2)
     trial: dict[int, float] = {}
     if arguments.fsrl_threads is None:
-        trial = {threads: fsrl_run(TASKS[0], 5_000, threads, cores).seconds for threads in FSRL_THREADS}
+        trial = {threads: fsrl_run(TASKS[0], 5_000, threads, cores).process.seconds for threads in FSRL_THREADS}
         print(
             "FSRL, 5,000 steps: " + ", ".join(f"{each:.1f} s with {n} threads" for n, each in trial.items()), flush=True
         )

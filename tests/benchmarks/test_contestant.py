@@ -60,6 +60,7 @@ def test_what_others_use_of_the_cores_is_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(contestant, "_children_seconds", lambda: next(own))
     found = timed("naps", [sys.executable, "-c", "import time; time.sleep(0.2)"], cores=ONE_CORE)
     assert found.others * found.seconds == pytest.approx(0.4)
+    assert found.core_seconds == pytest.approx(0.1)
 
 
 def test_what_a_process_uses_itself_is_not_of_others() -> None:
