@@ -94,7 +94,7 @@ def _resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int 
         raise CheckpointError(f"{run}/config.json was changed since the run began. Put it back, or start a new run.")
     if steps is not None:
         config = _with_steps(config, steps)
-    if point and point.steps >= config.schedule.steps:
+    if point and point.steps >= config.schedule.steps and not _unevaluated(run, point.steps):
         raise ConfigError(f"{run} is complete at {point.steps} steps. To train longer, give a larger --steps.")
     with _environments(config) as env, _failures(run):
         prepare_processor(config.compute.threads)
@@ -376,15 +376,13 @@ class _Evaluator:
 
     def make_up(self, run: Path, progress: Progress) -> None:
         """Evaluate the checkpoints whose evaluation was cut off when the run was."""
-        evaluated = read_evaluations(run)
-        for steps in steps_of(run, "checkpoints"):
-            if steps <= progress.steps and steps not in evaluated:
-                try:
-                    model = load_policy(run, steps).model
-                except CheckpointError as error:
-                    self.reporter.say(f"not evaluated: {error}")
-                    continue
-                self.start(replace(progress, steps=steps), model)
+        for steps in _unevaluated(run, progress.steps):
+            try:
+                model = load_policy(run, steps).model
+            except CheckpointError as error:
+                self.reporter.say(f"not evaluated: {error}")
+                continue
+            self.start(replace(progress, steps=steps), model)
 
     def start(self, progress: Progress, model: Model) -> None:
         """Begin with a policy as it is now; an evaluation still under way is brought to its end first."""
@@ -413,6 +411,12 @@ class _Evaluator:
         """Bring the evaluation under way to its end."""
         while self.runner is not None:
             self.advance()
+
+
+def _unevaluated(run: Path, upto: int) -> list[int]:
+    """Steps of the checkpoints that have no evaluation."""
+    evaluated = read_evaluations(run)
+    return [steps for steps in steps_of(run, "checkpoints") if steps <= upto and steps not in evaluated]
 
 
 def _learning(config: TrainConfig) -> dict[str, Any]:

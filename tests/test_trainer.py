@@ -173,6 +173,27 @@ def test_a_run_stopped_before_its_first_step_begins_when_it_is_resumed(whole: Pa
     assert_same_run(whole, tmp_path / "run")
 
 
+def test_a_run_killed_in_its_last_evaluation_makes_it_when_it_is_resumed(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    lines = (run / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    (run / "evaluations.jsonl").write_text(lines[0] + lines[1][:50])
+    go_on(run)
+    assert_same_run(whole, run)
+    with pytest.raises(ConfigError, match="complete at 400 steps"):
+        go_on(run)
+
+
+def test_a_damaged_checkpoint_that_was_not_evaluated_is_passed_over(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "evaluations.jsonl").unlink()
+    (run / "checkpoints" / "0000000200" / "policy.pt").write_bytes(b"")
+    reports = go_on(run)
+    assert [text for text in reports.said if "not evaluated" in text and "0000000200 was cut short" in text]
+    assert list(read_evaluations(run)) == [400]
+
+
 def test_stopping_leaves_a_checkpoint_that_can_be_used(tmp_path: Path) -> None:
     start(tmp_path / "run", stop_at=276)
     assert checkpoint_steps(tmp_path / "run")[-1] == 276
