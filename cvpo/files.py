@@ -93,9 +93,12 @@ def remove_directory(path: Path) -> None:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove the temporary folders of writes and removals that were cut off; only for the one who writes there."""
+    """Remove the temporary folders of writes and removals that were cut off; only for the one who writes there.
+
+    Theirs are the names that begin with a dot and a number of steps: a network file system has dotted files of its own.
+    """
     if parent.is_dir():
-        for leftover in parent.glob(".*"):
+        for leftover in parent.glob(".[0-9]*"):
             shutil.rmtree(leftover)
 
 

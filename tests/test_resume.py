@@ -149,6 +149,15 @@ def test_a_run_without_a_point_has_none(tmp_path: Path) -> None:
     assert load_resume_point(tmp_path, pytest.fail) is None
 
 
+def test_only_its_own_leftovers_are_removed(tmp_path: Path) -> None:
+    run = filled(tmp_path)
+    (tmp_path / "resume" / ".0000004000.ab12").mkdir()
+    (tmp_path / "resume" / ".0000001000.removed").mkdir()
+    (tmp_path / "resume" / ".nfs0001").touch()  # a file that was removed while it was open, on NFS
+    run.resume()
+    assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == [".nfs0001", "0000002000", "0000003000"]
+
+
 # Damaged.
 
 
