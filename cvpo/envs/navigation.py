@@ -173,8 +173,10 @@ class NavigationTask(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._bind()
 
     def _set_model(self, model: Any) -> None:
+        """Start to simulate another layout of the same world, in the memory of the last one: they are as large."""
         leave_out_islands(model)
-        data = mujoco.MjData(model)
+        data = self._task.data
+        mujoco.mj_resetData(model, data)
         mujoco.mj_forward(model, data)
         self._task.world.engine.update(model, data)
 

@@ -84,32 +84,36 @@ def make_task(env_id: str, *, max_episode_steps: int | None, render: bool) -> gy
             disable_env_checker=True,
         )
     assert isinstance(env, gymnasium.Env)
-    spec = env.spec
-    assert spec is not None
-    quick = not render and spec.max_episode_steps is not None and safety_gymnasium.__version__ == KNOWN_VERSION
     task = getattr(env.unwrapped, "task", None)  # navigation tasks have one, velocity tasks are plain MuJoCo ones
-    made: Any
-    if task is None:
-        if quick:
-            made = _module("velocity").VelocityTask(env.unwrapped, spec)
-        else:
-            made = safety_gymnasium.wrappers.SafetyGymnasium2Gymnasium(env)
-        assert isinstance(made, gymnasium.Env)
-        return made
-    if task.observe_vision or task.debug:
-        how = "observes camera pictures" if task.observe_vision else "is driven from a keyboard"
-        raise EnvError(f"{env_id} {how}; use {env_id.replace('Vision', '').replace('Debug', '')}.")
-    if max_episode_steps is not None:
-        task.num_steps = max_episode_steps  # a second time limit inside
-    env.unwrapped.dt = _control_period(task)  # type: ignore[attr-defined]  # as MuJoCo environments call it
-    if quick and task.num_steps == spec.max_episode_steps and _module("navigation").is_known(task):
-        made = _module("navigation").NavigationTask(env.unwrapped, spec)
-    else:
-        task.obs_info.obs_space_dict = _UncheckedDict(task.obs_info.obs_space_dict.spaces)
+    if task is not None:
+        if task.observe_vision or task.debug:
+            how = "observes camera pictures" if task.observe_vision else "is driven from a keyboard"
+            raise EnvError(f"{env_id} {how}; use {env_id.replace('Vision', '').replace('Debug', '')}.")
+        if max_episode_steps is not None:
+            task.num_steps = max_episode_steps  # a second time limit inside
+        env.unwrapped.dt = _control_period(task)  # type: ignore[attr-defined]  # as MuJoCo environments call it
+    made: Any = None
+    if not render and safety_gymnasium.__version__ == KNOWN_VERSION:
+        made = _quick(env, task)
+    if made is None:
         made = safety_gymnasium.wrappers.SafetyGymnasium2Gymnasium(env)
-        made = _FilmedWorld(made) if render else _UnseenWorld(made)
+        if task is not None:
+            task.obs_info.obs_space_dict = _UncheckedDict(task.obs_info.obs_space_dict.spaces)
+            made = _FilmedWorld(made) if render else _UnseenWorld(made)
     assert isinstance(made, gymnasium.Env)
     return made
+
+
+def _quick(env: gymnasium.Env[Any, Any], task: Any) -> Any:
+    """The same with less work, or None where that is not known to be the same."""
+    spec = env.spec
+    if spec is None or spec.max_episode_steps is None:
+        return None
+    if task is None:
+        return _module("velocity").VelocityTask(env.unwrapped, spec)
+    navigation = _module("navigation")
+    known = task.num_steps == spec.max_episode_steps and navigation.is_known(task)
+    return navigation.NavigationTask(env.unwrapped, spec) if known else None
 
 
 def _module(name: str) -> Any:
