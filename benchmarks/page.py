@@ -5,6 +5,7 @@ A table stands in the page between `<!-- NAME.json -->` and `<!-- end -->`.
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,48 @@ def learner_sweep(document: Document) -> str:
     )
 
 
+def simulator(document: Document) -> str:
+    """Steps a second of both, and the ratio."""
+    rows = [
+        [
+            task,
+            *(f"{statistics.median(each[name]):,.0f}" for name in ("stock", "ours")),
+            _ratio(document["ratios"][task]),
+        ]
+        for task, each in document["steps_per_second"].items()
+    ]
+    rows.append(["geometric mean", "", "", _ratio(document["mean"])])
+    least = min(min(share) for task in document["core_share"].values() for share in task.values())
+    return (
+        f"{table(['task', 'stock', 'cvpo', 'cvpo over stock'], rows)}\n\n"
+        f"{document['rounds']} rounds. In the busiest one a contestant had {least:.0%} of its core.\n"
+    )
+
+
+def simulator_identity(document: Document) -> str:
+    """How much was compared."""
+    rows = [
+        [task, *(f"{each[name]:,.0f}" for name in ("episodes", "steps", "cost", "goals"))]
+        for task, each in document["tasks"].items()
+    ]
+    return f"{table(['identical to the last bit', 'episodes', 'steps', 'cost', 'goals reached'], rows)}\n"
+
+
+def simulator_profile(document: Document) -> str:
+    """Microseconds of a step and of a reset."""
+    rows = [
+        [
+            task,
+            f"{each['step']:.0f}",
+            f"{each['mujoco']:.0f}",
+            f"{each['mujoco'] / each['step']:.0%}",
+            f"{each['reset']:,.0f}",
+        ]
+        for task, each in document["microseconds"].items()
+    ]
+    return f"{table(['task', 'a step, µs', 'MuJoCo in it', 'share', 'a reset, µs'], rows)}\n"
+
+
 def training(document: Document) -> str:
     """Seconds of whole runs, and the ratio."""
     rows = [
@@ -132,6 +175,9 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "learner": learner,
     "learner_profile": learner_profile,
     "learner_sweep": learner_sweep,
+    "simulator": simulator,
+    "simulator_identity": simulator_identity,
+    "simulator_profile": simulator_profile,
     "training": training,
     "checkpoints": checkpoints,
 }

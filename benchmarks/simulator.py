@@ -3,6 +3,7 @@
 Both simulators play the same episodes, with the same seeds and actions and so through the same states, on one thread of
 the same core, in turns. A second is one of the core, not of the clock: what else the core does in a round is not
 counted, but told. `--identity` compares every bit of many episodes instead: observations, rewards, costs and ends.
+`--profile` tells what of our time is MuJoCo's.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 from benchmarks.contestant import Contestant, take_cores
 from benchmarks.errors import BenchmarkError, run
 from benchmarks.peers import peer_python
-from benchmarks.rounds import Ratio, finish, interleave, table
+from benchmarks.rounds import Ratio, finish, interleave
 
 NAVIGATION = (
     "SafetyPointGoal1-v0",
@@ -37,12 +38,16 @@ def main() -> None:
         "tasks", nargs="*", default=[*STEPS], help="ids of Safety-Gymnasium; the eight of the table unless given"
     )
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--identity", action="store_true", help="compare trajectories, not speed")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--identity", action="store_true", help="compare trajectories, not speed")
+    what.add_argument("--profile", action="store_true", help="what of our time is MuJoCo's")
     parser.add_argument("--episodes", type=int, default=5, help="of a round, with --identity")
     arguments = parser.parse_args()
     cores = take_cores(1)
     if arguments.identity:
         compare_trajectories(arguments.tasks, cores, arguments.rounds, arguments.episodes)
+    elif arguments.profile:
+        profile(arguments.tasks, cores, arguments.rounds)
     else:
         compare_speed(arguments.tasks, cores, arguments.rounds)
 
@@ -51,29 +56,27 @@ def compare_speed(tasks: Sequence[str], cores: Sequence[int], rounds: int) -> No
     """Ours against stock."""
     ratios: dict[str, Ratio] = {}
     rates: dict[str, dict[str, list[float]]] = {}
-    shares: list[float] = []
-    rows: list[list[str]] = []
+    shares: dict[str, dict[str, list[float]]] = {}
     versions: dict[str, Any] = {}
     for task in tasks:
-        given, versions = _play(
-            task, ["--steps", str(STEPS.get(task, 10_000 if "Velocity" in task else 2_000))], cores, rounds
-        )
-        rates[task] = {name: [each["steps"] / each["core_seconds"] for each in all_] for name, all_ in given.items()}
-        shares += [each["core_seconds"] / each["seconds"] for all_ in given.values() for each in all_]
+        steps = STEPS.get(task, 10_000 if "Velocity" in task else 2_000)
+        given, versions = _play(task, ["--steps", str(steps)], cores, rounds)
+        rates[task] = {name: [one["steps"] / one["core_seconds"] for one in each] for name, each in given.items()}
+        shares[task] = {name: [one["core_seconds"] / one["seconds"] for one in each] for name, each in given.items()}
         ratios[task] = Ratio.of(rates[task]["ours"], rates[task]["stock"])
-        median = {name: f"{statistics.median(each):,.0f}" for name, each in rates[task].items()}
-        rows.append([task, median["stock"], median["ours"], str(ratios[task])])
         print(f"{task}: {ratios[task]}", flush=True)
-    means = Ratio(tuple(_geometric_mean([r.per_round[index] for r in ratios.values()]) for index in range(rounds)))
-    rows.append(["geometric mean", "", "", str(means)])
-    print(table(["task", "stock, steps a second", "cvpo", "ratio"], rows))
-    print(f"share of the core that a contestant had: at least {min(shares):.0%}")
+    means = Ratio(
+        tuple(_geometric_mean([each.per_round[index] for each in ratios.values()]) for index in range(rounds))
+    )
+    print(f"geometric mean: {means}")
+    least = min(share for task in shares.values() for each in task.values() for share in each)
+    print(f"share of the core that a contestant had: at least {least:.0%}")
     finish(
         "simulator",
         {
             "benchmark": "simulator",
             "steps_per_second_ratio": {task: round(ratio.median, 3) for task, ratio in ratios.items()},
-            "geometric_mean": round(_geometric_mean([ratio.median for ratio in ratios.values()]), 3),
+            "geometric_mean": round(means.median, 3),
             "spread": [round(bound, 3) for bound in means.spread],
             "rounds": rounds,
         },
@@ -81,7 +84,9 @@ def compare_speed(tasks: Sequence[str], cores: Sequence[int], rounds: int) -> No
             "cores": len(cores),
             "versions": versions,
             "ratios": {task: ratio.document() for task, ratio in ratios.items()},
-            "steps_per_core_second": rates,
+            "mean": means.document(),
+            "steps_per_second": rates,
+            "core_share": shares,
         },
     )
 
@@ -110,20 +115,41 @@ def compare_trajectories(tasks: Sequence[str], cores: Sequence[int], rounds: int
     )
 
 
+def profile(tasks: Sequence[str], cores: Sequence[int], rounds: int) -> None:
+    """Microseconds of a step, of MuJoCo in it, and of a reset."""
+    found: dict[str, dict[str, float]] = {}
+    versions: dict[str, Any] = {}
+    for task in tasks:
+        with _contestant(
+            "cvpo", sys.executable, "benchmarks.ours.simulator_parts", [task, "--steps", "400"], cores
+        ) as ours:
+            answers = [ours.play() for _ in range(rounds)]
+            versions = ours.versions
+        found[task] = {name: round(statistics.median(each[name] for each in answers), 1) for name in answers[0]}
+        print(f"{task}: {found[task]}", flush=True)
+    finish(
+        "simulator_profile",
+        {"benchmark": "simulator_profile", "microseconds": found, "rounds": rounds},
+        {"cores": len(cores), "versions": versions},
+    )
+
+
 def _play(
     task: str, settings: Sequence[str], cores: Sequence[int], rounds: int
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """What both gave in each round, and their versions."""
     arguments = [task, *settings]
-    stock_python, stock_module = str(peer_python("safety_gymnasium")), "benchmarks.peers.safety_gymnasium.simulator"
+    stock_python = str(peer_python("safety_gymnasium"))
     with (
-        Contestant("stock", stock_python, stock_module, arguments, cores=cores, environment=ONE_THREAD) as stock,
-        Contestant(
-            "cvpo", sys.executable, "benchmarks.ours.simulator", arguments, cores=cores, environment=ONE_THREAD
-        ) as ours,
+        _contestant("stock", stock_python, "benchmarks.peers.safety_gymnasium.simulator", arguments, cores) as stock,
+        _contestant("cvpo", sys.executable, "benchmarks.ours.simulator", arguments, cores) as ours,
     ):
         given = interleave({"ours": ours.play, "stock": stock.play}, rounds)
         return given, {"ours": ours.versions, "stock": stock.versions}
+
+
+def _contestant(name: str, python: str, module: str, arguments: Sequence[str], cores: Sequence[int]) -> Contestant:
+    return Contestant(name, python, module, arguments, cores=cores, environment=ONE_THREAD)
 
 
 def _geometric_mean(numbers: Sequence[float]) -> float:
