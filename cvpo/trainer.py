@@ -253,17 +253,16 @@ class _Loop:
     def _take_in(self, observation: NDArray[np.float32], action: Array) -> NDArray[np.float32]:
         """Receive the step under way, store it, and return what to act on next."""
         step = self.env.step_wait()
-        next_observation = step.observation.copy()
         self.collector.add(
             observation,
             action.astype(np.float32),
-            step.reward.copy(),
-            step.cost.copy(),
-            step.final_observation.copy(),
+            step.reward,
+            step.cost,
+            step.final_observation,
             step.terminated,
             step.truncated,
         )
-        self.learner.model.normalizer.update(self.learner.tensor(next_observation))
+        self.learner.model.normalizer.update(self.learner.tensor(step.observation))
         self.meter.add(step.cost[self.measured])
         self.running_return += step.reward
         for i in np.flatnonzero(step.terminated | step.truncated):
@@ -273,7 +272,7 @@ class _Loop:
         if self.learner.updates:
             gap = learner.limit_gap(self.meter.measured(self.spec.max_episode_steps), self.config)
             self.learner.controller = self.learner.controller.advanced(gap, self.env.num_envs, self.config.limit)
-        return next_observation
+        return step.observation
 
     def _waited(self, evaluator: "_Evaluator") -> Waits:
         """Since the environments were made; for differences."""
