@@ -99,7 +99,10 @@ def make_task(env_id: str, *, max_episode_steps: int | None, render: bool) -> gy
         made = safety_gymnasium.wrappers.SafetyGymnasium2Gymnasium(env)
         if task is not None:
             task.obs_info.obs_space_dict = _UncheckedDict(task.obs_info.obs_space_dict.spaces)
-            made = _FilmedWorld(made) if render else _UnseenWorld(made)
+        if render:
+            made = _FilmedWorld(made)
+        elif task is not None:
+            made = _UnseenWorld(made)
     assert isinstance(made, gymnasium.Env)
     return made
 
@@ -130,21 +133,27 @@ class _UnseenWorld(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class _FilmedWorld(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Renders with MuJoCo's own renderer: the stock one, made for MuJoCo 2, crashes the process on MuJoCo 3."""
+    """Renders with MuJoCo's own renderer: the stock ones, made for MuJoCo 2, crash the process on MuJoCo 3.
+
+    A navigation task's always does. Gymnasium 0.29's, of a velocity task, does in one of four processes in which a
+    renderer was closed before.
+    """
 
     _renderer: Any = None
     _model: Any = None
 
     def render(self) -> Any:
-        """The world from above and afar [480, 480, 3]."""
+        """The world from above and afar, or the body from where it is followed [480, 480, 3]."""
         mujoco = importlib.import_module("mujoco")
-        task: Any = self.unwrapped.task  # type: ignore[attr-defined]  # it is a navigation task
-        if self._model is not task.model:  # a reset compiled a new world
+        task = getattr(self.unwrapped, "task", None)
+        simulator: Any = task if task is not None else self.unwrapped
+        if self._model is not simulator.model:  # a reset compiled a new world
             self._forget()
-            self._renderer, self._model = mujoco.Renderer(task.model, 480, 480), task.model
+            self._renderer, self._model = mujoco.Renderer(simulator.model, 480, 480), simulator.model
         options = mujoco.MjvOption()
         options.geomgroup[:] = 1
-        self._renderer.update_scene(task.data, camera="fixedfar", scene_option=options)
+        camera = "fixedfar" if task is not None else "track"
+        self._renderer.update_scene(simulator.data, camera=camera, scene_option=options)
         return self._renderer.render()
 
     def close(self) -> None:
