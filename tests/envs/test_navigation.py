@@ -130,6 +130,24 @@ def arrays(data: Any) -> dict[str, Any]:
     return found
 
 
+def test_buttons_cost_nothing_and_are_not_seen_for_a_moment_after_one_was_pressed() -> None:
+    with safety_tasks.unseen_worlds():
+        stock = safety_tasks.load().make("SafetyPointButton1-v0", disable_env_checker=True)
+        stock.reset(seed=0)
+    env = quick("SafetyPointButton1-v0")
+    env.reset(seed=0)
+    reported = []
+    for task in (stock.unwrapped.task, env._task):
+        task.buttons.timer = 2
+    for _ in range(3):
+        observation, _, _, _, _, info = stock.step(np.ones(2))
+        got, _, _, _, our_info = env.step(np.ones(2))
+        np.testing.assert_array_equal(got, observation)
+        assert our_info == info | {"cost": info["cost_sum"]}
+        reported.append("cost_buttons" in our_info)
+    assert reported == [False, False, True]
+
+
 def test_a_world_that_was_changed_is_compiled_as_it_is_now() -> None:
     env = quick("SafetyPointGoal1-v0")
     env.reset(seed=0)
