@@ -31,6 +31,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"cvpo needs Python 3.11 or later, and {sys.executable} is {v.major}.{v.minor}. Name another one: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.platform == "linux" else f"cvpo runs on Linux, and this is {sys.platform}. Use a Linux machine, virtual machine or container.")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps safety-gymnasium==1.0.0  # its own pins cannot be installed: README
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,bullet,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps safety-gymnasium==1.0.0 bullet-safety-gym==1.4.0  # their own pins cannot be installed: README
 	@touch $@

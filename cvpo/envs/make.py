@@ -1,4 +1,4 @@
-"""From what the user typed to an environment: a Safety-Gymnasium task, a registered id, or `module:attribute`."""
+"""From what the user typed to an environment: a known task, a registered id, or `module:attribute`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.wrappers.time_limit import TimeLimit
 from numpy.typing import NDArray
 
-from cvpo.envs import safety_tasks
+from cvpo.envs import bullet_tasks, safety_tasks
 from cvpo.envs.base import CostEnv, EnvSpec, describe
 from cvpo.errors import EnvError
 
@@ -26,10 +26,11 @@ def make_env(
     """Make one environment.
 
     Args:
-        env_id: a Safety-Gymnasium task (`SafetyPointGoal1-v0`), any id registered in Gymnasium, `module:id` for one
-            that is registered by importing the module, or `module:attribute`, where the attribute is an environment
-            class or a function that returns an environment, called without arguments (so it decides about frames
-            itself). Modules are also looked for in the current directory.
+        env_id: a task of Safety-Gymnasium (`SafetyPointGoal1-v0`) or Bullet-Safety-Gym (`SafetyBallCircle-v0`), any id
+            registered in Gymnasium, `module:id` for one that is registered by importing the module, or
+            `module:attribute`, where the attribute is an environment class or a function that returns an environment,
+            called without arguments (so it decides about frames itself). Modules are also looked for in the current
+            directory.
         cost_names: keys of `info`, one per constraint; the total `cost` unless given.
         max_episode_steps: the horizon; needed only where the environment is registered without one.
         render: make frames for `CostEnv.render`; slower, so off unless frames are wanted.
@@ -86,6 +87,8 @@ def horizon(env_id: str, env: gymnasium.Env[Any, Any]) -> int:
 
 def _make(env_id: str, max_episode_steps: int | None, render: bool) -> Any:
     module_name, colon, name = env_id.rpartition(":")
+    if name in bullet_tasks.TASK_IDS and module_name in ("", "bullet_safety_gym"):
+        return bullet_tasks.make_task(name, max_episode_steps=max_episode_steps, render=render)
     if colon:
         module = _import(module_name, env_id)
         if name not in gymnasium.registry:
@@ -123,7 +126,7 @@ def _called(module: object, name: str, env_id: str) -> Any:
 
 
 def _unknown(env_id: str) -> str:
-    known = set(gymnasium.registry)
+    known = set(gymnasium.registry) | bullet_tasks.TASK_IDS
     try:
         known |= safety_tasks.task_ids()
     except EnvError as error:
