@@ -97,6 +97,7 @@ class Evaluation(_Model):
     episodes: Annotated[int, Field(gt=0)]
     episode_return: Interval
     episode_cost: tuple[Interval, ...]  # [C]
+    cost_cvar90: tuple[Finite, ...]  # [C], mean cost of the worst tenth of episodes
     over_limit_share: tuple[Probability, ...]  # [C], share of episodes over the limit
 
 

@@ -49,18 +49,20 @@ def _evaluations(manifest: Manifest) -> list[str]:
         return ["It was not evaluated."]
     rows = [_evaluation(evaluation, manifest.constraints) for evaluation in manifest.evaluations]
     return [
-        "On episodes that nothing was chosen or fitted on, means with 95 % intervals.",
+        "On episodes that nothing was chosen or fitted on, means with 95 % intervals. CVaR 0.9 is the mean of the "
+        "worst tenth of the episodes.",
         "\n".join(["| mode | episodes | return | cost of an episode |", "|---|---|---|---|", *rows]),
     ]
 
 
 def _evaluation(evaluation: Evaluation, constraints: tuple[Constraint, ...]) -> str:
     costs = "; ".join(
-        f"{constraint.name} {_interval(cost)} {_against(cost, constraint)}, {over:.0%} of episodes over"
+        f"{constraint.name} {_interval(cost)} {_against(cost, constraint)}, CVaR 0.9 {worst:.4g}, "
+        f"{over:.0%} of episodes over"
         if constraint.cost_limit is not None
-        else f"{constraint.name} {_interval(cost)}, no limit"
-        for constraint, cost, over in zip(
-            constraints, evaluation.episode_cost, evaluation.over_limit_share, strict=True
+        else f"{constraint.name} {_interval(cost)}, no limit, CVaR 0.9 {worst:.4g}"
+        for constraint, cost, worst, over in zip(
+            constraints, evaluation.episode_cost, evaluation.cost_cvar90, evaluation.over_limit_share, strict=True
         )
     )
     return f"| {evaluation.mode} | {evaluation.episodes} | {_interval(evaluation.episode_return)} | {costs} |"

@@ -371,13 +371,15 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 def _print_evaluation(evaluation: "Evaluation", names: tuple[str, ...], limits: tuple[float, ...]) -> None:
     returns = evaluation.episode_return
     typer.echo(f"  return {returns.mean:10.2f}   [{returns.low:.2f}, {returns.high:.2f}]")
-    for name, cost, limit, over in zip(
-        names, evaluation.episode_cost, limits, evaluation.over_limit_share, strict=True
+    for name, cost, worst, limit, over in zip(
+        names, evaluation.episode_cost, evaluation.cost_cvar90, limits, evaluation.over_limit_share, strict=True
     ):
         verdict = f"{'under' if cost.mean <= limit else 'OVER'} the limit of {limit:g}; {over:.0%} of episodes over it"
         if math.isinf(limit):
             verdict = "no limit"
-        typer.echo(f"  {name:6} {cost.mean:10.2f}   [{cost.low:.2f}, {cost.high:.2f}]   {verdict}")
+        typer.echo(
+            f"  {name:6} {cost.mean:10.2f}   [{cost.low:.2f}, {cost.high:.2f}]   CVaR 0.9 {worst:.2f}   {verdict}"
+        )
 
 
 def _numbers(text: str) -> list[float]:

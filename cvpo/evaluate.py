@@ -117,7 +117,7 @@ def run_episodes(env: VectorEnv, actor: Actor, episodes: int) -> list[Episode]:
 
 
 def summarize(episodes: Sequence[Episode], cost_limits: Sequence[float], mode: Mode) -> Evaluation:
-    """Means with 95 % bootstrap intervals over episodes, and the share of episodes over each limit."""
+    """Means over episodes with 95 % bootstrap intervals, CVaR 0.9 of cost, and the share of episodes over a limit."""
     returns = np.array([episode.reward.sum() for episode in episodes])
     costs = np.array([episode.cost.sum(0) for episode in episodes])  # [E, C]
     return Evaluation(
@@ -125,6 +125,7 @@ def summarize(episodes: Sequence[Episode], cost_limits: Sequence[float], mode: M
         episodes=len(episodes),
         episode_return=interval(returns),
         episode_cost=tuple(interval(cost) for cost in costs.T),
+        cost_cvar90=tuple(conditional_value_at_risk(cost, 0.9) for cost in costs.T),
         over_limit_share=tuple(float((cost > limit).mean()) for cost, limit in zip(costs.T, cost_limits, strict=True)),
     )
 
@@ -158,6 +159,26 @@ def interval(values: Array) -> Interval:
         return Interval(mean=mean, low=mean, high=mean)
     limits = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=4000, rng=0).confidence_interval
     return Interval(mean=mean, low=float(limits.low), high=float(limits.high))
+
+
+def conditional_value_at_risk(values: Array, level: float) -> float:
+    """CVaR: the mean of the worst, here the largest, 1 − level of the values (Rockafellar and Uryasev, 2002, Prop. 8).
+
+    Of n values the n·(1 − level) largest count; the last of them only by the fraction that is left. So it is
+    min over x of x + mean(max(values − x, 0))/(1 − level), and with fewer than 1/(1 − level) values their maximum.
+
+    Args:
+        values: at least one, [N].
+        level: from 0, which gives the mean, to below 1.
+
+    Raises:
+        ValueError: there is no value, or no such level.
+    """
+    if not (len(values) and 0 <= level < 1):
+        raise ValueError(f"CVaR {level} of {len(values)} values; give one value or more and a level in [0, 1)")
+    tail = len(values) * (1 - level)
+    share = np.clip(tail - np.arange(len(values)), 0, 1)
+    return float(share @ np.sort(values)[::-1] / tail)
 
 
 class TorchActor:

@@ -18,6 +18,7 @@ def evaluation(gain: float, cost: float) -> Evaluation:
         episodes=30,
         episode_return=Interval(mean=gain, low=gain - 1, high=gain + 2),
         episode_cost=(Interval(mean=cost, low=cost - 3, high=cost + 4),),
+        cost_cvar90=(cost + 9,),
         over_limit_share=(0.25,),
     )
 

@@ -1,5 +1,6 @@
 """Episodes and what they add up to: fixed quotas, intervals, cost levels, and who acts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from cvpo.checkpoint import TrainedPolicy, load_policy
@@ -19,6 +23,7 @@ from cvpo.evaluate import (
     EpisodeRunner,
     RandomActor,
     TorchActor,
+    conditional_value_at_risk,
     cost_level,
     evaluate_target,
     interval,
@@ -150,6 +155,42 @@ def test_an_evaluation_sums_episodes_and_counts_those_over_each_limit() -> None:
     assert evaluation.episode_return.mean == 3
     assert [cost.mean for cost in evaluation.episode_cost] == [3, 2.5]
     assert evaluation.over_limit_share == (0.5, 0.0)  # 2 is at its limit of 2, not over it
+    assert evaluation.cost_cvar90 == (5.0, 9.0)  # a tenth of four episodes is less than the worst one
+
+
+@pytest.mark.parametrize(
+    ("values", "level", "worst"),
+    [
+        (range(20), 0.9, (19 + 18) / 2),
+        (range(25), 0.9, (24 + 23 + 0.5 * 22) / 2.5),  # the third worst counts by half
+        (range(15), 0.9, (14 + 0.5 * 13) / 1.5),
+        (range(5), 0.9, 4),  # less than one whole episode: the worst
+        ([7], 0.9, 7),
+        ([3, -1, 2], 0.0, 4 / 3),  # all of them: the mean
+        ([0, 0, 0, 8], 0.5, 4),
+    ],
+)
+def test_the_conditional_value_at_risk_is_the_mean_of_the_worst_share(
+    values: Sequence[float], level: float, worst: float
+) -> None:
+    shuffled = np.random.default_rng(0).permutation(np.array(values, np.float64))
+    assert conditional_value_at_risk(shuffled, level) == pytest.approx(worst, rel=1e-12, abs=1e-12)
+
+
+@given(arrays(np.float64, st.integers(1, 60), elements=st.floats(-1e3, 1e3)), st.floats(0, 0.99))
+def test_the_conditional_value_at_risk_is_the_minimum_that_defines_it(
+    values: NDArray[np.float64], level: float
+) -> None:
+    # Rockafellar and Uryasev, 2000, Theorem 1: min over x of x + mean(max(values − x, 0))/(1 − level), which is convex
+    # and piecewise linear with its corners at the values.
+    candidates = values + np.maximum(values[:, None] - values, 0).mean(0) / (1 - level)
+    assert conditional_value_at_risk(values, level) == pytest.approx(candidates.min(), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(("count", "level"), [(0, 0.9), (3, 1.0), (3, -0.1)])
+def test_there_is_no_conditional_value_at_risk_of_nothing_or_of_no_level(count: int, level: float) -> None:
+    with pytest.raises(ValueError, match=r"CVaR"):
+        conditional_value_at_risk(np.ones(count), level)
 
 
 def test_an_interval_is_the_students_for_many_normal_values() -> None:

@@ -36,6 +36,7 @@ EVALUATION = Evaluation(
     episodes=20,
     episode_return=Interval(mean=12.0, low=11.0, high=13.0),
     episode_cost=(Interval(mean=8.0, low=6.0, high=10.0), Interval(mean=30.0, low=28.0, high=32.0)),
+    cost_cvar90=(19.5, 33.25),
     over_limit_share=(0.1, 0.9),
 )
 
@@ -129,7 +130,7 @@ def test_the_card_says_which_policy_how_good_and_what_it_is_not(tmp_path: Path) 
         "Keep an independent stop",
         "The last checkpoint. Trained for 1,000 steps with seed 0",
         "12 (11 to 13)",
-        "cost_0 8 (6 to 10) under the limit of 20, 10% of episodes over",
+        "cost_0 8 (6 to 10) under the limit of 20, CVaR 0.9 19.5, 10% of episodes over",
         "cost_1 30 (28 to 32) **over** the limit of 10",
         "Measured on 40 deterministic episodes (12 to fit, 12 to calibrate, 10 to set alarm levels, 6 to test)",
         "with probability 0.9 or more, where those steps are a window of 10",

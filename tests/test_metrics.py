@@ -16,6 +16,7 @@ EVALUATION = Evaluation(
     episodes=10,
     episode_return=Interval(mean=1.5, low=1.0, high=2.0),
     episode_cost=(Interval(mean=20.0, low=10.0, high=30.0),),
+    cost_cvar90=(50.0,),
     over_limit_share=(0.2,),
 )
 

@@ -37,6 +37,7 @@ def write_run(run: Path, costs: tuple[str, ...] = ("cost",), limits: tuple[float
                 "episodes": 10,
                 "episode_return": interval,
                 "episode_cost": [interval for _ in costs],
+                "cost_cvar90": [step / 70 for _ in costs],
                 "over_limit_share": [0.5 for _ in costs],
             }
             evaluations.write(json.dumps({"steps": step, "evaluation": evaluation}) + "\n")

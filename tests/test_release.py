@@ -40,6 +40,7 @@ def evaluated(run: Path, *figures: tuple[float, float, float]) -> None:
                 "episodes": 10,
                 "episode_return": {"mean": gain, "low": gain, "high": gain},
                 "episode_cost": [{"mean": cost, "low": 0, "high": high}, {"mean": 99, "low": 98, "high": 100}],
+                "cost_cvar90": [high, 100],
                 "over_limit_share": [0.5, 0],
             },
         }

@@ -39,6 +39,7 @@ def checkpoint(steps: int, costs: tuple[float, ...]) -> CheckpointReport:
             episodes=10,
             episode_return=around(4.1),
             episode_cost=tuple(around(cost) for cost in costs),
+            cost_cvar90=costs,
             over_limit_share=tuple(0.5 for _ in costs),
         ),
         progress(steps, (1.843, 0.0)[: len(costs)]),

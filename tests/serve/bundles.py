@@ -218,6 +218,7 @@ def manifest(
                 episodes=20,
                 episode_return=interval,
                 episode_cost=(interval, interval),
+                cost_cvar90=(9.0, 9.0),
                 over_limit_share=(0.1, 0.0),
             ),
         ),
