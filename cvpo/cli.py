@@ -7,8 +7,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,7 +18,7 @@ from cvpo.errors import ConfigError, CvpoError
 
 if TYPE_CHECKING:
     from cvpo.bundle import Evaluation
-    from cvpo.config import TrainConfig
+    from cvpo.presets import Preset
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,13 +74,16 @@ def train(
         str | None,
         typer.Argument(metavar="ENV", help="Safety-Gymnasium task, registered Gymnasium id, or module:attribute."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Environment steps.  [default: 100000]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Environment steps.  [default: the preset's, or 100000]")
+    ] = None,
     cost_limit: Annotated[
         list[float],
         typer.Option(
             parser=_cost_limit,
             metavar="NUMBER",
-            help="Cost that one episode may have on average; once per cost; inf for none.  [default: 25]",
+            help="Cost that one episode may have on average; once per cost; inf for none.  "
+            "[default: the preset's, or 25]",
         ),
     ] = [],  # noqa: B006  # typer copies it
     cost: CostNames = [],  # noqa: B006
@@ -95,8 +99,11 @@ def train(
         list[str],
         typer.Option("--set", metavar="GROUP.NAME=VALUE", help="Any other setting, such as estep.kl_bound=0.05."),
     ] = [],  # noqa: B006
+    no_preset: Annotated[bool, typer.Option("--no-preset", help="Leave out what cvpo presets shows.")] = False,
 ) -> None:
     """Learn a policy that keeps the cost of an episode under a limit.
+
+    A task that cvpo presets knows begins from its preset; flags and --set win over it.
 
     Shows a row per checkpoint: return and cost of its deterministic policy in evaluation episodes. The folder has
     config.json, metrics.jsonl, evaluations.jsonl, residuals.csv, tensorboard/, checkpoints/, resume/ and replay/.
@@ -104,10 +111,12 @@ def train(
     """
     from cvpo import trainer
     from cvpo.checkpoint import read_config
+    from cvpo.config import parse_config
+    from cvpo.presets import WITHOUT_PRESET, preset_of
     from cvpo.report import TrainingReport, say
 
     if resume is not None:
-        if env or cost_limit or cost or seed is not None or out or device or setting or max_episode_steps:
+        if env or cost_limit or cost or seed is not None or out or device or setting or max_episode_steps or no_preset:
             raise typer.BadParameter("--resume goes on with a run as it was begun; only --steps goes with it.")
         run, config = resume, read_config(resume)
         with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
@@ -115,7 +124,16 @@ def train(
     else:
         if env is None:
             raise typer.BadParameter("Say what to learn in, such as SafetyPointCircle1-v0, or --resume RUN.")
-        config = _train_config(env, steps, cost_limit, cost, seed or 0, max_episode_steps, device, setting)
+        preset = (None if no_preset else preset_of(env)) or WITHOUT_PRESET
+        chosen = replace(
+            preset,
+            cost_limits=tuple(cost_limit) or preset.cost_limits,
+            steps=steps or preset.steps,
+            settings={**preset.settings, **_settings(cost, max_episode_steps, device, setting)},
+        )
+        config = parse_config({**chosen.document(env), "seed": seed or 0})
+        if preset is not WITHOUT_PRESET and (taken := _taken(preset, chosen)):
+            say(f"preset  {env}: {taken} (--no-preset leaves it out)")
         run = out or Path("runs") / f"{env.split(':')[-1]}-s{config.seed}"
         with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
             done = trainer.train(config, run, report, stopped)
@@ -127,6 +145,32 @@ def train(
         say(f"stopped at {done:,} steps; {then}")
         raise typer.Exit(130)
     say(f"next    cvpo export {run} --out bundles/{run.name}/1   or   cvpo plot {run}")
+
+
+@app.command(epilog="Example: cvpo presets Hopper")
+def presets(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="Id of a task, or part of one.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show what known tasks are trained with.
+
+    A cost limit per episode, the environment steps of a run, and the settings that are not the default.
+    """
+    from cvpo.presets import PRESETS, WITHOUT_PRESET, preset_of
+
+    found = {name: preset for name, preset in PRESETS.items() if task in name or preset is preset_of(task)}
+    if not found:
+        close = difflib.get_close_matches(task, PRESETS, cutoff=0.5)
+        hint = f" The closest: {', '.join(close)}." if close else ""
+        without = f"cost limit {_limits(WITHOUT_PRESET)}, {WITHOUT_PRESET.steps:,} steps"
+        raise ConfigError(f"There is no preset for {task}.{hint} Without one, a run begins from {without}.")
+    if as_json:
+        typer.echo(json.dumps({name: asdict(preset) for name, preset in found.items()}))
+        return
+    typer.echo(f"{'task':30} {'cost limit':>10} {'steps':>9}  settings")
+    for name, preset in found.items():
+        settings = ", ".join(f"{key}={value}" for key, value in preset.settings.items()) or "-"
+        typer.echo(f"{name:30} {_limits(preset):>10} {preset.steps:>9,}  {settings}")
 
 
 @app.command(epilog="Example: cvpo evaluate runs/circle --episodes 100   or   cvpo evaluate 127.0.0.1:50051")
@@ -295,35 +339,35 @@ def demo(
     typer.echo(result.as_json() if as_json else result.as_table())
 
 
-def _train_config(
-    env: str,
-    steps: int | None,
-    cost_limits: list[float],
-    costs: list[str],
-    seed: int,
-    max_episode_steps: int | None,
-    device: str | None,
-    settings: list[str],
-) -> "TrainConfig":
-    from cvpo.config import parse_config
-
-    total = 100_000 if steps is None else steps
-    document: dict[str, Any] = {
-        "environment": {"env_id": env, "cost_names": costs, "max_episode_steps": max_episode_steps},
-        "cost_limits": cost_limits or [25.0],
-        "seed": seed,
-        "schedule": {"steps": total, "checkpoint_every": max(5_000, min(total // 20, 50_000))},
+def _settings(
+    costs: list[str], max_episode_steps: int | None, device: str | None, texts: list[str]
+) -> dict[str, object]:
+    """What flags and --set give, by GROUP.NAME; --set wins over a flag."""
+    flags = {
+        "environment.cost_names": costs,
+        "environment.max_episode_steps": max_episode_steps,
+        "compute.device": device,
     }
-    if device is not None:
-        document["compute"] = {"device": device}
-    for setting in settings:
-        group, name, value = _setting(setting)
-        document.setdefault(group, {})[name] = value
-    return parse_config(document)
+    return {name: value for name, value in flags.items() if value} | dict(_setting(text) for text in texts)
 
 
-def _setting(text: str) -> tuple[str, str, object]:
-    """Group, name and value of a --set; ConfigError names the closest where there is no such setting."""
+def _taken(preset: "Preset", chosen: "Preset") -> str:
+    """What of a preset was not changed, in words."""
+    parts = []
+    if chosen.cost_limits == preset.cost_limits:
+        parts.append(f"cost limit {_limits(preset)}")
+    if chosen.steps == preset.steps and "schedule.steps" not in chosen.settings:
+        parts.append(f"{preset.steps:,} steps")
+    parts += [f"{name}={value}" for name, value in preset.settings.items() if chosen.settings[name] == value]
+    return ", ".join(parts)
+
+
+def _limits(preset: "Preset") -> str:
+    return ", ".join(f"{limit:g}" for limit in preset.cost_limits)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    """GROUP.NAME and value of a --set; ConfigError names the closest where there is no such setting."""
     from pydantic import BaseModel
 
     from cvpo.config import TrainConfig
@@ -341,11 +385,10 @@ def _setting(text: str) -> tuple[str, str, object]:
         close = difflib.get_close_matches(key, known, cutoff=0.5)
         hint = f"The closest: {', '.join(close)}" if close else "The config.json of any run names them all"
         raise ConfigError(f"--set {text}: there is no setting {key}. {hint}.")
-    group, name = key.split(".")
     try:
-        return group, name, json.loads(value)
+        return key, json.loads(value)
     except ValueError:
-        return group, name, value
+        return key, value
 
 
 @contextmanager

@@ -1,0 +1,84 @@
+"""What each known task is trained with: its cost limit, how long, and the settings that were shown to matter for it.
+
+One set of hyper-parameters serves every task, the defaults of `cvpo.config.TrainConfig`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a run begins from."""
+
+    cost_limits: tuple[float, ...]  # per episode, undiscounted, one per cost
+    steps: int  # of the environment
+    settings: Mapping[str, object] = field(default_factory=dict)  # by "group.name"; the rest are the defaults
+
+    def document(self, env_id: str) -> dict[str, Any]:
+        """Groups of settings, for `cvpo.config.parse_config`."""
+        document: dict[str, Any] = {
+            "environment": {"env_id": env_id},
+            "cost_limits": self.cost_limits,
+            "schedule": {"steps": self.steps, "checkpoint_every": max(5_000, min(self.steps // 20, 50_000))},
+        }
+        for setting, value in self.settings.items():
+            group, name = setting.split(".")
+            document.setdefault(group, {})[name] = value
+        return document
+
+
+WITHOUT_PRESET = Preset((25.0,), 100_000)
+"""What an environment that has no preset is trained with."""
+
+# Steps by task; the limits are those that results are published for. Where the steps of a task were not chosen by
+# results of our own, they are about a tenth of those in FSRL's benchmark (liuzuxin/FSRL, docs/tutorials/benchmark.rst).
+_AGENTS = ("Point", "Car", "Doggo", "Racecar", "Ant")
+_NAVIGATION = {"Goal": 500_000, "Button": 500_000, "Push": 500_000, "Circle": 300_000}
+_VELOCITY = {
+    "HalfCheetah": 200_000,
+    "Hopper": 500_000,
+    "Swimmer": 500_000,
+    "Walker2d": 500_000,
+    "Ant": 1_000_000,
+    "Humanoid": 2_000_000,
+}
+_BULLET = {
+    "BallRun": 100_000,
+    "CarRun": 100_000,
+    "DroneRun": 300_000,
+    "AntRun": 300_000,
+    "BallCircle": 100_000,
+    "CarCircle": 300_000,
+    "DroneCircle": 500_000,
+    "AntCircle": 500_000,
+}
+
+# By task: settings that differ from the defaults, with the result that showed it beside each. None was, so far.
+_DIFFERENCES: Mapping[str, Mapping[str, object]] = {}
+
+
+def _presets(tasks: Mapping[str, int], cost_limit: float) -> dict[str, Preset]:
+    return {task: Preset((cost_limit,), steps, _DIFFERENCES.get(task, {})) for task, steps in tasks.items()}
+
+
+PRESETS: Mapping[str, Preset] = {
+    **_presets(
+        {
+            f"Safety{agent}{goal}{level}-v0": steps
+            for goal, steps in _NAVIGATION.items()
+            for agent in _AGENTS
+            for level in range(3)
+        },
+        cost_limit=25.0,
+    ),
+    **_presets({f"Safety{agent}Velocity-v1": steps for agent, steps in _VELOCITY.items()}, cost_limit=25.0),
+    **_presets({f"Safety{task}-v0": steps for task, steps in _BULLET.items()}, cost_limit=10.0),
+}
+"""By the id of the task, as `cvpo.envs.make_env` takes it."""
+
+
+def preset_of(env_id: str) -> Preset | None:
+    """The preset of a task; None where there is none."""
+    return PRESETS.get(env_id.removeprefix("bullet_safety_gym:"))
