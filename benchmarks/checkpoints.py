@@ -98,7 +98,7 @@ class Run:
         replay = self.config.replay
         began = time.perf_counter()
         for _ in range(UPDATES):
-            update(self.learner, self.replay.sample(self.generator, replay.batch_size, 5_000), COST, self.config)
+            update(self.learner, self.replay.sample(self.generator, replay.batch_size, 5_000), COST, 0, self.config)
         planned = self.every * self.config.schedule.updates_per_step
         return Cost((time.perf_counter() - began) / UPDATES * planned, 0)
 

@@ -1,6 +1,8 @@
 """Every setting of a training run, its default, and what it means."""
 
-from typing import Annotated, Literal, Self
+import math
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -9,6 +11,7 @@ from cvpo.errors import ConfigError
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+CostLimit = Annotated[float, Field(ge=0)]  # per episode, undiscounted; inf: unconstrained
 
 
 class _Group(BaseModel):
@@ -58,9 +61,19 @@ class CriticConfig(_Group):
     target_rate: Annotated[float, Field(gt=0, le=1)] = 0.02
 
 
+class LimitPoint(NamedTuple):
+    """The cost limits at one step of a schedule."""
+
+    steps: Annotated[int, Field(ge=0)]
+    cost_limits: tuple[CostLimit, ...]  # one per cost
+
+
 class LimitConfig(_Group):
     """The controller that holds the measured cost at its limit (cvpo/limit.py)."""
 
+    # Limits on the way to `cost_limits`: linear between these points, `cost_limits` from the last one on. What is
+    # reported of a policy speaks of `cost_limits` throughout.
+    schedule: tuple[LimitPoint, ...] = ()
     # Environments (at most all but one) that take the deterministic action, as the served policy will, and whose cost
     # alone is measured; 0: all are measured as they explore. A swimmer held at its limit as it explores did nothing
     # when served: return -0.9 and cost 0.2, against 36 and 24 with two (20,000 steps, limit 25, one seed).
@@ -106,7 +119,7 @@ class TrainConfig(_Group):
     """A training run. Two runs with the same config on the same machine are the same."""
 
     environment: EnvironmentConfig
-    cost_limits: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=1)  # per episode; inf: unconstrained
+    cost_limits: tuple[CostLimit, ...] = Field(min_length=1)
     seed: Annotated[int, Field(ge=0)] = 0
     schedule: ScheduleConfig
     replay: ReplayConfig = ReplayConfig()
@@ -127,6 +140,34 @@ class TrainConfig(_Group):
             raise ValueError(
                 f"schedule.warmup_steps is {self.schedule.warmup_steps}, but the first returns over "
                 f"{self.critic.n_step} steps of {self.environment.num_envs} environments take {first_return}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _limits_can_be_scheduled(self) -> Self:
+        points, limits = self.limit.schedule, self.cost_limits
+        for before, after in pairwise(points):
+            if after.steps <= before.steps:
+                raise ValueError(
+                    f"limit.schedule goes from {before.steps} steps to {after.steps}; each point comes after the "
+                    f"one before it"
+                )
+        for point in points:
+            if len(point.cost_limits) != len(limits):
+                raise ValueError(
+                    f"limit.schedule has {len(point.cost_limits)} limits at {point.steps} steps, but there are "
+                    f"{len(limits)} cost limits; give one limit per cost"
+                )
+            if [math.isinf(limit) for limit in point.cost_limits] != [math.isinf(limit) for limit in limits]:
+                raise ValueError(
+                    f"limit.schedule is {list(point.cost_limits)} at {point.steps} steps and the cost limits are "
+                    f"{list(limits)}, but no line leads from inf to a number; a limit that is inf stays inf (a large "
+                    f"number does for a time without one)"
+                )
+        if points and points[-1].steps >= self.schedule.steps:
+            raise ValueError(
+                f"limit.schedule ends at {points[-1].steps} steps, but the run at {self.schedule.steps}: cost_limits "
+                f"would never hold; end it before"
             )
         return self
 

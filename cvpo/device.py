@@ -86,7 +86,7 @@ def measure_update(
     times = []
     for _ in range(WARM_UPDATES + TIMED_UPDATES):
         begin = time.perf_counter()
-        learner.update(state, batch, measured_cost, config)  # its metrics are read back, so the device has finished
+        learner.update(state, batch, measured_cost, 0, config)  # its metrics are read back, so the device has finished
         times.append(time.perf_counter() - begin)
     return 1e3 * statistics.median(times[WARM_UPDATES:])
 

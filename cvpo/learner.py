@@ -14,7 +14,7 @@ from cvpo.bundle import Constraint
 from cvpo.config import TrainConfig
 from cvpo.critics import bootstrap_target, critic_loss, follow
 from cvpo.estep import DualSolution, least_excess, solve_dual
-from cvpo.limit import LimitController, advantage_threshold, relative_gap
+from cvpo.limit import LimitController, advantage_threshold, limit_at, relative_gap
 from cvpo.mstep import TrustRegion, gaussian_kl, interpolate, weighted_likelihood
 from cvpo.networks import Critics, GaussianPolicy, Model, build_model
 from cvpo.replay import Batch
@@ -35,7 +35,7 @@ class LearnerState:
     covariance_region: TrustRegion
     controller: LimitController
     generator: torch.Generator
-    cost_threshold: Array  # discounted, of the critics' values; used by constraint="critic"
+    unit_threshold: Array  # of the critics' values for each unit of a limit, discounted; used by constraint="critic"
     reward_scale: float = 1.0  # learning sees reward / reward_scale
     updates: int = 0
     infeasible_updates: int = 0
@@ -89,11 +89,11 @@ def create(
         covariance_region=TrustRegion(config.mstep.kl_covariance_bound),
         controller=LimitController.start(num_costs),
         generator=generator,
-        cost_threshold=np.array([constraint.threshold() for constraint in constraints]),
+        unit_threshold=np.array([c.model_copy(update={"cost_limit": 1.0}).threshold() for c in constraints]),
     )
 
 
-def update(state: LearnerState, batch: Batch, measured_cost: Array, config: TrainConfig) -> UpdateMetrics:
+def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, config: TrainConfig) -> UpdateMetrics:
     """Advance the state by one update: E-step, then a gradient step of the critics and of the policy (M-step).
 
     Args:
@@ -101,6 +101,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
         batch: its first `batch.recent` rows are of states that the current policy visits; the dual is solved on
             them and applied to all.
         measured_cost: undiscounted episode cost of the newest episodes, [C], environment units.
+        steps: of the environment so far; where limits are scheduled, they depend on it.
         config: of the run.
     """
     normalizer, policy, critics = state.model.normalizer, state.model.policy, state.model.critics
@@ -117,13 +118,14 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, config: Trai
         reward_target = bootstrap_target(reward, discount, reward_value.mean(1))
         cost_target = bootstrap_target(state.tensor(batch.cost), discount, cost_value.mean(1))
 
-    share = state.controller.share(limit_gap(measured_cost, config), config.limit)
+    cost_limit = limit_at(config, steps)
+    share = state.controller.share(limit_gap(measured_cost, cost_limit, config), config.limit)
     counted = _counted(batch)
     recent = np.flatnonzero(counted[: batch.recent])
     recent_reward, recent_cost = (
         value[: batch.recent].cpu().double().numpy()[recent] for value in (reward_value, cost_value)
     )
-    dual = _solve(state, recent_reward, recent_cost, share, config)
+    dual = _solve(state, recent_reward, recent_cost, share, cost_limit, config)
     weights = _weights(dual, reward_value, cost_value)
 
     new_mean, new_standard_deviation = policy(next_observation)
@@ -171,9 +173,9 @@ def act(state: LearnerState, observation: NDArray[np.float32], deterministic: in
     return np.asarray((mean + standard_deviation * noise).tanh().double().cpu().numpy())
 
 
-def limit_gap(measured_cost: Array, config: TrainConfig) -> Array:
+def limit_gap(measured_cost: Array, cost_limit: Array, config: TrainConfig) -> Array:
     """How far the measured cost is from what it is held at, `limit.aim` of its limit, [C]; see `relative_gap`."""
-    return relative_gap(measured_cost, config.limit.aim * np.array(config.cost_limits))
+    return relative_gap(measured_cost, config.limit.aim * cost_limit)
 
 
 def state_dict(state: LearnerState) -> dict[str, Any]:
@@ -230,14 +232,13 @@ def _counted(batch: Batch) -> NDArray[np.bool_]:
 
 
 def _solve(
-    state: LearnerState, reward_value: Array, cost_value: Array, share: Array, config: TrainConfig
+    state: LearnerState, reward_value: Array, cost_value: Array, share: Array, cost_limit: Array, config: TrainConfig
 ) -> DualSolution:
     """Solve the dual on recent states, under the critics' threshold or a share of the reachable cost change."""
     kl_bound = config.estep.kl_bound
     if config.estep.constraint == "critic":
-        return solve_dual(reward_value, cost_value, state.cost_threshold, kl_bound, state.dual_start)
+        return solve_dual(reward_value, cost_value, cost_limit * state.unit_threshold, kl_bound, state.dual_start)
     advantage = cost_value - cost_value.mean(1, keepdims=True)
-    cost_limit = np.array(config.cost_limits)
     least, reward_only = np.zeros(len(share)), np.zeros(len(share))
     for i in np.flatnonzero(np.isfinite(cost_limit) & (share > 0)):
         least[i] = least_excess(advantage[..., [i]], np.zeros(1), kl_bound)[1][0]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cvpo.config import LimitConfig
+from cvpo.config import LimitConfig, TrainConfig
 
 Array = NDArray[np.float64]
 
@@ -35,6 +35,18 @@ class LimitController:
             gap > 0, config.gain_above * np.minimum(gap, 1), config.gain_below * np.maximum(gap, -2)
         )
         return np.clip(proportional + self.integral, -1.0, config.max_share)
+
+
+def limit_at(config: TrainConfig, steps: int) -> Array:
+    """The cost limits that hold at a step of the environment, [C]: those of `limit.schedule`, in the end `cost_limits`.
+
+    Linear between the points of the schedule; before its first, that one's.
+    """
+    schedule = config.limit.schedule
+    if not schedule or steps >= schedule[-1].steps:
+        return np.array(config.cost_limits)
+    at, limits = [point.steps for point in schedule], np.array([point.cost_limits for point in schedule])
+    return np.array([np.interp(steps, at, column) for column in limits.T])
 
 
 def relative_gap(measured_cost: Array, cost_limit: Array) -> Array:

@@ -31,6 +31,7 @@ METRICS = {
     "checkpoint/bytes": "that it wrote",
     "train/return": "undiscounted reward of the newest complete training episodes, mean",
     "train/cost/NAME": "undiscounted cost per horizon over the newest steps of the measured environments; what is held",
+    "train/cost_limit/NAME": "the limit on it at this step, which limit.schedule may change; not where there is none",
     "critic/loss": "mean squared error of reward and cost critics, summed over heads",
     "critic/cost_value/NAME": "Q_c of recent states under the behavior policy, mean, cost units, discounted",
     "estep/temperature": "eta, scaled reward units",

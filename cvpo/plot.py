@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvpo.checkpoint import read_config
+from cvpo.config import TrainConfig
 from cvpo.errors import ConfigError
 from cvpo.metrics import read_evaluations, read_metrics
 
@@ -57,13 +58,8 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
             if len(runs) == 1 and name:
                 axis.plot([row["steps"] for row in rows], [row[name] for row in rows], color=TRAINING, lw=0.8, zorder=0)
             axis.set_title(f"episode cost: {name.removeprefix('train/cost/') or i}")
-        for axis, limit in zip(axes[1:], config.cost_limits, strict=True):
-            if math.isinf(limit):
-                continue
-            axis.axhline(limit, color=LIMIT, ls="--", lw=1)
-            axis.annotate(
-                f"limit {limit:g}", (0.01, limit), xycoords=("axes fraction", "data"), color=LIMIT, va="bottom"
-            )
+        for i, axis in enumerate(axes[1:]):
+            _draw_limit(axis, config, i)
     axes[0].set_title("episode return")
     axes[0].legend(fontsize="small")
     for axis in axes:
@@ -126,6 +122,24 @@ def save(figure: "mpl.figure.Figure", out: Path) -> Path:
     finally:
         plt.close(figure)
     return out
+
+
+def _draw_limit(axis: "mpl.axes.Axes", config: TrainConfig, cost: int) -> None:
+    """Draw the limit of a cost, as it is scheduled."""
+    limit, schedule = config.cost_limits[cost], config.limit.schedule
+    if math.isinf(limit):
+        return
+    if schedule:
+        line = [(0, schedule[0].cost_limits[cost])]
+        line += [(point.steps, point.cost_limits[cost]) for point in schedule]
+        line += [(schedule[-1].steps, limit), (config.schedule.steps, limit)]
+        axis.plot(*np.array(line).T, color=LIMIT, ls="--", lw=1)
+    else:
+        axis.axhline(limit, color=LIMIT, ls="--", lw=1)
+    where, side = (0.99, "right") if schedule else (0.01, "left")  # where it is what the label says
+    axis.annotate(
+        f"limit {limit:g}", (where, limit), xycoords=("axes fraction", "data"), color=LIMIT, va="bottom", ha=side
+    )
 
 
 def _rows(run: Path) -> list[dict[str, float]]:

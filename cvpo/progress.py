@@ -48,6 +48,7 @@ class Progress:
     steps_per_second: float
     train_return: float | None  # mean of the newest episodes; None before the first ends
     train_cost: Array  # measured, [C]
+    cost_limit: Array  # that holds at this step, [C]
     temperature: float | None  # None before the first update
     cost_multiplier: Array | None  # [C]
     infeasible_share: float  # of all updates so far
@@ -124,6 +125,8 @@ class Rows:
         if progress.train_return is not None:
             row["train/return"] = progress.train_return
         row.update(self._named("train/cost", progress.train_cost))
+        limits = self._named("train/cost_limit", progress.cost_limit)
+        row.update({name: limit for name, limit in limits.items() if math.isfinite(limit)})
         if self.updates:
             row.update(self._learning(state))
         row.update(self._checkpoint)

@@ -32,7 +32,7 @@ from cvpo.envs import EnvSpec, VectorEnv
 from cvpo.errors import CheckpointError, ConfigError, EnvError, WorkerError
 from cvpo.evaluate import EpisodeRunner, TorchActor, cost_level, summarize, to_environment
 from cvpo.learner import UpdateMetrics
-from cvpo.limit import CostMeter
+from cvpo.limit import CostMeter, limit_at
 from cvpo.lock import locked
 from cvpo.metrics import MetricsWriter, read_evaluations
 from cvpo.networks import Model
@@ -239,7 +239,8 @@ class _Loop:
 
     def _update(self, writer: MetricsWriter) -> None:
         batch = self.replay.sample(self.generator, self.config.replay.batch_size, self.recent_size)
-        metrics = learner.update(self.learner, batch, self.meter.measured(self.spec.max_episode_steps), self.config)
+        measured = self.meter.measured(self.spec.max_episode_steps)
+        metrics = learner.update(self.learner, batch, measured, self.steps, self.config)
         writer.residual(
             self.learner.updates,
             metrics.feasible,
@@ -270,7 +271,8 @@ class _Loop:
             self.running_return[i] = 0.0
         self.steps += self.env.num_envs
         if self.learner.updates:
-            gap = learner.limit_gap(self.meter.measured(self.spec.max_episode_steps), self.config)
+            measured = self.meter.measured(self.spec.max_episode_steps)
+            gap = learner.limit_gap(measured, limit_at(self.config, self.steps), self.config)
             self.learner.controller = self.learner.controller.advanced(gap, self.env.num_envs, self.config.limit)
         return step.observation
 
@@ -287,6 +289,7 @@ class _Loop:
             clock.rate(self.steps),
             float(np.mean(self.returns)) if self.returns else None,
             self.meter.measured(self.spec.max_episode_steps),
+            limit_at(self.config, self.steps),
             self.last.temperature if self.last else None,
             self.last.cost_multiplier if self.last else None,
             self.learner.infeasible_updates / updates if updates else 0.0,
@@ -426,7 +429,9 @@ def _learning(config: TrainConfig) -> dict[str, Any]:
 
 
 def _with_steps(config: TrainConfig, steps: int) -> TrainConfig:
-    return config.model_copy(update={"schedule": config.schedule.model_copy(update={"steps": steps})})
+    document = config.model_dump()
+    document["schedule"]["steps"] = steps
+    return parse_config(document)
 
 
 def _environments(config: TrainConfig) -> VectorEnv:

@@ -72,6 +72,61 @@ def test_the_warm_up_gives_every_environment_its_first_n_step_return() -> None:
     parse_config(document(schedule={"steps": 1000, "warmup_steps": 25}))
 
 
+# Limits on the way to cost_limits
+
+
+@pytest.mark.parametrize(
+    ("limits", "schedule"),
+    [
+        ([25], []),
+        ([25], [[0, [60]], [500, [25]]]),
+        ([25], [[100, [60]], [200, [0]], [999, [80.5]]]),
+        ([25, 3], [[0, [60, 3]], [500, [25, 9]]]),
+        ([25, math.inf], [[0, [60, math.inf]], [500, [25, "inf"]]]),
+    ],
+)
+def test_a_schedule_of_limits_survives_json(limits: list[float], schedule: list[Any]) -> None:
+    config = parse_config(document(cost_limits=limits, limit={"schedule": schedule}))
+    assert [point.steps for point in config.limit.schedule] == [steps for steps, _ in schedule]
+    assert [list(point.cost_limits) for point in config.limit.schedule] == [
+        [float(limit) for limit in limits] for _, limits in schedule
+    ]
+    assert parse_config(json.loads(config.model_dump_json())) == config
+    assert parse_config(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        ([[500, [60, 3]], [0, [25, 3]]], "goes from 500 steps to 0; each point comes after the one before it."),
+        ([[0, [60, 3]], [0, [25, 3]]], "goes from 0 steps to 0;"),
+        ([[0, [60]]], "has 1 limits at 0 steps, but there are 2 cost limits; give one limit per cost."),
+        ([[0, [math.inf, 3]]], r"is \[inf, 3.0\] at 0 steps and the cost limits are \[25.0, 3.0\], but no line leads"),
+        ([[0, [60, 3]], [1000, [25, 3]]], "ends at 1000 steps, but the run at 1000: cost_limits would never hold"),
+    ],
+)
+def test_a_schedule_that_cannot_be_followed_is_refused(schedule: list[Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^limit\.schedule {reason}"):
+        parse_config(document(cost_limits=[25, 3], limit={"schedule": schedule}))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "where"),
+    [
+        ([[0, [-1]]], "0.1.0: "),
+        ([[0, [math.nan]]], "0.1.0: "),
+        ([[-5, [60]]], "0.0: "),
+        ([[0.5, [60]]], "0.0: "),
+        ([[0, 60]], "0.1: "),
+        ([[0]], "0.1: "),
+        ("never", ": "),
+    ],
+)
+def test_a_bad_point_of_a_schedule_is_named(schedule: Any, where: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^limit\.schedule\.?{where}"):
+        parse_config(document(limit={"schedule": schedule}))
+
+
 def test_a_config_cannot_be_changed() -> None:
     config = parse_config(document())
     with pytest.raises(ValueError, match="frozen"):

@@ -79,7 +79,7 @@ def test_learning_and_acting_keep_to_the_device_of_the_networks(monkeypatch: pyt
     batch = Batch(drawn(B, O), drawn(B, A), drawn(B), drawn(B, 1), drawn(B), drawn(B, O), B // 2)
     state.model.normalizer.update(state.tensor(batch.observation))
     assert learner.act(state, batch.observation, deterministic=1).shape == (B, A)
-    metrics = learner.update(state, batch, np.array([30.0]), config)
+    metrics = learner.update(state, batch, np.array([30.0]), 0, config)
     assert metrics.kl_mean is not None
     assert {tensor.device.type for tensor in state.model.state_dict().values()} == {name}
 

@@ -71,7 +71,7 @@ def learn(
     generator = np.random.default_rng(0)
     costs = len(config.cost_limits)
     cost = np.broadcast_to(np.array(measured, np.float64), costs)
-    return [learner.update(state, one_step_batch(generator, costs, discount), cost, config) for _ in range(updates)]
+    return [learner.update(state, one_step_batch(generator, costs, discount), cost, 0, config) for _ in range(updates)]
 
 
 def mean_action(state: LearnerState) -> float:
@@ -102,7 +102,7 @@ def test_critics_learn_the_values_of_a_chain_by_hand() -> None:
             states[following[rows]],
             33,
         )
-        learner.update(state, batch, np.array([10.0]), settings)
+        learner.update(state, batch, np.array([10.0]), 0, settings)
     action = torch.linspace(-0.8, 0.8, 5).reshape(1, 5, 1).expand(3, 5, 1)
     with torch.no_grad():
         reward_value, cost_value = state.model.values(torch.eye(4)[:3], action)
@@ -126,7 +126,7 @@ def test_targets_take_the_mean_of_the_heads() -> None:
     expected_reward = torch.from_numpy(batch.reward) + 0.5 * 2
     expected_cost = torch.from_numpy(batch.cost) + 0.5 * 2
     expected = ((reward_value - expected_reward) ** 2).mean(1).sum() + ((cost_value - expected_cost) ** 2).mean(1).sum()
-    metrics = learner.update(state, batch, np.array([10.0]), settings)
+    metrics = learner.update(state, batch, np.array([10.0]), 0, settings)
     assert metrics.critic_loss == pytest.approx(expected.item(), rel=1e-5)
     assert metrics.cost_value[0] == pytest.approx(2, rel=1e-6)
 
@@ -139,7 +139,7 @@ def test_reward_is_learned_in_units_of_its_scale() -> None:
     for _ in range(150):
         batch = one_step_batch(generator)
         batch.reward[:] = 200.0
-        learner.update(state, batch, np.array([10.0]), settings)
+        learner.update(state, batch, np.array([10.0]), 0, settings)
     value, _ = state.model.values(torch.from_numpy(batch.observation), torch.from_numpy(batch.action).unsqueeze(1))
     assert value.mean().item() == pytest.approx(2, rel=0.1)
 
@@ -167,8 +167,33 @@ def test_above_the_limit_the_policy_lowers_the_cost_though_it_costs_reward() -> 
 def test_the_cost_is_held_at_the_aim_with_room_below_the_limit() -> None:
     # Limit 50, aim 0.8: held at 40. Measured 60: (60 − 40)/40; measured 40: there.
     settings = config((50.0,), limit={"aim": 0.8})
-    assert learner.limit_gap(np.array([60.0]), settings) == pytest.approx([0.5])
-    assert learner.limit_gap(np.array([40.0]), settings) == pytest.approx([0.0])
+    assert learner.limit_gap(np.array([60.0]), np.array([50.0]), settings) == pytest.approx([0.5])
+    assert learner.limit_gap(np.array([40.0]), np.array([50.0]), settings) == pytest.approx([0.0])
+
+
+SCHEDULE = {"schedule": [[0, [1000.0]], [500, [1000.0]]]}  # then 10
+
+
+def test_the_controller_holds_the_limit_that_is_scheduled_for_now() -> None:
+    # Measured 500: under a limit of 1000, over one of 10.
+    settings = config(limit=SCHEDULE)
+    state, batch = create(settings), one_step_batch(np.random.default_rng(0))
+    before, after = (learner.update(state, batch, np.array([500.0]), steps, settings) for steps in (499, 500))
+    assert before.share[0] == pytest.approx(-0.5)
+    assert after.share[0] == pytest.approx(settings.limit.gain_above)
+
+
+def test_the_critic_constraint_follows_the_schedule() -> None:
+    # Every cost is 1 or so: under the threshold of a limit of 1000 (100), over that of 5 (0.5).
+    settings = config((5.0,), estep={"constraint": "critic"}, limit=SCHEDULE)
+    state = create(settings)
+    generator = np.random.default_rng(0)
+    before, after = (
+        [learner.update(state, one_step_batch(generator), np.zeros(1), steps, settings) for _ in range(100)]
+        for steps in (499, 500)
+    )
+    assert all(m.feasible and m.cost_multiplier[0] == 0 for m in before)
+    assert all(m.cost_multiplier[0] > 0 for m in after)
 
 
 def test_without_a_limit_no_cost_is_too_high() -> None:
@@ -198,9 +223,9 @@ def test_states_in_which_an_episode_ended_say_nothing_to_the_policy() -> None:
     absurd = plain.next_observation.copy()
     absurd[::2] = 7.0
     left, right = create(settings), create(settings)
-    first = learner.update(left, replace(plain, discount=discount), np.array([20.0]), settings)
+    first = learner.update(left, replace(plain, discount=discount), np.array([20.0]), 0, settings)
     second = learner.update(
-        right, replace(plain, discount=discount, next_observation=absurd), np.array([20.0]), settings
+        right, replace(plain, discount=discount, next_observation=absurd), np.array([20.0]), 0, settings
     )
     assert first.temperature == pytest.approx(second.temperature, rel=1e-5)
     assert first.cost_multiplier == pytest.approx(second.cost_multiplier, rel=1e-5)
@@ -219,7 +244,7 @@ def test_an_unreachable_threshold_is_counted_and_answered_by_the_least_cost() ->
     state = create(settings)
     learn(state, settings, 100, measured=0.0)  # until the critics know
     before = state.infeasible_updates
-    state.cost_threshold = np.array([0.02])
+    state.unit_threshold = np.array([0.004])
     metrics = learn(state, settings, 100, measured=0.0)
     assert not any(m.feasible for m in metrics)
     assert state.infeasible_updates == before + 100
@@ -228,8 +253,8 @@ def test_an_unreachable_threshold_is_counted_and_answered_by_the_least_cost() ->
 
 
 def test_the_critic_constraint_uses_the_discounted_threshold() -> None:
-    # 10·(1 − 0.9^100)/((1 − 0.9)·100) = 0.99997.
-    assert create(config()).cost_threshold[0] == pytest.approx(10 * (1 - 0.9**100) / 10)
+    # For each unit of the limit (1 − 0.9^100)/((1 − 0.9)·100) = 0.099997.
+    np.testing.assert_allclose(create(config((10.0, math.inf))).unit_threshold, (1 - 0.9**100) / 10)
 
 
 # Periods of the M-step.

@@ -1,14 +1,16 @@
 """The controller that holds a measured cost at its limit: signs, bounds, no windup, and what it measures."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cvpo.config import LimitConfig
+from cvpo.config import LimitConfig, TrainConfig, parse_config
 from cvpo.estep import least_excess, solve_dual
-from cvpo.limit import CostMeter, LimitController, advantage_threshold, relative_gap
+from cvpo.limit import CostMeter, LimitController, advantage_threshold, limit_at, relative_gap
 
 CONFIG = LimitConfig()
 
@@ -101,6 +103,40 @@ def test_what_is_asked_of_one_constraint_is_always_feasible(
     # Bounded, so no cap is needed: at 0.9 of what the ball can reach a unit of cost is not yet worth much reward.
     spread = reward.std() / advantage.std()
     assert solution.cost_multiplier[0] <= 20 * spread
+
+
+# Limits that are scheduled.
+
+
+def scheduled(limits: list[float], *points: tuple[int, list[float]]) -> TrainConfig:
+    return parse_config(
+        {
+            "environment": {"env_id": "none"},
+            "cost_limits": limits,
+            "schedule": {"steps": 1_000},
+            "limit": {"schedule": points},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "limit"), [(0, 60), (99, 60), (100, 60), (150, 50), (200, 40), (250, 35), (299, 30.1), (300, 25)]
+)
+def test_limits_are_linear_between_points_and_final_from_the_last_one_on(steps: int, limit: float) -> None:
+    # From 60 at 100 over 40 at 200 to 30 at 300, where 25 takes over.
+    config = scheduled([25], (100, [60]), (200, [40]), (300, [30]))
+    np.testing.assert_allclose(limit_at(config, steps), [limit])
+    np.testing.assert_array_equal(limit_at(config, steps + 10_000), [25])
+
+
+def test_each_limit_has_its_own_schedule_and_none_stays_none() -> None:
+    config = scheduled([25, math.inf, 0], (0, [60, math.inf, 10]), (100, [60, math.inf, 0]))
+    np.testing.assert_allclose(limit_at(config, 50), [60, math.inf, 5])
+    np.testing.assert_allclose(limit_at(config, 100), [25, math.inf, 0])
+
+
+def test_without_a_schedule_the_limits_hold_from_the_first_step_on() -> None:
+    np.testing.assert_array_equal(limit_at(scheduled([25, math.inf]), 0), [25, math.inf])
 
 
 # What is measured.

@@ -1,12 +1,16 @@
 """Pictures: readable files that show something, for one run and for several."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from cvpo import plot
 from cvpo.config import parse_config
 from cvpo.errors import CheckpointError, ConfigError
 from cvpo.plot import Track, plot_runs, plot_tracks
@@ -14,7 +18,12 @@ from cvpo.plot import Track, plot_runs, plot_tracks
 LIMIT_RED = np.array([0xD6, 0x27, 0x28]) / 255  # tab:red
 
 
-def write_run(run: Path, costs: tuple[str, ...] = ("cost",), limits: tuple[float, ...] = (25.0,)) -> Path:
+def write_run(
+    run: Path,
+    costs: tuple[str, ...] = ("cost",),
+    limits: tuple[float, ...] = (25.0,),
+    schedule: Sequence[tuple[int, list[float]]] = (),
+) -> Path:
     """The files of a run that pictures are drawn from."""
     run.mkdir()
     config = parse_config(
@@ -22,6 +31,7 @@ def write_run(run: Path, costs: tuple[str, ...] = ("cost",), limits: tuple[float
             "environment": {"env_id": "Toy-v0", "cost_names": costs},
             "cost_limits": limits,
             "schedule": {"steps": 3_000},
+            "limit": {"schedule": schedule},
         }
     )
     (run / "config.json").write_text(config.model_dump_json())
@@ -74,6 +84,16 @@ def test_every_cost_has_its_own_axes_and_no_limit_draws_none(tmp_path: Path) -> 
     out = plot_runs([run], tmp_path / "curves.png")
     assert pixels(out).shape[1] == 1980
     assert not is_drawn(out)
+
+
+def test_a_scheduled_limit_is_drawn_on_its_way(tmp_path: Path) -> None:
+    # From 60 to 40 between steps 1,000 and 2,000, where 25 takes over.
+    run = write_run(tmp_path / "run", schedule=[(1_000, [60]), (2_000, [40])])
+    with mock.patch.object(plot, "save", lambda figure, out: figure):
+        figure: Any = plot_runs([run], tmp_path / "curves.png")
+    (drawn,) = [line for line in figure.axes[1].lines if line.get_color() == plot.LIMIT]
+    assert drawn.get_xydata().tolist() == [[0, 60], [1_000, 60], [2_000, 40], [2_000, 25], [3_000, 25]]
+    plt.close(figure)
 
 
 def test_a_run_that_has_just_begun_is_drawn_without_curves(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ PROGRESS = Progress(
     steps_per_second=50.0,
     train_return=None,
     train_cost=np.array([3.0]),
+    cost_limit=np.array([25.0]),
     temperature=None,
     cost_multiplier=None,
     infeasible_share=0.0,
@@ -46,6 +47,12 @@ def test_a_row_sums_up_the_updates_since_the_row_before(state: LearnerState) -> 
     rows.updates.append(update(7.0))
     assert rows.take(PROGRESS, state)["critic/loss"] == 7.0
     assert "critic/loss" not in rows.take(PROGRESS, state)
+
+
+def test_a_row_has_the_limit_of_the_moment_where_there_is_one(state: LearnerState) -> None:
+    rows = Rows(("cost",))
+    assert rows.take(PROGRESS, state)["train/cost_limit/cost"] == 25.0
+    assert "train/cost_limit/cost" not in rows.take(dataclasses.replace(PROGRESS, cost_limit=np.array([np.inf])), state)
 
 
 def test_a_row_does_not_forget_the_updates_before_an_interruption(state: LearnerState) -> None:

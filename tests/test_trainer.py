@@ -130,7 +130,7 @@ def test_rows_of_metrics_have_only_names_with_a_meaning(tmp_path: Path) -> None:
     assert [row["steps"] for row in rows] == [1000, 2000]
     names = {name.removesuffix("cost") + "NAME" if name.endswith("/cost") else name for name in rows[-1]}
     assert names <= METRICS.keys()
-    assert {"train/return", "train/cost/NAME", "estep/cost_residual_max/NAME", "mstep/kl_mean"} <= names
+    assert {"train/return", "train/cost/NAME", "train/cost_limit/NAME", "estep/cost_residual_max/NAME", "mstep/kl_mean"} <= names
     assert rows[-1]["estep/kl_residual_max"] <= 1e-6
     assert rows[-1]["estep/cost_residual_max/cost"] <= 1e-6
 
@@ -234,6 +234,20 @@ def test_an_unconstrained_run_can_be_resumed(tmp_path: Path) -> None:
     assert reports.last.cost_multiplier is not None
     np.testing.assert_array_equal(reports.last.cost_multiplier, [0.0])
     assert load_policy(run, 400).constraints[0].cost_limit is None
+
+
+def test_a_run_with_a_scheduled_limit_can_be_resumed_and_is_judged_by_its_final_one(tmp_path: Path) -> None:
+    # From 40, which no episode exceeds, at step 200 to 0, which every one does, at 360.
+    config = small_config(0.0, steps=TOTAL, limit={"schedule": [(200, [40.0]), (360, [0.0])]})
+    reports = start(tmp_path / "whole", config)
+    assert [report.evaluation.over_limit_share for report in reports.checkpoints] == [(1.0,), (1.0,)]
+    reports = start(tmp_path / "run", config, stop_at=280)
+    assert reports.last is not None
+    np.testing.assert_allclose(reports.last.cost_limit, [20.0])
+    with pytest.raises(ConfigError, match=r"limit\.schedule ends at 360 steps, but the run at 320"):
+        go_on(tmp_path / "run", steps=320)
+    go_on(tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 # What is refused.

@@ -67,7 +67,7 @@ class Ours:
     def update(self) -> None:
         """As the trainer does it: sample, and update."""
         batch = self.replay.sample(self.generator, self.workload.batch_size, self.recent_size)
-        learner.update(self.state, batch, self.measured_cost, self.config)
+        learner.update(self.state, batch, self.measured_cost, 0, self.config)
 
     def updates(self, seconds: float) -> dict[str, float]:
         """Update for so long; what was done, in what time of the core, and in what time of the clock."""
