@@ -107,9 +107,10 @@ class _Report:
 def _rollout(
     env: gymnasium.Env[Any, Any], names: tuple[str, ...], steps: int, length: int, seed: int, report: _Report
 ) -> list[Row]:
-    """Take random steps, report what is wrong at each, and return one row per step (fewer after a failure).
+    """Take random steps, report what is wrong at each, and return one row per step, but for those that have none.
 
-    Episodes end by themselves or after `length` steps; the first one has the seed `seed`, the next one the next.
+    Episodes end by themselves or after `length` steps; the first one has the seed `seed`, the next one the next. A step
+    that raises, or returns what cannot be taken apart, is the last.
     """
     env.action_space.seed(seed)
     rows: list[Row] = []
@@ -137,14 +138,15 @@ def _rollout(
         value = as_number(reward)
         if value is None or not math.isfinite(value):
             report.error("reward", f"The reward is {reward!r} {where}; it must be a finite number.")
+        ended = step - start + 1 >= length
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
-            if not isinstance(flag, bool | np.bool_):
+            if isinstance(flag, bool | np.bool_):
+                ended |= bool(flag)
+            else:
                 report.error(name, f"{name} is {flag!r} {where}; it must be True or False.")
         costs = _check_costs(info, names, where, report)
-        if row is None or value is None or costs is None:
-            break
-        rows.append(np.concatenate([row, [value], costs]))
-        ended = bool(terminated or truncated) or step - start + 1 >= length
+        if row is not None and value is not None and costs is not None:
+            rows.append(np.concatenate([row, [value], costs]))
     return rows
 
 
@@ -187,24 +189,24 @@ def _check_observation(space: gymnasium.Space[Any], raw: Any, where: str, report
 
 
 def _check_costs(info: Any, names: tuple[str, ...], where: str, report: _Report) -> Row | None:
-    """The costs [C], or None if one is not there."""
+    """The costs [C], or None if one is not there or is no cost."""
     if not isinstance(info, Mapping):
         report.error("info", f"info is {type(info).__name__} {where}; it must be a dict, with the cost in it.")
         return None
-    costs = np.zeros(len(names))
-    for index, name in enumerate(names):
+    costs = []
+    for name in names:
         if name not in info:
             report.error(
                 name,
                 f"{where.capitalize()}, {missing_cost(name, info)}; put it in at every step, or name another cost.",
             )
-            return None
+            continue
         value = as_number(info[name])
         if value is None or not math.isfinite(value) or value < 0:
             report.error(name, f'info["{name}"] is {info[name]!r} {where}; a cost is a finite number and not negative.')
-            return None
-        costs[index] = value
-    return costs
+            continue
+        costs.append(value)
+    return np.array(costs) if len(costs) == len(names) else None
 
 
 def _check_snapshot(env: CostEnv, seed: int, report: _Report) -> None:

@@ -65,6 +65,22 @@ def test_several_things_are_found_at_once() -> None:
     assert "each must be finite" in texts
 
 
+def test_everything_that_is_wrong_at_any_step_is_found_at_once() -> None:
+    costs = ("cost", "cost_heat")
+    findings = check_env("tests.envs.toys:AllWrong", cost_names=costs, max_episode_steps=20, steps=100)
+    texts = [finding.text for finding in findings]
+    assert len(texts) == 6
+    for says in (
+        "The observation has shape (3,) of float64 at step 3",
+        "observation[1] is nan at step 5",
+        "The reward is 'much' at step 3",
+        "terminated is array([ True, False]) at step 3",
+        'info["cost"] is -0.5 at step 3',
+        'At step 1, info has no cost "cost_heat"',
+    ):
+        assert any(says in text for text in texts), (says, texts)
+
+
 def test_named_costs_are_the_ones_that_are_checked() -> None:
     assert check_env("tests.envs.toys:drift", cost_names=("cost_fuel",), steps=50) == []
     (finding,) = check_env("tests.envs.toys:drift", cost_names=("cost_heat",), steps=50)

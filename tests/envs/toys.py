@@ -109,6 +109,14 @@ class NumberForFlag(_Altered):
         return *result[:2], 0.5, *result[3:]
 
 
+class AllWrong(_Altered):
+    """Wrong in all that a step returns, and from step 5 on in another way."""
+
+    def alter(self, result: Result) -> Any:
+        observation = np.zeros(3) if self.steps < 5 else np.array([0.0, np.nan])
+        return observation, "much", np.array([True, False]), False, {"cost": -0.5}
+
+
 class OldStep(_Altered):
     def alter(self, result: Result) -> Any:
         return *result[:3], result[4]
