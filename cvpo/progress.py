@@ -52,6 +52,7 @@ class Progress:
     temperature: float | None  # None before the first update
     cost_multiplier: Array | None  # [C]
     infeasible_share: float  # of all updates so far
+    updates_due: int  # before the next step; many when the warm-up ends
     waits: Waits
 
 

@@ -50,7 +50,9 @@ class TrainingReport:
         if self._last is None:
             stderr.print(HEADER)
         self._last = progress
-        if progress.temperature is None or progress.cost_multiplier is None:
+        if progress.updates_due:
+            learning = f"{progress.updates_due} updates to go before the next step"
+        elif progress.temperature is None or progress.cost_multiplier is None:
             learning = "warm-up: random actions"
         else:
             learning = f"eta {progress.temperature:.3g}  lambda {_costs(progress.cost_multiplier, '.3g')}"

@@ -42,6 +42,7 @@ from cvpo.resume import ResumePoint, ResumePoints, load_resume_point
 
 Array = NDArray[np.float64]
 EVALUATION_ENVS = 20
+SHOWN_UPDATES = 20  # after so many of those that are made at once, people see that the run goes on
 EVALUATION_SEED_OFFSET = 1_000_003  # evaluation episodes are not training episodes
 
 
@@ -200,6 +201,8 @@ class _Loop:
                         evaluator.advance()
                     if i < updates:
                         self._update(writer)
+                        if (left := updates - i - 1) and left % SHOWN_UPDATES == 0:
+                            reporter.progress(self._progress(clock, self._waited(evaluator).since(waited), left))
                 observation = self._take_in(observation, action)
                 if device:
                     reporter.say(device)
@@ -281,7 +284,7 @@ class _Loop:
         simulators = self.env.simulators_waited if self.config.environment.workers else None
         return Waits(time.monotonic(), self.env.learner_waited + evaluator.env.learner_waited, simulators)
 
-    def _progress(self, clock: Clock, waits: Waits) -> Progress:
+    def _progress(self, clock: Clock, waits: Waits, updates_due: int = 0) -> Progress:
         updates = self.learner.updates
         return Progress(
             self.steps,
@@ -293,6 +296,7 @@ class _Loop:
             self.last.temperature if self.last else None,
             self.last.cost_multiplier if self.last else None,
             self.learner.infeasible_updates / updates if updates else 0.0,
+            updates_due,
             waits,
         )
 

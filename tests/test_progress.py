@@ -20,6 +20,7 @@ PROGRESS = Progress(
     temperature=None,
     cost_multiplier=None,
     infeasible_share=0.0,
+    updates_due=0,
     waits=Waits(20.0, 5.0, 8.0),
 )
 

@@ -25,6 +25,7 @@ def progress(steps: int, multiplier: tuple[float, ...] | None = (1.843, 0.0), in
         temperature=None if multiplier is None else 0.5,
         cost_multiplier=None if multiplier is None else np.array(multiplier),
         infeasible_share=infeasible,
+        updates_due=0,
         waits=Waits(200.0, 30.0, 120.0),
     )
 
@@ -97,6 +98,14 @@ def test_a_terminal_shows_a_line_that_moves(shown: Callable[..., str]) -> None:
         "lambda 1.84",
     ):
         assert part in text
+
+
+def test_updates_that_are_made_at_once_are_counted_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(report, "stderr", Console(file=stream, force_terminal=True, width=120))
+    with TrainingReport((25.0,)) as shown:
+        shown.progress(dataclasses.replace(progress(5_000), updates_due=480))
+    assert "480 updates to go before the next step" in stream.getvalue()
 
 
 def test_no_color_is_heeded(monkeypatch: pytest.MonkeyPatch, shown: Callable[..., str]) -> None:

@@ -25,6 +25,7 @@ from cvpo.envs import VectorEnv
 from cvpo.errors import CheckpointError, ConfigError, EnvError, WorkerError
 from cvpo.files import read_verified, write_verified
 from cvpo.metrics import METRICS, read_evaluations, read_metrics
+from cvpo.progress import Progress
 from cvpo.replay import FIELDS, Replay
 from cvpo.trainer import constraints_of, resume, train
 from tests.budget import STEPS, Reports, never, small_config
@@ -123,6 +124,19 @@ def test_reports_tell_how_far_the_run_is(tmp_path: Path) -> None:
     assert last.temperature > 0
 
 
+def test_the_updates_at_the_end_of_the_warm_up_are_told_while_they_are_made(tmp_path: Path) -> None:
+    # 60 and the one of the step, at once; from then on two a step.
+    due: list[int] = []
+
+    class Watch(Reports):
+        def progress(self, progress: Progress) -> None:
+            due.append(progress.updates_due)
+
+    schedule = {"warmup_updates": 60}
+    train(small_config(steps=200, schedule=schedule), tmp_path / "run", Watch(), never)
+    assert [updates for updates in due if updates] == [60, 40, 20]
+
+
 def test_rows_of_metrics_have_only_names_with_a_meaning(tmp_path: Path) -> None:
     schedule = {"warmup_steps": 800, "checkpoint_every": 1_000, "updates_per_step": 0.3}
     start(tmp_path / "run", small_config(steps=2_000, schedule=schedule))
@@ -130,7 +144,13 @@ def test_rows_of_metrics_have_only_names_with_a_meaning(tmp_path: Path) -> None:
     assert [row["steps"] for row in rows] == [1000, 2000]
     names = {name.removesuffix("cost") + "NAME" if name.endswith("/cost") else name for name in rows[-1]}
     assert names <= METRICS.keys()
-    assert {"train/return", "train/cost/NAME", "train/cost_limit/NAME", "estep/cost_residual_max/NAME", "mstep/kl_mean"} <= names
+    assert {
+        "train/return",
+        "train/cost/NAME",
+        "train/cost_limit/NAME",
+        "estep/cost_residual_max/NAME",
+        "mstep/kl_mean",
+    } <= names
     assert rows[-1]["estep/kl_residual_max"] <= 1e-6
     assert rows[-1]["estep/cost_residual_max/cost"] <= 1e-6
 
