@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.rounds import RESULTS, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-MARKED = re.compile(r"(?<=<!-- )(?P<name>\w+)\.json -->\n.*?(?=<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(?<=<!-- )(?P<name>(?!end )[\w.]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 Document = Mapping[str, Any]
 
 
@@ -192,15 +192,19 @@ def measured(document: Document) -> str:
     )
 
 
+def fill(page: str, text: Callable[[str], str]) -> str:
+    """The page with what stands between `<!-- NAME -->` and `<!-- end -->` made anew, by its name."""
+    return MARKED.sub(lambda found: f"{found['name']} -->\n{text(found['name'])}", page)
+
+
 def filled(page: str) -> str:
     """The page with its tables made anew from the results."""
 
-    def fill(found: re.Match[str]) -> str:
-        name = found["name"]
-        document = json.loads((RESULTS / f"{name}.json").read_text())
-        return f"{name}.json -->\n{TABLES[name](document)}\n{measured(document)}"
+    def text(file: str) -> str:
+        document = json.loads((RESULTS / file).read_text())
+        return f"{TABLES[file.removesuffix('.json')](document)}\n{measured(document)}"
 
-    return MARKED.sub(fill, page)
+    return fill(page, text)
 
 
 def _range(values: Sequence[float], digits: int) -> str:

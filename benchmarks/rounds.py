@@ -73,6 +73,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def provenance() -> dict[str, Any]:
+    """When, of what, and on what a result is."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cvpo": {"version": importlib.metadata.version("cvpo"), "commit": _commit()},
+        "machine": machine(),
+    }
+
+
 def finish(name: str, headline: Mapping[str, Any], details: Mapping[str, Any]) -> None:
     """Write `results/NAME.json`, and print the headline as the last line.
 
@@ -81,14 +90,7 @@ def finish(name: str, headline: Mapping[str, Any], details: Mapping[str, Any]) -
         headline: what the line of JSON holds.
         details: settings, rounds, versions of the contestants: what else a reader needs to judge it.
     """
-    now = datetime.datetime.now(datetime.UTC)
-    document = {
-        **headline,
-        "date": now.date().isoformat(),
-        "cvpo": {"version": importlib.metadata.version("cvpo"), "commit": _commit()},
-        "machine": machine(),
-        **details,
-    }
+    document = {**headline, **provenance(), **details}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(headline))

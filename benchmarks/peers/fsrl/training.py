@@ -10,43 +10,26 @@ import time
 from pathlib import Path
 
 import gymnasium
-from fsrl.agent import CVPOAgent
-from fsrl.config.cvpo_cfg import Mujoco2MCfg, Mujoco5MCfg
 from fsrl.utils import TensorboardLogger
 from tianshou.env import ShmemVectorEnv
 
 from benchmarks.contestant import versions
-from benchmarks.peers.fsrl.mend import import_safety_gymnasium
-
-SETTINGS = {"SafetyPointCircle1": Mujoco2MCfg, "SafetyHalfCheetahVelocity": Mujoco5MCfg}
+from benchmarks.peers.fsrl.tasks import SETTINGS, make_agent, register
 
 
 def main() -> None:
     """Train, and leave what was done in a file."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("task", help="with its version, such as SafetyPointCircle1-v0")
+    parser.add_argument("task", choices=SETTINGS)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    import_safety_gymnasium()
-    name, version = arguments.task.rsplit("-", 1)
-    env_id = f"{name}Gymnasium-{version}"
-    config = SETTINGS[name]()
+    env_id = register(arguments.task)
+    config = SETTINGS[arguments.task](thread=arguments.threads, seed=arguments.seed)
     logger = TensorboardLogger(str(arguments.out), log_txt=True, name="log")
-    agent = CVPOAgent(
-        gymnasium.make(env_id),
-        logger=logger,
-        cost_limit=config.cost_limit,
-        thread=arguments.threads,
-        seed=arguments.seed,
-        sample_act_num=config.sample_act_num,
-        gamma=config.gamma,
-        n_step=config.n_step,
-        hidden_sizes=config.hidden_sizes,
-        unbounded=config.unbounded,
-    )
+    agent = make_agent(env_id, config, logger)
     training_envs = min(config.training_num, config.episode_per_collect)
     train_envs = ShmemVectorEnv([lambda: gymnasium.make(env_id) for _ in range(training_envs)])
     test_envs = ShmemVectorEnv([lambda: gymnasium.make(env_id) for _ in range(config.testing_num)])
