@@ -54,8 +54,8 @@ def test_help_names_every_command_in_a_whole_sentence() -> None:
 
 def test_help_shows_defaults_that_are_written_in_brackets() -> None:
     text = " ".join(cvpo("train", "--help").out.split())
-    assert "Environment steps. [default: 100000]" in text
-    assert "inf for none. [default: 25]" in text
+    assert "Environment steps. [default: the preset's, or 100000]" in text
+    assert "inf for none. [default: the preset's, or 25]" in text
 
 
 def test_the_version_is_printed() -> None:
