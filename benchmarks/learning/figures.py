@@ -7,9 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
 
 from benchmarks.learning.jobs import COMPARED_TASKS, LIMITS, LIMITS_TASK, NAMES, TASKS, Task
-from benchmarks.learning.results import MODES, Result, select
+from benchmarks.learning.results import Result, select
 from cvpo.evaluate import interval
 from cvpo.plot import LIMIT, TRAINING, save
 
@@ -34,15 +35,16 @@ def curves(results: Sequence[Result]) -> Figure | None:
         return None
     columns = min(TASKS_A_ROW, len(tasks))
     rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(3.4 * columns, 5.2 * rows), layout="constrained")
+    figure = Figure(figsize=(2.7 * columns, 4.4 * rows), layout="constrained")
     axes = figure.subplots(2 * rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_visible(False)
     for number, (task, ours) in enumerate(tasks.items()):
         row, column = 2 * (number // columns), number % columns
-        _learned(axes[row, column], axes[row + 1, column], task, {"evaluated": ours})
-        _band(axes[row + 1, column], ours, "train_cost", "in training", TRAINING)
-        axes[row + 1, column].legend(fontsize="small", frameon=False)
+        returns, costs = axes[row, column], axes[row + 1, column]
+        _band(costs, ours, "train_cost", "in training", TRAINING)
+        _learned(returns, costs, task, {"evaluated": ours})
+        costs.legend(fontsize="small", frameon=False)
     return figure
 
 
@@ -51,32 +53,28 @@ def cost_at_convergence(results: Sequence[Result]) -> Figure | None:
     tasks = _with_results(results)
     if not tasks:
         return None
-    figure = Figure(figsize=(2 + 1.3 * len(tasks), 4), layout="constrained")
+    figure = Figure(figsize=(2 + len(tasks), 4), layout="constrained")
     axis = figure.subplots()
-    for offset, color, mode in zip((-0.2, 0.2), ("C0", "C1"), MODES, strict=True):
-        costs = [
-            np.concatenate([getattr(result, mode).costs for result in ours]) / task.cost_limit
-            for task, ours in tasks.items()
-        ]
-        boxes = axis.boxplot(
-            costs,
-            positions=np.arange(len(tasks)) + offset,
-            widths=0.32,
-            whis=(5, 95),
-            showfliers=False,
-            showmeans=True,
-            patch_artist=True,
-            boxprops={"facecolor": color, "alpha": 0.35},
-            medianprops={"color": color},
-            meanprops={"marker": "D", "markersize": 4, "markerfacecolor": color, "markeredgecolor": color},
-        )
-        boxes["boxes"][0].set_label(mode)
+    fsrl = {task: select(results, "fsrl", task.env_id, task.cost_limit) for task in tasks}
+    groups = {
+        "deterministic": [[run.deterministic.costs for run in ours] for ours in tasks.values()],
+        "sampled": [[run.sampled.costs for run in ours] for ours in tasks.values()],
+        f"{NAMES['fsrl']}, deterministic": [[run.deterministic.costs for run in theirs] for theirs in fsrl.values()],
+    }
+    for number, (name, costs) in enumerate(groups.items()):
+        boxes = {
+            position + 0.25 * (number - 1): np.concatenate(each) / task.cost_limit
+            for position, (task, each) in enumerate(zip(tasks, costs, strict=True))
+            if each
+        }
+        if boxes:
+            _boxes(axis, boxes, f"C{number}", name)
     axis.axhline(1, color=LIMIT, ls="--", lw=1)
     axis.annotate("limit", (0.005, 1), xycoords=("axes fraction", "data"), color=LIMIT, va="bottom")
     axis.set_xticks(range(len(tasks)), [task.name for task in tasks], rotation=20, ha="right")
     axis.set_ylabel("episode cost / limit")
-    axis.set_title("cost at convergence: box 25 to 75 %, whiskers 5 to 95 %, diamond the mean", fontsize="medium")
-    axis.legend(frameon=False)
+    axis.set_title("cost at convergence")
+    axis.legend(fontsize="small", frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -104,7 +102,7 @@ def limits(results: Sequence[Result]) -> Figure | None:
     found = {limit: select(results, "cvpo", LIMITS_TASK, limit) for limit in LIMITS}
     if not all(found.values()):
         return None
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(10.8, 3.4), layout="constrained")
     returns, costs, followed = figure.subplots(1, 3)
     for number, (limit, ours) in enumerate(found.items()):
         color = f"C{number}"
@@ -118,10 +116,11 @@ def limits(results: Sequence[Result]) -> Figure | None:
     followed.annotate("cost = limit", (greatest, greatest), color=LIMIT, ha="right", va="bottom")
     followed.set_xlabel("limit")
     followed.set_ylim(bottom=0)
-    followed.set_title("mean cost of the last policy, each seed")
+    followed.set_title("cost of last policies")
     returns.set_title(f"{TASKS[LIMITS_TASK].name}: return")
     costs.set_title("cost")
     returns.legend(fontsize="small", frameon=False)
+    costs.set_ylim(bottom=0)
     for axis in (returns, costs):
         _steps_axis(axis)
     followed.spines[["top", "right"]].set_visible(False)
@@ -148,6 +147,7 @@ def _learned(returns: Axes, costs: Axes, task: Task, groups: Mapping[str, Sequen
         axis.annotate(f"{name} {level:g}", (0.01, level), xycoords=("axes fraction", "data"), color=LIMIT, va="bottom")
         axis.set_title(title)
         _steps_axis(axis)
+    costs.set_ylim(bottom=0)
 
 
 def _band(axis: Axes, runs: Sequence[Result], column: str, label: str, color: str) -> None:
@@ -166,7 +166,25 @@ def _series(run: Result, column: str) -> dict[int, float]:
     return {steps: value for steps, value in values if value is not None}
 
 
+def _boxes(axis: Axes, boxes: Mapping[float, NDArray[np.float64]], color: str, label: str) -> None:
+    """Quartiles, 5 and 95 %, and a diamond for the mean, at each position."""
+    drawn = axis.boxplot(
+        list(boxes.values()),
+        positions=list(boxes),
+        widths=0.2,
+        whis=(5, 95),
+        showfliers=False,
+        showmeans=True,
+        patch_artist=True,
+        boxprops={"facecolor": color, "alpha": 0.35},
+        medianprops={"color": color},
+        meanprops={"marker": "D", "markersize": 4, "markerfacecolor": color, "markeredgecolor": color},
+    )
+    drawn["boxes"][0].set_label(label)
+
+
 def _steps_axis(axis: Axes) -> None:
     axis.set_xlabel("environment steps")
+    axis.locator_params(axis="x", nbins=5)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps / 1000:g}k"))
     axis.spines[["top", "right"]].set_visible(False)

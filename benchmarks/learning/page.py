@@ -78,13 +78,26 @@ def level(results: Results) -> str:
     return table(["task", "deterministic", "sampled", "mean cost / limit"], rows)
 
 
-TABLES: Mapping[str, Callable[[Results], str]] = {
+def measured(results: Results) -> str:
+    """Where and when results are from."""
+    if not results:
+        return "Nothing was measured yet."
+    machines = {f"{run.machine['cpu']}, {run.machine['cores']} cores" for run in results}
+    commits = {str(run.cvpo["commit"]) for run in results}
+    return (
+        f"Measured {_range(run.date for run in results)} at {'commits' if len(commits) > 1 else 'commit'} "
+        f"{', '.join(sorted(commits))} on {' and '.join(sorted(machines))}."
+    )
+
+
+BLOCKS: Mapping[str, Callable[[Results], str]] = {
     "targets": targets,
     "published": published,
     "sampled": sampled,
     "limits": limits,
     "compared": compared,
     "level": level,
+    "measured": measured,
 }
 
 
@@ -102,7 +115,7 @@ def filled(text: str, results: Results) -> str:
     def block(name: str) -> str:
         if name in PICTURES:
             return f"![{PICTURES[name]}]({FIGURES.name}/{name})\n" if (FIGURES / name).exists() else ""
-        return f"{TABLES[name](results)}\n\n{_measured(results)}"
+        return f"{BLOCKS[name](results)}\n"
 
     return page.fill(text, block)
 
@@ -151,18 +164,6 @@ def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
     mean = f"{sum(values) / len(values):.{digits}f}"
     spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
     return f"{mean}{spread}{unit}"
-
-
-def _measured(results: Results) -> str:
-    """Where and when results are from."""
-    if not results:
-        return "Nothing was measured yet.\n"
-    machines = {f"{run.machine['cpu']}, {run.machine['cores']} cores" for run in results}
-    commits = {str(run.cvpo["commit"]) for run in results}
-    return (
-        f"Measured {_range(run.date for run in results)} at {'commits' if len(commits) > 1 else 'commit'} "
-        f"{', '.join(sorted(commits))} on {' and '.join(sorted(machines))}.\n"
-    )
 
 
 def _range(dates: Iterable[str]) -> str:

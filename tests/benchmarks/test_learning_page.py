@@ -33,7 +33,7 @@ def test_the_page_shows_the_committed_results() -> None:
 
 def test_every_table_and_picture_has_its_place_in_the_page() -> None:
     text = page.PAGE.read_text()
-    assert [name for name in (*page.TABLES, *page.PICTURES) if f"<!-- {name} -->" not in text] == []
+    assert [name for name in (*page.BLOCKS, *page.PICTURES) if f"<!-- {name} -->" not in text] == []
 
 
 def test_a_target_is_met_by_the_means_over_seeds() -> None:

@@ -77,13 +77,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     env_id, curve = register(arguments.task), Curve()
-    config = SETTINGS[arguments.task](cost_limit=arguments.cost_limit, thread=1, seed=arguments.seed)
+    config = SETTINGS[arguments.task](
+        task=arguments.task,
+        cost_limit=arguments.cost_limit,
+        thread=1,
+        seed=arguments.seed,
+        testing_num=TEST_EPISODES,
+    )
     agent = make_agent(env_id, config, curve)
     first = 1_000 * arguments.seed
     training = ShmemVectorEnv(
         [seeded(env_id, first + i) for i in range(min(config.training_num, config.episode_per_collect))]
     )
-    test = ShmemVectorEnv([seeded(env_id, first + 500 + i) for i in range(TEST_EPISODES)])
+    test = ShmemVectorEnv([seeded(env_id, first + 500 + i) for i in range(config.testing_num)])
     per_epoch = min(config.step_per_epoch, arguments.steps)
     began = time.perf_counter()
     agent.learn(
@@ -94,7 +100,7 @@ def main() -> None:
         step_per_epoch=per_epoch,
         update_per_step=config.update_per_step,
         buffer_size=config.buffer_size,
-        testing_num=TEST_EPISODES,
+        testing_num=config.testing_num,
         batch_size=config.batch_size,
         reward_threshold=config.reward_threshold,
         verbose=False,
