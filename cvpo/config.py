@@ -52,6 +52,7 @@ class NetworkConfig(_Group):
     hidden: Count = 128
     reward_heads: Count = 1
     cost_heads: Count = 2  # averaged
+    covariance: Literal["diagonal", "full"] = "diagonal"  # of the policy
 
 
 class CriticConfig(_Group):

@@ -34,6 +34,7 @@ class DualSolution:
     cost: Array  # mean_s E_q[Q_c], [C]
     kl_residual: float
     cost_residual: Array  # [C]; -inf where unconstrained
+    infeasibility: Array  # max(0, mean_s E_q[Q_c] − d) where no q meets every threshold, else 0, [C], cost units
     feasible: bool
     newton_steps: int
 
@@ -76,7 +77,7 @@ def solve_dual(
     x = np.concatenate([unconstrained.x[:1], np.zeros(len(problem.cost))])
     steps = unconstrained.steps
     if np.any(problem.excess(x) > TOLERANCE):
-        probe = _least_excess(problem)
+        probe = _least_excess(problem, np.ones(len(problem.cost)))
         steps += probe.steps
         if probe.value > FEASIBILITY_MARGIN:
             return _unscale(problem, probe.x, False, steps, constrained, cost_threshold, cost_value)
@@ -110,9 +111,32 @@ def least_excess(cost_value: Array, cost_threshold: Array, kl_bound: float) -> t
     no_reward = np.zeros(cost_value.shape[:2])
     _check(no_reward, cost_value, cost_threshold, kl_bound)
     problem = _Problem.scaled(no_reward, cost_value, cost_threshold, kl_bound)
-    probe = _least_excess(problem)
+    probe = _least_excess(problem, np.ones(len(cost_threshold)))
     weights = problem.weights(probe.x)
     return probe.value, np.asarray(np.einsum("bk,bkc->c", weights, cost_value) / len(weights))
+
+
+def reachable_share(advantage: Array, change: Array, kl_bound: float) -> float:
+    """Find what share of a change of several costs the KL ball can reach.
+
+    Solves  max f  such that some q with mean KL(q) <= kl_bound has mean_s E_q[A_ci] <= f·change_i for every i. It is 0
+    or more, since q = behavior policy changes nothing.
+
+    Args:
+        advantage: A_c of the sampled actions, [B, K, C]; its mean over actions is 0.
+        change: what is asked of E_q[A_c], finite, [C]; below 0 at least once, or every share is within reach.
+        kl_bound: nats.
+
+    Raises:
+        NonFiniteError, ValueError: as `solve_dual`, or nothing is asked for.
+    """
+    if not (change < 0).any():
+        raise ValueError(f"change {change} asks no cost to fall: there is no largest share of it")
+    no_reward = np.zeros(advantage.shape[:2])
+    _check(no_reward, advantage, change, kl_bound)
+    problem = _Problem.scaled(no_reward, advantage, change, kl_bound)
+    # A share of 1 − t leaves an excess of −t·change over all of it.
+    return 1 - _least_excess(problem, -problem.threshold).value
 
 
 @dataclass(frozen=True)
@@ -128,6 +152,8 @@ class _Problem:
     kl_bound: float
     reward_scale: float
     cost_scale: Array  # [C]
+    # Adds ½ (allowance·lambda)², which makes it the dual of  min ½ t²  with E_q[Q_c] − d <= t·allowance; [C].
+    allowance: Array | None = None
 
     @classmethod
     def scaled(cls, reward_value: Array, cost_value: Array, threshold: Array, kl_bound: float) -> "_Problem":
@@ -184,7 +210,13 @@ class _Problem:
         features -= mean[:, None]
         flat = features.reshape(len(x), -1)
         hessian = (features * w).reshape(len(x), -1) @ flat.T / (B * x[0])
-        return float(x[0] * level + x[1:] @ self.threshold), gradient, hessian
+        value = float(x[0] * level + x[1:] @ self.threshold)
+        if self.allowance is not None:
+            total = float(self.allowance @ x[1:])
+            value += total**2 / 2
+            gradient[1:] += total * self.allowance
+            hessian[1:, 1:] += np.outer(self.allowance, self.allowance)
+        return value, gradient, hessian
 
 
 @dataclass(frozen=True)
@@ -263,30 +295,28 @@ def _lower(x: Array) -> Array:
     return np.concatenate([[MIN_TEMPERATURE], np.zeros(len(x) - 1)])
 
 
-def _least_excess(problem: _Problem) -> _Minimum:
-    """The dual with no reward and lambda on the simplex; minus its minimum is the least largest excess."""
+def _least_excess(problem: _Problem, allowance: Array) -> _Minimum:
+    """The least t for which some q in the KL ball has E_q[Q_c] − d <= t·allowance, and the dual's x at it.
+
+    Minus t is the minimum of the dual without reward over allowance·lambda = 1. The dual is linear along each ray from
+    the origin, so with ½ (allowance·lambda)² added its minimum lies in the same direction, at allowance·lambda = t,
+    wherever t is positive. A shift of the thresholds sees to that.
+    """
     pure_cost = problem.without_reward()
-    C = len(problem.cost)
-    start = 1 / math.sqrt(2 * problem.kl_bound)
-    if C == 1:  # lambda is 1: one dimension is left
+    if len(problem.cost) == 1:  # lambda is 1/allowance: one dimension is left
         only = replace(pure_cost.without_costs(), reward=-problem.cost[0])
-        minimum = _minimize(only, np.array([start]))
-        return _Minimum(np.array([minimum.x[0], 1.0]), -(minimum.value + float(problem.threshold[0])), minimum.steps)
-
-    def objective(x: Array) -> tuple[float, Array]:
-        value, gradient, _ = pure_cost.derivatives(x)
-        return value, gradient
-
-    result = optimize.minimize(
-        objective,
-        np.concatenate([[start], np.full(C, 1 / C)]),
-        jac=True,
-        method="SLSQP",
-        bounds=[(MIN_TEMPERATURE, None)] + [(0, 1)] * C,
-        constraints={"type": "eq", "fun": lambda x: x[1:].sum() - 1, "jac": lambda x: np.r_[0.0, np.ones(C)]},
-        options={"ftol": 1e-12, "maxiter": 200},
-    )
-    return _Minimum(np.asarray(result.x), -float(result.fun), int(result.nit))
+        minimum = _minimize(only, np.array([1 / math.sqrt(2 * problem.kl_bound)]))
+        value = -(minimum.value + float(problem.threshold[0])) / float(allowance[0])
+        return _Minimum(np.array([minimum.x[0], 1.0]) / allowance[0], value, minimum.steps)
+    asked = allowance > 0
+    cheapest = problem.cost[asked].min(1).mean(1)  # no q costs less
+    shift = 1 - float(((cheapest - problem.threshold[asked]) / allowance[asked]).max())
+    shifted = replace(pure_cost, threshold=problem.threshold - shift * allowance, allowance=allowance)
+    multiplier = np.zeros(len(allowance))
+    multiplier[asked] = 1 / (asked.sum() * allowance[asked])
+    minimum = _minimize(shifted, np.concatenate([[multiplier.sum() / math.sqrt(2 * problem.kl_bound)], multiplier]))
+    x = minimum.x / (allowance @ minimum.x[1:])
+    return _Minimum(x, -pure_cost.derivatives(x)[0], minimum.steps)
 
 
 def _unscale(
@@ -309,8 +339,18 @@ def _unscale(
     multiplier = np.zeros(len(cost_threshold))
     multiplier[constrained] = x[1:] * problem.reward_scale / problem.cost_scale
     temperature = float(x[0]) * problem.reward_scale
+    infeasibility = np.zeros(len(cost)) if feasible else np.maximum(cost - cost_threshold, 0.0)
     return DualSolution(
-        temperature, multiplier, weights, kl, cost, kl / problem.kl_bound - 1, cost_residual, feasible, steps
+        temperature,
+        multiplier,
+        weights,
+        kl,
+        cost,
+        kl / problem.kl_bound - 1,
+        cost_residual,
+        infeasibility,
+        feasible,
+        steps,
     )
 
 

@@ -190,10 +190,11 @@ class TorchActor:
 
     @torch.no_grad()
     def act(self, observation: Float32Array, steps_left: NDArray[np.int64], spent: Array) -> Decision:
-        mean, standard_deviation = self.model.distribution(torch.from_numpy(observation))
+        distribution = self.model.distribution(torch.from_numpy(observation))
+        u = distribution.mean
         if self.generator is not None:
-            mean = mean + standard_deviation * torch.randn(mean.shape, generator=self.generator)
-        action = mean.tanh()
+            u = distribution.sample(torch.randn(u.unsqueeze(1).shape, generator=self.generator)).squeeze(1)
+        action = u.tanh()
         _, cost_value = self.model.values(torch.from_numpy(observation), action.unsqueeze(1))
         return Decision(to_environment(action.double().numpy(), self.low, self.high), cost_value[:, 0].double().numpy())
 

@@ -15,7 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from cvpo.costmap import CostMap
-from cvpo.networks import MIN_STANDARD_DEVIATION, NORMALIZED_BOUND, VARIANCE_FLOOR, Critics, GaussianPolicy
+from cvpo.networks import (
+    MAX_SPREAD,
+    MIN_STANDARD_DEVIATION,
+    NORMALIZED_BOUND,
+    VARIANCE_FLOOR,
+    Critics,
+    GaussianPolicy,
+)
 from cvpo.served import CriticOutput, PolicyOutput, Served
 
 OPSET = 18
@@ -157,8 +164,26 @@ def _candidates(graph: _Graph, policy: GaussianPolicy, normalized: str) -> str:
     hidden = graph.norm_relu(graph.linear(hidden, policy.second), width)
     mean = graph.unsqueeze(graph.linear(hidden, policy.mean), 1)
     spread = graph.node("Softplus", graph.linear(hidden, policy.spread))
+    spread = graph.node("Tanh", graph.node("Div", spread, graph.floats(MAX_SPREAD)))
+    spread = graph.node("Mul", spread, graph.floats(MAX_SPREAD))
     deviation = graph.unsqueeze(graph.node("Add", spread, graph.floats(MIN_STANDARD_DEVIATION)), 1)
-    return graph.node("Tanh", graph.node("Add", mean, graph.node("Mul", deviation, "noise")))  # [N, K, A]
+    noise = "noise"
+    if policy.correlation is not None:
+        noise = _correlated(graph, policy.mean.out_features, graph.linear(hidden, policy.correlation))
+    return graph.node("Tanh", graph.node("Add", mean, graph.node("Mul", deviation, noise)))  # [N, K, A]
+
+
+def _correlated(graph: _Graph, A: int, below: str) -> str:  # noqa: N803
+    """The noise with the policy's correlations, [N, K, A]; `below` [N, A·(A − 1)/2] is what is under its diagonal."""
+    places = np.zeros((A * (A - 1) // 2, A * A), np.float32)
+    row, column = np.tril_indices(A, -1)
+    places[np.arange(len(places)), row * A + column] = 1.0
+    rows = graph.node(
+        "Add", graph.node("MatMul", below, graph.array(places)), graph.array(np.eye(A, dtype=np.float32).ravel())
+    )
+    rows = graph.node("Reshape", rows, graph.integers(-1, A, A))
+    length = graph.node("ReduceL2", rows, graph.integers(2), keepdims=1)
+    return graph.node("MatMul", "noise", graph.node("Transpose", graph.node("Div", rows, length), perm=[0, 2, 1]))
 
 
 def _judge(graph: _Graph, served: Served, normalized: str, action: str) -> _Judged:

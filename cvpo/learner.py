@@ -13,7 +13,7 @@ from torch import Tensor
 from cvpo.bundle import Constraint
 from cvpo.config import TrainConfig
 from cvpo.critics import bootstrap_target, critic_loss, follow
-from cvpo.estep import DualSolution, least_excess, solve_dual
+from cvpo.estep import DualSolution, least_excess, reachable_share, solve_dual
 from cvpo.limit import LimitController, advantage_threshold, limit_at, relative_gap
 from cvpo.mstep import TrustRegion, gaussian_kl, interpolate, weighted_likelihood
 from cvpo.networks import Critics, GaussianPolicy, Model, build_model
@@ -56,6 +56,7 @@ class UpdateMetrics:
     cost_multiplier: Array  # [C]
     kl_residual: float
     cost_residual: Array  # [C]
+    infeasibility: Array  # [C]
     feasible: bool
     share: Array  # [C]
     cost_value: Array  # [C], mean over recent states under the behavior policy
@@ -63,6 +64,7 @@ class UpdateMetrics:
     kl_mean: float | None = None  # achieved by the M-step; once a period
     kl_covariance: float | None = None
     kept_share: float | None = None  # below 1: the step was pulled back
+    projection_gap: Array | None = None  # between the policy that the M-step ended in and q, [C]
 
 
 def create(
@@ -107,9 +109,9 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     normalizer, policy, critics = state.model.normalizer, state.model.policy, state.model.critics
     with torch.no_grad():
         next_observation = normalizer(state.tensor(batch.next_observation))
-        mean, standard_deviation = state.behavior_policy(next_observation)
-        noise = antithetic_noise(len(mean), config.estep.samples, mean.shape[1], state.generator)
-        sample = mean.unsqueeze(1) + standard_deviation.unsqueeze(1) * noise
+        old = state.behavior_policy(next_observation)
+        noise = antithetic_noise(len(old.mean), config.estep.samples, old.mean.shape[1], state.generator)
+        sample = old.sample(noise)
         precision = PRECISION[config.compute.precision]
         reward_heads, cost_heads = state.target_critics.evaluate(next_observation, sample.tanh(), precision)
         reward_value, cost_value = reward_heads.mean(0), cost_heads.mean(0)
@@ -125,12 +127,12 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     recent_reward, recent_cost = (
         value[: batch.recent].cpu().double().numpy()[recent] for value in (reward_value, cost_value)
     )
-    dual = _solve(state, recent_reward, recent_cost, share, cost_limit, config)
+    dual, share = _solve(state, recent_reward, recent_cost, share, cost_limit, config)
     weights = _weights(dual, reward_value, cost_value)
 
-    new_mean, new_standard_deviation = policy(next_observation)
-    likelihood = weighted_likelihood(weights, sample, mean, standard_deviation, new_mean, new_standard_deviation)
-    kl_mean, kl_covariance = gaussian_kl(mean, standard_deviation, new_mean, new_standard_deviation)
+    new = policy(next_observation)
+    likelihood = weighted_likelihood(weights, sample, old, new)
+    kl_mean, kl_covariance = gaussian_kl(old, new)
     policy_loss = (
         -(likelihood * state.tensor((counted / counted.mean()).astype(np.float32))).mean()
         + state.mean_region.multiplier * kl_mean.mean()
@@ -148,29 +150,34 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     if dual.feasible:
         state.dual_start = (dual.temperature, dual.cost_multiplier)
     achieved: tuple[float | None, float | None, float | None] = (None, None, None)
+    gap = None
     if state.updates % config.mstep.period == 0:
         achieved = _end_period(state, next_observation)
+        rows = state.tensor(recent)
+        gap = _projection_gap(state, next_observation[rows], sample[rows], weights[rows], noise[rows])
     return UpdateMetrics(
         value_loss.item(),
         dual.temperature,
         dual.cost_multiplier,
         dual.kl_residual,
         dual.cost_residual,
+        dual.infeasibility,
         dual.feasible,
         share,
         recent_cost.mean((0, 1)),
-        standard_deviation.mean().item(),
+        old.standard_deviation().mean().item(),
         *achieved,
+        gap,
     )
 
 
 @torch.no_grad()
 def act(state: LearnerState, observation: NDArray[np.float32], deterministic: int) -> Array:
     """Draw actions [N, A], in [-1, 1], for raw observations [N, O]; the first `deterministic` are the policy's mean."""
-    mean, standard_deviation = state.behavior_policy(state.model.normalizer(state.tensor(observation)))
-    noise = torch.randn(mean.shape, generator=state.generator, device=state.generator.device)
+    policy = state.behavior_policy(state.model.normalizer(state.tensor(observation)))
+    noise = torch.randn(policy.mean.shape, generator=state.generator, device=state.generator.device)
     noise[:deterministic] = 0.0
-    return np.asarray((mean + standard_deviation * noise).tanh().double().cpu().numpy())
+    return np.asarray(policy.sample(noise.unsqueeze(1)).squeeze(1).tanh().double().cpu().numpy())
 
 
 def limit_gap(measured_cost: Array, cost_limit: Array, config: TrainConfig) -> Array:
@@ -233,11 +240,17 @@ def _counted(batch: Batch) -> NDArray[np.bool_]:
 
 def _solve(
     state: LearnerState, reward_value: Array, cost_value: Array, share: Array, cost_limit: Array, config: TrainConfig
-) -> DualSolution:
-    """Solve the dual on recent states, under the critics' threshold or a share of the reachable cost change."""
+) -> tuple[DualSolution, Array]:
+    """Solve the dual on recent states, under the critics' threshold or a share of the reachable cost change.
+
+    What several constraints can each reach alone may be out of reach for all of them together. So they ask for less, by
+    one factor: for the largest of their shares of what all can reach together. The shares asked are returned, too.
+    """
     kl_bound = config.estep.kl_bound
     if config.estep.constraint == "critic":
-        return solve_dual(reward_value, cost_value, cost_limit * state.unit_threshold, kl_bound, state.dual_start)
+        return solve_dual(
+            reward_value, cost_value, cost_limit * state.unit_threshold, kl_bound, state.dual_start
+        ), share
     advantage = cost_value - cost_value.mean(1, keepdims=True)
     least, reward_only = np.zeros(len(share)), np.zeros(len(share))
     for i in np.flatnonzero(np.isfinite(cost_limit) & (share > 0)):
@@ -245,7 +258,12 @@ def _solve(
     if np.any(share <= 0):
         reward_only = solve_dual(reward_value, advantage, np.full(len(share), np.inf), kl_bound).cost
     threshold = advantage_threshold(share, least, reward_only, cost_limit)
-    return solve_dual(reward_value, advantage, threshold, kl_bound, state.dual_start)
+    asking = np.isfinite(threshold)
+    if asking.sum() > 1 and np.any(threshold < 0):
+        reachable = reachable_share(advantage[..., asking], threshold[asking], kl_bound)
+        factor = share[asking].max() * reachable
+        threshold, share = factor * threshold, factor * share
+    return solve_dual(reward_value, advantage, threshold, kl_bound, state.dual_start), share
 
 
 def _weights(dual: DualSolution, reward_value: Tensor, cost_value: Tensor) -> Tensor:
@@ -259,8 +277,9 @@ def _weights(dual: DualSolution, reward_value: Tensor, cost_value: Tensor) -> Te
 def _end_period(state: LearnerState, observation: Tensor) -> tuple[float, float, float]:
     """Measure the KL that the M-step achieved, pull it back when it is far over a bound, and copy the policy."""
     policy = state.model.policy
-    mean, standard_deviation = state.behavior_policy(observation)
-    kl_mean, kl_covariance = (float(kl.mean()) for kl in gaussian_kl(mean, standard_deviation, *policy(observation)))
+    kl_mean, kl_covariance = (
+        float(kl.mean()) for kl in gaussian_kl(state.behavior_policy(observation), policy(observation))
+    )
     kept = min(state.mean_region.pull_back(kl_mean), state.covariance_region.pull_back(kl_covariance))
     if kept < 1:
         interpolate(state.behavior_policy, policy, kept)
@@ -269,3 +288,20 @@ def _end_period(state: LearnerState, observation: Tensor) -> tuple[float, float,
     state.covariance_region = state.covariance_region.adapted(kl_covariance)
     state.behavior_policy.load_state_dict(policy.state_dict())
     return kl_mean, kl_covariance, kept
+
+
+@torch.no_grad()
+def _projection_gap(state: LearnerState, observation: Tensor, sample: Tensor, weights: Tensor, noise: Tensor) -> Array:
+    """|E_π[Q_c] − E_q[Q_c]| of the policy that the M-step ended in, mean over states, [C].
+
+    Args:
+        observation: normalized, [B, O].
+        sample: u, that the E-step gave weights to, [B, K, A].
+        weights: q, [B, K].
+        noise: of the policy's samples, [B, K, A].
+    """
+    action = torch.cat([sample, state.behavior_policy(observation).sample(noise)], dim=1).tanh()
+    cost_value = state.target_critics.evaluate(observation, action, torch.float32)[1].mean(0)
+    of_q, of_policy = cost_value.chunk(2, dim=1)
+    gap = (of_policy.mean(1) - (weights.unsqueeze(-1) * of_q).sum(1)).mean(0)
+    return np.asarray(gap.abs().cpu().double().numpy())

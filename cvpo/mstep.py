@@ -6,29 +6,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cvpo.gaussian import Gaussian
 
-def gaussian_kl(
-    old_mean: Tensor, old_standard_deviation: Tensor, mean: Tensor, standard_deviation: Tensor
-) -> tuple[Tensor, Tensor]:
-    """KL(old || new) of diagonal Gaussians [B, A], split in the part of the mean and that of the covariance, [B] each.
+
+def gaussian_kl(old: Gaussian, new: Gaussian) -> tuple[Tensor, Tensor]:
+    """KL(old || new), split in the part of the mean and that of the covariance, [B] each.
 
     KL_mean = ½ (μ − μ_o)ᵀ Σ_o⁻¹ (μ − μ_o), KL_covariance = ½ [tr(Σ⁻¹ Σ_o) − A + log |Σ|/|Σ_o|], as in Liu et al., 2022,
-    M-step (after Abdolmaleki et al., 2018).
+    M-step (after Abdolmaleki et al., 2018). Both have a diagonal covariance, or both a full one.
     """
-    mean_part = 0.5 * ((mean - old_mean) / old_standard_deviation).square().sum(-1)
-    ratio = (old_standard_deviation / standard_deviation).square()
-    covariance_part = 0.5 * (ratio - 1 - ratio.log()).sum(-1)
-    return mean_part, covariance_part
+    mean_part = 0.5 * old.whiten(new.mean - old.mean).square().sum(-1)
+    ratio = new.whiten(old.scale)  # L⁻¹ L_o, whose squares sum up to the trace
+    if new.diagonal:
+        variance_ratio = ratio.square()
+        return mean_part, 0.5 * (variance_ratio - 1 - variance_ratio.log()).sum(-1)
+    variance_ratio = ratio.diagonal(dim1=-2, dim2=-1).square()
+    below = ratio.tril(-1).square().sum((1, 2))
+    return mean_part, 0.5 * ((variance_ratio - 1 - variance_ratio.log()).sum(-1) + below)
 
 
-def weighted_likelihood(
-    weights: Tensor,
-    sample: Tensor,
-    old_mean: Tensor,
-    old_standard_deviation: Tensor,
-    mean: Tensor,
-    standard_deviation: Tensor,
-) -> Tensor:
+def weighted_likelihood(weights: Tensor, sample: Tensor, old: Gaussian, new: Gaussian) -> Tensor:
     """sum_a w(a|s) log π(a|s) of each state, with mean and covariance decoupled.
 
     The new mean is judged under the old covariance and the other way round, so that neither moves to excuse the other.
@@ -38,18 +35,20 @@ def weighted_likelihood(
     Args:
         weights: [B, K], rows sum to 1.
         sample: u, [B, K, A].
-        old_mean, old_standard_deviation, mean, standard_deviation: [B, A].
+        old, new: both with a diagonal covariance, or both with a full one.
 
     Returns:
         [B]; constants are left out.
     """
-    deviation = sample - old_mean.unsqueeze(1)
+    deviation = sample - old.mean.unsqueeze(1)
     shift = torch.einsum("bk,bka->ba", weights, deviation)  # E_q[u] − μ_o
-    spread = torch.einsum("bk,bka->ba", weights, deviation.square())  # E_q[(u − μ_o)²]
-    step = mean - old_mean
-    by_mean = (spread - 2 * step * shift + step.square()) / old_standard_deviation.square()
-    by_covariance = spread / standard_deviation.square() + 2 * standard_deviation.log()
-    return -0.5 * (by_mean + by_covariance).sum(-1)
+    if new.diagonal:
+        root = torch.einsum("bk,bka->ba", weights, deviation.square()).sqrt()
+    else:
+        root = (weights.sqrt().unsqueeze(-1) * deviation).mT  # root·rootᵀ = E_q[(u − μ_o)(u − μ_o)ᵀ]
+    by_mean = old.whiten(new.mean - old.mean - shift).square().sum(-1)
+    by_covariance = new.whiten(root).square().flatten(1).sum(-1) + 2 * new.log_determinant()
+    return -0.5 * (by_mean + by_covariance)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,20 @@
 """The modules that learn: observation normalizer, Gaussian policy, and the stack of reward and cost critics."""
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its customary name
 from torch import Tensor, nn
 
 from cvpo.config import NetworkConfig
+from cvpo.gaussian import Gaussian
 
 VARIANCE_FLOOR = 1e-8  # added to the variance of each observation, so that a constant one divides by something
 NORMALIZED_BOUND = 10.0  # normalized observations are clipped here
 NORM_EPSILON = 1e-5  # added to the variance of a layer: the default of layer_norm
 MIN_STANDARD_DEVIATION = 1e-3  # of the policy, before tanh
+MAX_SPREAD = 4.0  # the rest bends towards it: three in five actions are then within 4 % of their bounds
 
 
 class Normalizer(nn.Module):
@@ -52,28 +55,49 @@ class Normalizer(nn.Module):
 
 
 class GaussianPolicy(nn.Module):
-    """Diagonal Gaussian over u [A]; the action is tanh(u), in [-1, 1].
+    """Gaussian over u [A]; the action is tanh(u), in [-1, 1].
 
-    The E-step and the M-step both speak of u, so that a saturated action does not hold the mean back.
+    The E-step and the M-step both speak of u, so that a saturated action does not hold the mean back. With a full
+    covariance L is made of the standard deviations and of rows of length 1, which hold the correlations: what bounds
+    one does not touch the other.
     """
 
     def __init__(
-        self, observation_size: int, action_size: int, hidden: int, initial_standard_deviation: float = 0.6
+        self,
+        observation_size: int,
+        action_size: int,
+        hidden: int,
+        covariance: Literal["diagonal", "full"] = "diagonal",
+        initial_standard_deviation: float = 0.6,
     ) -> None:
         super().__init__()
         self.first = nn.Linear(observation_size, hidden)
         self.second = nn.Linear(hidden, hidden)
         self.mean = nn.Linear(hidden, action_size)
         self.spread = nn.Linear(hidden, action_size)
+        pairs = action_size * (action_size - 1) // 2
+        self.correlation = nn.Linear(hidden, pairs) if covariance == "full" and pairs else None
         nn.init.uniform_(self.mean.weight, -1e-3, 1e-3)
         nn.init.zeros_(self.mean.bias)
         nn.init.uniform_(self.spread.weight, -1e-3, 1e-3)
-        nn.init.constant_(self.spread.bias, math.log(math.expm1(initial_standard_deviation)))
+        nn.init.constant_(self.spread.bias, _inverse_spread(initial_standard_deviation))
+        if self.correlation is not None:
+            nn.init.uniform_(self.correlation.weight, -1e-3, 1e-3)
+            nn.init.zeros_(self.correlation.bias)
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of u, [B, A] each, for normalized observations [B, O]."""
+    def forward(self, observation: Tensor) -> Gaussian:
+        """Distribution of u for normalized observations [B, O]."""
         hidden = _norm_relu(self.second(_norm_relu(self.first(observation))))
-        return self.mean(hidden), F.softplus(self.spread(hidden)) + MIN_STANDARD_DEVIATION
+        spread = F.softplus(self.spread(hidden))
+        standard_deviation = MAX_SPREAD * torch.tanh(spread / MAX_SPREAD) + MIN_STANDARD_DEVIATION
+        if self.correlation is None:
+            return Gaussian(self.mean(hidden), standard_deviation)
+        rows = torch.diag_embed(torch.ones_like(standard_deviation))
+        A = rows.shape[-1]
+        below = torch.tril_indices(A, A, offset=-1, device=rows.device)
+        rows[:, below[0], below[1]] = self.correlation(hidden)
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        return Gaussian(self.mean(hidden), standard_deviation.unsqueeze(-1) * rows / length)
 
 
 class Critics(nn.Module):
@@ -177,10 +201,10 @@ class Model(nn.Module):
         super().__init__()
         self.normalizer, self.policy, self.critics = normalizer, policy, critics
 
-    def distribution(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of u, [B, A] each, for raw observations [B, O]."""
-        mean, standard_deviation = self.policy(self.normalizer(observation))
-        return mean, standard_deviation
+    def distribution(self, observation: Tensor) -> Gaussian:
+        """Of u, for raw observations [B, O]."""
+        distribution: Gaussian = self.policy(self.normalizer(observation))
+        return distribution
 
     def values(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Values of actions [B, K, A] in raw observations [B, O]: reward [B, K] and cost [B, K, C].
@@ -195,9 +219,15 @@ def build_model(network: NetworkConfig, observation_size: int, action_size: int,
     """A model with fresh parameters, from torch's global generator."""
     return Model(
         Normalizer(observation_size),
-        GaussianPolicy(observation_size, action_size, network.hidden),
+        GaussianPolicy(observation_size, action_size, network.hidden, network.covariance),
         Critics(observation_size, action_size, num_costs, network.hidden, network.reward_heads, network.cost_heads),
     )
+
+
+def _inverse_spread(standard_deviation: float) -> float:
+    """What the last layer must give for that standard deviation."""
+    spread = MAX_SPREAD * math.atanh((standard_deviation - MIN_STANDARD_DEVIATION) / MAX_SPREAD)
+    return math.log(math.expm1(spread))
 
 
 def _norm_relu(x: Tensor) -> Tensor:

@@ -15,6 +15,12 @@ from cvpo.learner import LearnerState, UpdateMetrics
 
 Array = NDArray[np.float64]
 ROW_EVERY = 1_000  # steps between two rows of metrics
+_MEANS = {  # metrics of each constraint, and the field of UpdateMetrics that they are the mean of
+    "critic/cost_value": "cost_value",
+    "estep/cost_multiplier": "cost_multiplier",
+    "estep/infeasibility": "infeasibility",
+    "estep/share": "share",
+}
 
 
 class Waits(NamedTuple):
@@ -155,8 +161,7 @@ class Rows:
             "mstep/pulled_back": state.pulled_back_periods,
             "mstep/standard_deviation": _mean(m.standard_deviation for m in updates),
         }
-        columns = ("cost_multiplier", "share", "cost_value")
-        for name, prefix in zip(columns, ("estep/cost_multiplier", "estep/share", "critic/cost_value"), strict=True):
+        for prefix, name in _MEANS.items():
             row.update(self._named(prefix, np.mean([getattr(m, name) for m in updates], axis=0)))
         residuals = self._named("estep/cost_residual_max", np.max([m.cost_residual for m in updates], axis=0))
         row.update({name: residual for name, residual in residuals.items() if math.isfinite(residual)})  # constrained
@@ -164,6 +169,8 @@ class Rows:
         if periods:
             row["mstep/kl_mean"] = _mean(m.kl_mean or 0.0 for m in periods) / state.mean_region.bound
             row["mstep/kl_covariance"] = _mean(m.kl_covariance or 0.0 for m in periods) / state.covariance_region.bound
+            gaps = [m.projection_gap for m in periods if m.projection_gap is not None]
+            row.update(self._named("mstep/gap", np.mean(gaps, axis=0)))
         return row
 
     def _named(self, prefix: str, values: Array) -> dict[str, float]:

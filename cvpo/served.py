@@ -118,9 +118,8 @@ class Served(nn.Module):
         return CriticOutput(*Judgement(*(value[..., 0] for value in judged)), self.shift_score(observation))
 
     def candidates(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """Actions in [-1, 1], [N, K, A]: tanh(mean + standard deviation · noise)."""
-        mean, standard_deviation = self.model.distribution(observation)
-        return torch.tanh(mean.unsqueeze(1) + standard_deviation.unsqueeze(1) * noise)
+        """Actions in [-1, 1], [N, K, A]: tanh(mean + L·noise)."""
+        return self.model.distribution(observation).sample(noise).tanh()
 
     def judge(
         self, observation: Tensor, action: Tensor, steps_left: Tensor, cost_allowed: Tensor, alarm_level: Tensor

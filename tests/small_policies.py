@@ -1,5 +1,7 @@
 """Small random policies for the tests of maps, graphs and bundles."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,17 +23,24 @@ def constraints(limits: tuple[float | None, ...]) -> tuple[Constraint, ...]:
     )
 
 
-def model(num_costs: int, seed: int = 0, reward_heads: int = 2, cost_heads: int = 2) -> Model:
+def model(
+    num_costs: int,
+    seed: int = 0,
+    reward_heads: int = 2,
+    cost_heads: int = 2,
+    covariance: Literal["diagonal", "full"] = "diagonal",
+) -> Model:
     torch.manual_seed(seed)
     built = Model(
         Normalizer(OBSERVATION_SIZE),
-        GaussianPolicy(OBSERVATION_SIZE, ACTION_SIZE, 16),
+        GaussianPolicy(OBSERVATION_SIZE, ACTION_SIZE, 16, covariance),
         Critics(OBSERVATION_SIZE, ACTION_SIZE, num_costs, 16, reward_heads, cost_heads),
     ).eval()
     built.normalizer.update(torch.from_numpy(observations()))
     with torch.no_grad():  # actions that depend on what is seen, and differ
-        for layer in (built.policy.mean, built.policy.spread):
-            layer.weight.normal_(0, 0.5)
+        for layer in (built.policy.mean, built.policy.spread, built.policy.correlation):
+            if layer is not None:
+                layer.weight.normal_(0, 0.5)
     return built
 
 
@@ -53,9 +62,14 @@ def random_map(num_costs: int, seed: int = 0) -> CostMap:
     return CostMap(np.array([1, 5, 20, T]), nodes, atoms, atoms.mean(-1), covered, confidence=0.3)
 
 
-def served(num_costs: int, seed: int = 0, cost_map: CostMap | None = None) -> Served:
+def served(
+    num_costs: int,
+    seed: int = 0,
+    cost_map: CostMap | None = None,
+    covariance: Literal["diagonal", "full"] = "diagonal",
+) -> Served:
     cost_map = cost_map or random_map(num_costs, seed)
-    return Served(model(num_costs, seed), cost_map, LOW, HIGH, reward_scale=4.0).eval()
+    return Served(model(num_costs, seed, covariance=covariance), cost_map, LOW, HIGH, reward_scale=4.0).eval()
 
 
 def spec(num_costs: int) -> EnvSpec:

@@ -64,7 +64,10 @@ def test_the_time_of_an_update_is_measured() -> None:
     assert 0.01 < measure_update(small_config(), O, A, CONSTRAINTS, "cpu") < 10_000
 
 
-def test_learning_and_acting_keep_to_the_device_of_the_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_learning_and_acting_keep_to_the_device_of_the_networks(
+    covariance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a CUDA device where there is one; else on torch's meta device, which as well refuses to meet another."""
     name = "cuda" if torch.cuda.is_available() else "meta"
     if name == "meta":
@@ -74,7 +77,7 @@ def test_learning_and_acting_keep_to_the_device_of_the_networks(monkeypatch: pyt
     def drawn(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         return generator.random(shape, np.float32)
 
-    config = small_config(mstep={"period": 1})
+    config = small_config(mstep={"period": 1}, network={"covariance": covariance})
     state = learner.create(config, O, A, CONSTRAINTS, name)
     batch = Batch(drawn(B, O), drawn(B, A), drawn(B), drawn(B, 1), drawn(B), drawn(B, O), B // 2)
     state.model.normalizer.update(state.tensor(batch.observation))

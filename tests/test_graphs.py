@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -40,9 +41,11 @@ def situations(count: int, num_costs: int, alarm_level: float = 0.5) -> Inputs:
     }
 
 
-@pytest.mark.parametrize("num_costs", [1, 2])
-def test_the_graphs_compute_what_torch_does_at_any_n_and_k(num_costs: int) -> None:
-    policy = served(num_costs)
+@pytest.mark.parametrize(("num_costs", "covariance"), [(1, "diagonal"), (2, "diagonal"), (2, "full")])
+def test_the_graphs_compute_what_torch_does_at_any_n_and_k(
+    num_costs: int, covariance: Literal["diagonal", "full"]
+) -> None:
+    policy = served(num_costs, covariance=covariance)
     graphs = session(policy_graph(policy)), session(critic_graph(policy))
     for count, candidates in [(1, 1), (1, 8), (7, 1), (6, 5), (200, 3)]:
         inputs = situations(count, num_costs)
@@ -60,6 +63,21 @@ def test_the_graphs_compute_what_torch_does_at_any_n_and_k(num_costs: int) -> No
         for name, value in judged._asdict().items():
             np.testing.assert_allclose(getattr(again, name), value, rtol=1e-5, atol=1e-4, err_msg=name)
             np.testing.assert_allclose(value, getattr(expected, name), rtol=1e-4, atol=1e-3, err_msg=name)
+
+
+def test_with_a_full_covariance_candidates_are_correlated_as_the_policy_is() -> None:
+    # One candidate: the mean and one column of L, before tanh.
+    policy, inputs = served(1, covariance="full"), situations(50, 1)
+    with torch.no_grad():
+        mean, scale = policy.model.distribution(inputs["observation"])
+    assert scale[:, 1, 0].abs().max() > 0.1
+    graph = session(policy_graph(policy))
+    for column in range(ACTION_SIZE):
+        noise = torch.zeros(50, 1, ACTION_SIZE)
+        noise[:, 0, column] = 1.0
+        (action,) = run(graph, ("action",), {**inputs, "noise": noise})
+        expected = policy.environment_action((mean + scale[:, :, column]).tanh())
+        torch.testing.assert_close(action, expected, rtol=0, atol=1e-5)
 
 
 def test_the_signature_is_the_one_the_service_is_built_against() -> None:

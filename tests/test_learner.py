@@ -1,7 +1,7 @@
 """One update: critics to hand-worked values, the policy towards reward or away from cost, periods, and its state."""
 
 import io
-import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,67 +11,14 @@ import torch
 from torch import Tensor
 
 from cvpo import learner
-from cvpo.bundle import Constraint
-from cvpo.config import TrainConfig, parse_config
+from cvpo.config import TrainConfig
 from cvpo.errors import NonFiniteError
-from cvpo.learner import LearnerState, UpdateMetrics, antithetic_noise
+from cvpo.estep import DualSolution, solve_dual
+from cvpo.learner import LearnerState, antithetic_noise
 from cvpo.mstep import gaussian_kl
 from cvpo.networks import Critics
 from cvpo.replay import Batch
-
-B = 32
-
-
-def config(cost_limits: tuple[float, ...] = (10.0,), **settings: dict[str, Any]) -> TrainConfig:
-    groups: dict[str, dict[str, Any]] = {
-        "environment": {"env_id": "none"},
-        "schedule": {"steps": 1_000},
-        "network": {"hidden": 32},
-        "critic": {"learning_rate": 3e-3, "target_rate": 0.1},
-        "limit": {"aim": 1.0},
-        "mstep": {"learning_rate": 3e-3, "period": 10},
-    }
-    for group, changes in settings.items():
-        groups[group] = groups.get(group, {}) | changes
-    return parse_config({"cost_limits": cost_limits, **groups})
-
-
-def create(config: TrainConfig, observation_size: int = 2) -> LearnerState:
-    constraints = [
-        Constraint(
-            name=f"c{i}",
-            cost_limit=limit if math.isfinite(limit) else None,
-            discount=0.9,
-            horizon_steps=100,
-            window_steps=10,
-        )
-        for i, limit in enumerate(config.cost_limits)
-    ]
-    return learner.create(config, observation_size, 1, constraints)
-
-
-def one_step_batch(generator: np.random.Generator, costs: int = 1, discount: float = 0.0) -> Batch:
-    """Anywhere, any action: reward is the action, each cost is 1 + action."""
-    observation = generator.normal(size=(B, 2)).astype(np.float32)
-    action = generator.uniform(-1, 1, (B, 1)).astype(np.float32)
-    return Batch(
-        observation,
-        action,
-        action[:, 0],
-        np.repeat(1 + action, costs, axis=1),
-        np.full(B, discount, np.float32),
-        generator.normal(size=(B, 2)).astype(np.float32),
-        B // 2,
-    )
-
-
-def learn(
-    state: LearnerState, config: TrainConfig, updates: int, measured: float | list[float], discount: float = 0.0
-) -> list[UpdateMetrics]:
-    generator = np.random.default_rng(0)
-    costs = len(config.cost_limits)
-    cost = np.broadcast_to(np.array(measured, np.float64), costs)
-    return [learner.update(state, one_step_batch(generator, costs, discount), cost, 0, config) for _ in range(updates)]
+from tests.small_learners import B, config, create, learn, one_step_batch
 
 
 def mean_action(state: LearnerState) -> float:
@@ -212,6 +159,66 @@ def test_one_cost_over_its_limit_counts_though_another_is_under() -> None:
     assert all(m.feasible for m in metrics)
 
 
+def critics_that_know(monkeypatch: pytest.MonkeyPatch, values: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    """Target critics whose values of actions [B, K, A] are given: reward [B, K] and cost [B, K, C]."""
+
+    def evaluate(
+        critics: Critics, observation: Tensor, action: Tensor, precision: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        reward_value, cost_value = values(action)
+        return reward_value.unsqueeze(0), cost_value.unsqueeze(0)
+
+    monkeypatch.setattr(Critics, "evaluate", evaluate)
+
+
+def test_costs_that_cannot_fall_together_are_asked_for_less_and_reward_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The first number of the action moves two costs against each other, the second both of them, a little; the third
+    # is worth as much as it is. Each cost alone could fall a lot, both together only by the second number.
+    def values(action: Tensor) -> tuple[Tensor, Tensor]:
+        first, second, third = action.unbind(-1)
+        return third, torch.stack([1 + first + 0.1 * second, 1 - first + 0.1 * second], -1)
+
+    critics_that_know(monkeypatch, values)
+    settings = config(cost_limits=(10.0, 10.0))
+    state, batch = create(settings, action_size=3), one_step_batch(np.random.default_rng(0), costs=2, action_size=3)
+    for _ in range(60):
+        metrics = learner.update(state, batch, np.array([1000.0, 1000.0]), 0, settings)
+        assert metrics.feasible
+        assert metrics.kl_residual <= 1e-6
+        assert (metrics.cost_residual <= 1e-6).all()
+        assert 0 < metrics.share[0] == metrics.share[1] < 0.2 * settings.limit.gain_above
+    with torch.no_grad():
+        first, second, third = state.model.distribution(torch.from_numpy(batch.next_observation)).mean.mean(0).tolist()
+    assert abs(first) < 0.1
+    assert second < -0.2
+    assert third > 0.2
+
+
+def test_the_share_that_is_asked_of_two_costs_alike_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    critics_that_know(monkeypatch, lambda action: (action[..., 0], 1 + action[..., :1] * torch.tensor([1.0, 7.0])))
+    settings = config(cost_limits=(10.0, 10.0))
+    batch = one_step_batch(np.random.default_rng(0), costs=2)
+    metrics = learner.update(create(settings), batch, np.array([1000.0, 1000.0]), 0, settings)
+    np.testing.assert_allclose(metrics.share, settings.limit.gain_above, rtol=1e-6)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "full"])
+def test_a_full_covariance_learns_which_actions_go_together(covariance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Reward is lost where the two numbers of the action differ, whatever they are.
+    critics_that_know(monkeypatch, lambda action: (-(action[..., 0] - action[..., 1]).square(), action[..., :1] * 0))
+    settings = config(network={"covariance": covariance}, mstep={"kl_covariance_bound": 0.03})
+    state, batch = create(settings, action_size=2), one_step_batch(np.random.default_rng(0), action_size=2)
+    for _ in range(100):
+        learner.update(state, batch, np.zeros(1), 0, settings)
+    with torch.no_grad():
+        distribution = state.model.distribution(torch.from_numpy(batch.next_observation))
+        sample = distribution.sample(torch.randn(B, 500, 2, generator=torch.Generator().manual_seed(1)))
+    correlation = float((sample - distribution.mean.unsqueeze(1)).flatten(0, 1).T.corrcoef()[0, 1])
+    assert correlation > 0.5 if covariance == "full" else abs(correlation) < 0.05
+
+
 def test_states_in_which_an_episode_ended_say_nothing_to_the_policy() -> None:
     # Two learners see the same batch, but for the terminal states in it: absurd ones in one of them. Their critics'
     # targets do not depend on those (discount 0), and neither do dual and policy.
@@ -238,15 +245,32 @@ def test_the_primal_residuals_hold_at_every_update() -> None:
         assert (metrics.cost_residual <= 1e-6).all()
 
 
-def test_an_unreachable_threshold_is_counted_and_answered_by_the_least_cost() -> None:
+def watch_duals(monkeypatch: pytest.MonkeyPatch) -> list[DualSolution]:
+    """Every solution of a dual from now on."""
+    solutions: list[DualSolution] = []
+
+    def watched(*arguments: Any) -> DualSolution:
+        solutions.append(solve_dual(*arguments))
+        return solutions[-1]
+
+    monkeypatch.setattr(learner, "solve_dual", watched)
+    return solutions
+
+
+def test_an_unreachable_threshold_is_counted_measured_and_answered_by_the_least_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # The paper's own constraint, E_q[Q_c] <= threshold, where every action costs at least 1 and 0.5 is asked.
     settings = config(cost_limits=(5.0,), estep={"constraint": "critic"})
     state = create(settings)
     learn(state, settings, 100, measured=0.0)  # until the critics know
     before = state.infeasible_updates
     state.unit_threshold = np.array([0.004])
+    solutions = watch_duals(monkeypatch)
     metrics = learn(state, settings, 100, measured=0.0)
     assert not any(m.feasible for m in metrics)
+    for m, solution in zip(metrics, solutions, strict=True):
+        np.testing.assert_allclose(m.infeasibility, solution.cost - 0.02)
     assert state.infeasible_updates == before + 100
     assert all(m.cost_residual[0] > 0 for m in metrics)
     assert mean_action(state) < -0.2
@@ -254,7 +278,7 @@ def test_an_unreachable_threshold_is_counted_and_answered_by_the_least_cost() ->
 
 def test_the_critic_constraint_uses_the_discounted_threshold() -> None:
     # For each unit of the limit (1 − 0.9^100)/((1 − 0.9)·100) = 0.099997.
-    np.testing.assert_allclose(create(config((10.0, math.inf))).unit_threshold, (1 - 0.9**100) / 10)
+    np.testing.assert_allclose(create(config((10.0, float("inf")))).unit_threshold, (1 - 0.9**100) / 10)
 
 
 # Periods of the M-step.
@@ -290,6 +314,24 @@ def test_a_period_that_went_too_far_is_pulled_back_and_counted() -> None:
     assert max(achieved_kl(state, settings, old)) <= 2 * 2e-4
 
 
+def test_the_gap_between_policy_and_q_is_measured_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A policy that does not move: its samples are those of the old policy, so that the gap is all that q changes,
+    # E_q[A_c]. Target critics that do not move, for the gap is of those that it is measured with.
+    settings = config(mstep={"learning_rate": 1e-12, "period": 5}, critic={"target_rate": 1e-9})
+    state = create(settings)
+    with torch.no_grad():
+        state.target_critics.action_weight.mul_(20)  # values that depend on the action
+    solutions = watch_duals(monkeypatch)
+    metrics = learn(state, settings, 10, measured=1000.0)
+    for update, (m, solution) in enumerate(zip(metrics, solutions, strict=True), start=1):
+        if m.projection_gap is None:
+            assert update % 5
+        else:
+            assert update % 5 == 0
+            assert solution.cost[0] < -1e-3
+            np.testing.assert_allclose(m.projection_gap, -solution.cost, rtol=1e-3)
+
+
 def test_the_achieved_kl_of_every_period_stays_near_its_bound() -> None:
     settings = config()
     state = create(settings)
@@ -312,7 +354,7 @@ def achieved_kl(state: LearnerState, config: TrainConfig, old: list[Tensor]) -> 
         for parameter, value in zip(before.parameters(), old, strict=True):
             parameter.copy_(value)
         observation = torch.randn(500, 2, generator=torch.Generator().manual_seed(2))
-        mean, covariance = gaussian_kl(*before(observation), *state.behavior_policy(observation))
+        mean, covariance = gaussian_kl(before(observation), state.behavior_policy(observation))
     return mean.mean().item(), covariance.mean().item()
 
 

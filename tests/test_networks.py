@@ -138,18 +138,54 @@ def test_a_fresh_policy_is_centred_with_the_deviation_it_was_given() -> None:
     torch.manual_seed(0)
     mean, sd = GaussianPolicy(S, A, 32, initial_standard_deviation=0.6)(torch.randn(100, S))
     assert mean.abs().max() < 0.05
-    assert (sd - 0.601).abs().max() < 0.02  # the floor of 0.001 on top
+    assert (sd - 0.6).abs().max() < 0.02
 
 
-def test_the_deviation_stays_positive() -> None:
+def deviation(spread: float) -> Tensor:
+    """Standard deviations where the network asks for `spread`, whatever it sees."""
     policy = GaussianPolicy(S, A, 8)
     with torch.no_grad():
-        policy.spread.bias.fill_(-1e3)
-    assert (policy(torch.randn(4, S))[1] >= 1e-3).all()
+        policy.spread.weight.zero_()
+        policy.spread.bias.fill_(spread)
+        found: Tensor = policy(torch.randn(4, S)).standard_deviation()
+    return found
+
+
+def test_the_deviation_stays_positive_and_bounded() -> None:
+    assert (deviation(-1e3) >= 1e-3).all()
+    assert (deviation(1e3) <= 4.001).all()
+    # Up to 1 the bound is hardly felt: log(e − 1) gives a softplus of 1.
+    np.testing.assert_allclose(deviation(float(np.log(np.e - 1))), 1.0, rtol=0.02)
+    assert (deviation(3.0) > deviation(2.0)).all()
+
+
+def test_a_full_covariance_adds_correlations_to_the_deviations() -> None:
+    torch.manual_seed(0)
+    full, observation = GaussianPolicy(S, 4, 8, "full"), torch.randn(6, S)
+    scale = full(observation).scale
+    assert scale.shape == (6, 4, 4)
+    torch.testing.assert_close(scale, torch.diag_embed(torch.full((6, 4), 0.6)), atol=0.02, rtol=0)  # none at first
+    assert full.correlation is not None
+    with torch.no_grad():
+        full.correlation.weight.normal_()
+        full.spread.weight.normal_()
+    diagonal = GaussianPolicy(S, 4, 8)
+    diagonal.load_state_dict({n: value for n, value in full.state_dict().items() if "correlation" not in n})
+    one, other = full(observation), diagonal(observation)
+    torch.testing.assert_close(one.mean, other.mean)
+    torch.testing.assert_close(one.standard_deviation(), other.scale)
+    assert torch.equal(one.scale.triu(1), torch.zeros(6, 4, 4))
+    assert (one.scale.diagonal(dim1=1, dim2=2) > 0).all()
+    assert (one.scale.tril(-1).abs().amax((1, 2)) > 0.1).all()
+
+
+def test_one_dimension_has_nothing_to_correlate_with() -> None:
+    assert GaussianPolicy(S, 1, 8, "full")(torch.randn(4, S)).scale.shape == (4, 1)
 
 
 def test_the_size_and_heads_of_a_model_are_those_of_its_config() -> None:
-    model = build_model(NetworkConfig(hidden=16, reward_heads=2, cost_heads=3), S, A, C)
+    model = build_model(NetworkConfig(hidden=16, reward_heads=2, cost_heads=3, covariance="full"), S, A, C)
     reward_heads, cost_heads = model.critics(torch.zeros(1, S), torch.zeros(1, 1, A))
     assert (reward_heads.shape, cost_heads.shape) == ((2, 1, 1), (3, 1, 1, C))
     assert model.policy.first.out_features == 16
+    assert model.policy.correlation is not None

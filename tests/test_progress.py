@@ -33,7 +33,9 @@ def state() -> LearnerState:
 def update(loss: float, kl_mean: float | None = None) -> UpdateMetrics:
     one = np.ones(1)
     kl = None if kl_mean is None else 0.5
-    return UpdateMetrics(loss, 0.1, one * loss, -1e-9, -math.inf * one, loss < 3, one, one, 0.7, kl_mean, kl, kl)
+    gap = None if kl_mean is None else one * kl_mean
+    residuals = (-1e-9, -math.inf * one, one * loss, loss < 3)
+    return UpdateMetrics(loss, 0.1, one * loss, *residuals, one, one, 0.7, kl_mean, kl, kl, gap)
 
 
 def test_a_row_sums_up_the_updates_since_the_row_before(state: LearnerState) -> None:
@@ -43,6 +45,8 @@ def test_a_row_sums_up_the_updates_since_the_row_before(state: LearnerState) -> 
     assert row["critic/loss"] == 2.0
     assert row["estep/cost_multiplier/cost"] == 2.0
     assert row["estep/infeasible_share"] == 0.5
+    assert row["estep/infeasibility/cost"] == 2.0
+    assert row["mstep/gap/cost"] == 0.03
     assert row["mstep/kl_mean"] == pytest.approx(0.03 / state.mean_region.bound)
     assert "estep/cost_residual_max/cost" not in row  # -inf: not constrained
     rows.updates.append(update(7.0))

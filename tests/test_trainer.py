@@ -151,6 +151,7 @@ def test_rows_of_metrics_have_only_names_with_a_meaning(tmp_path: Path) -> None:
         "estep/cost_residual_max/NAME",
         "mstep/kl_mean",
     } <= names
+    assert {"estep/infeasibility/NAME", "mstep/gap/NAME"} <= names  # terms of the bound on the cost
     assert rows[-1]["estep/kl_residual_max"] <= 1e-6
     assert rows[-1]["estep/cost_residual_max/cost"] <= 1e-6
 
