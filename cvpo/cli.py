@@ -199,6 +199,7 @@ def evaluate(
 
 @app.command(epilog="Example: cvpo export runs/circle --out bundles/circle/1 --select")
 def export(
+    context: typer.Context,
     run: RunFolder,
     out: Annotated[Path, typer.Option(help="New folder for the bundle: .../NAME/VERSION, or .../NAME for version 1.")],
     select: Annotated[
@@ -224,6 +225,8 @@ def export(
 
     if select and step is not None:
         raise typer.BadParameter("--select chooses a checkpoint itself; leave out --step.")
+    if not calibrate:
+        _refuse(context, ["calibration_episodes"], "has no use with --no-calibrate")
     done = release(
         run,
         out,
@@ -258,6 +261,7 @@ def serve(context: typer.Context) -> None:
     epilog="Example: cvpo query 127.0.0.1:50051   then   cvpo query 127.0.0.1:50051 --observation '[0.1, 0.2]'"
 )
 def query(
+    context: typer.Context,
     address: Annotated[str, typer.Argument(metavar="ADDRESS", help="HOST:PORT or unix:PATH of a policy service.")],
     observation: Annotated[
         str | None, typer.Option(help="JSON list of numbers, or - to read it from stdin. Without it: what is served.")
@@ -274,7 +278,13 @@ def query(
     """Ask a policy service for an action, or for what it serves."""
     from cvpo.query import ask, describe
 
+    if mode != "shielded":
+        _refuse(context, ["candidates"], "is for --mode shielded")
+    if mode == "deterministic":
+        _refuse(context, ["seed"], "is for a draw, with --mode sampled or shielded")
     if observation is None:
+        asked = ["policy", "steps_left", "cost_allowed", "mode", "candidates", "seed"]
+        _refuse(context, asked, "is for an action; give the --observation that it answers")
         text = describe(address, timeout_seconds, as_json)
     else:
         text = ask(
@@ -337,6 +347,14 @@ def demo(
 
     result = run_demo(out, seed)
     typer.echo(result.as_json() if as_json else result.as_table())
+
+
+def _refuse(context: typer.Context, names: list[str], why: str) -> None:
+    """Refuse options that would be ignored."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            raise typer.BadParameter(f"--{name.replace('_', '-')} {why}.")
 
 
 def _settings(

@@ -183,7 +183,7 @@ def parse_config(document: object) -> TrainConfig:
         return TrainConfig.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
+        message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, [...]")
         if not first["loc"]:  # settings that do not fit each other: the message names them
             raise ConfigError(f"{message}.") from error
         where = ".".join(str(part) for part in first["loc"])

@@ -171,6 +171,20 @@ def test_a_command_without_what_it_needs_says_what() -> None:
     assert "Did you mean 'train'?" in cvpo("trian").usage_error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["export", "run", "--out", "x", "--no-calibrate", "--calibration-episodes", "9"], "with --no-calibrate"),
+        (["query", "127.0.0.1:1", "--policy", "goal"], "--policy is for an action; give the --observation that"),
+        (["query", "127.0.0.1:1", "--cost-allowed", "3"], "--cost-allowed is for an action;"),
+        (["query", "127.0.0.1:1", "--observation", "[1]", "--candidates", "4"], "--candidates is for --mode shielded."),
+        (["query", "127.0.0.1:1", "--observation", "[1]", "--seed", "4"], "--seed is for a draw, with --mode sampled"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(arguments: list[str], reason: str) -> None:
+    assert reason in cvpo(*arguments).usage_error
+
+
 # Folders
 
 

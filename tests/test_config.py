@@ -127,6 +127,11 @@ def test_a_bad_point_of_a_schedule_is_named(schedule: Any, where: str) -> None:
         parse_config(document(limit={"schedule": schedule}))
 
 
+def test_what_is_no_list_is_asked_for_as_one() -> None:
+    with pytest.raises(ConfigError, match=r"^limit\.schedule\.0\.1: Input should be a list, \[\.\.\.\] \(got 60\)"):
+        parse_config(document(limit={"schedule": [[0, 60]]}))
+
+
 def test_a_config_cannot_be_changed() -> None:
     config = parse_config(document())
     with pytest.raises(ValueError, match="frozen"):

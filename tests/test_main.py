@@ -8,7 +8,7 @@ import pytest
 
 from tests.command import ROOT, cvpo, run_process
 
-COMMANDS = ("train", "evaluate", "export", "serve", "query", "plot", "check-env", "demo")
+COMMANDS = ("train", "presets", "evaluate", "export", "serve", "query", "plot", "check-env", "demo")
 HEAVY = ("torch", "gymnasium", "scipy", "onnx", "onnxruntime", "matplotlib", "tensorboard", "mujoco", "grpc", "numpy")
 
 
