@@ -13,10 +13,9 @@ import sys
 
 from benchmarks.errors import BenchmarkError, run
 from benchmarks.learning import figures, page, results, runs
-from benchmarks.learning.cores import Core, work
+from benchmarks.learning.cores import Core, StoppedError, work
 from benchmarks.learning.jobs import DEFAULT_SEEDS, GROUPS, TASKS, Job, plan
 from benchmarks.learning.results import Result
-from cvpo.errors import CvpoError
 
 
 def main() -> None:
@@ -44,12 +43,11 @@ def main() -> None:
         result = runs.finish(job, core, at_once, lambda line: say(f"{label:32} {line}"))
         say(f"{label:32} {_headline(result)}")
 
-    failed = work(due, [cores[i % len(cores)] for i in range(at_once)], do, say)
-    for error in failed:
-        if not isinstance(error, BenchmarkError | CvpoError):
-            raise error
-    if failed:
-        raise BenchmarkError("\n".join(f"{error}" for error in failed))
+    undone = work(due, [cores[i % len(cores)] for i in range(at_once)], do, say)
+    if any(isinstance(error, StoppedError) for error in undone):
+        sys.exit(130)
+    if undone:
+        raise BenchmarkError(f"{len(undone)} of {len(due)} runs failed, as said above; the others are finished.")
 
 
 def say(text: str) -> None:

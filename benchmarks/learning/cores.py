@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from benchmarks.contestant import LAST_LINES, ROOT, pinned
 from benchmarks.errors import BenchmarkError
+from cvpo.errors import CvpoError
 
 J = TypeVar("J")
 
@@ -78,10 +79,10 @@ def work(
         jobs: what there is to do.
         cores: numbers of cores; one that is named twice takes two jobs at a time.
         do: one job, on a core.
-        tell: is told that it stops.
+        tell: is told what failed, and that it stops.
 
     Returns:
-        What went wrong with jobs; the others were done, or stopped.
+        What kept jobs from being done: an error of each that failed, and StoppedError of each that was stopped.
     """
     crew = [Core(number) for number in cores]
     free: queue.SimpleQueue[Core] = queue.SimpleQueue()
@@ -95,13 +96,17 @@ def work(
         finally:
             free.put(core)
 
-    failed = []
+    undone: list[Exception] = []
     with ThreadPoolExecutor(len(crew)) as pool, _stopping(crew, tell):
         for done in as_completed([pool.submit(one, job) for job in jobs]):
             error = done.exception()
-            if isinstance(error, Exception) and not isinstance(error, StoppedError):
-                failed.append(error)
-    return failed
+            if isinstance(error, Exception):
+                undone.append(error)
+            if isinstance(error, BenchmarkError | CvpoError):
+                tell(f"failed: {error}")
+            elif error and not isinstance(error, StoppedError):
+                raise error
+    return undone
 
 
 @contextmanager

@@ -35,9 +35,11 @@ def test_what_fails_does_not_keep_others_from_being_done() -> None:
         core.run(python(f"import sys; sys.exit({job == 1})"), lambda line: None)
         done.append(job)
 
-    failed = work([0, 1, 2], [FIRST, FIRST], do, lambda line: None)
+    said: list[str] = []
+    undone = work([0, 1, 2], [FIRST, FIRST], do, said.append)
     assert sorted(done) == [0, 2]
-    assert [type(error) for error in failed] == [BenchmarkError]
+    assert [type(error) for error in undone] == [BenchmarkError]
+    assert [line.split(":")[0] for line in said] == ["failed"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -60,7 +62,7 @@ def test_a_signal_lets_processes_save_and_begins_no_other(number: signal.Signals
             core.run(python(WAITS), tell(job))
         raise StoppedError
 
-    failed = work([0, 1, 2, 3], [FIRST, FIRST], do, said.append)
-    assert failed == []
+    undone = work([0, 1, 2, 3], [FIRST, FIRST], do, said.append)
+    assert [type(error) for error in undone] == [StoppedError] * 4
     assert said.count("saved") == 2
     assert sum("stopping" in line for line in said) == 1
