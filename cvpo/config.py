@@ -11,6 +11,7 @@ from cvpo.errors import ConfigError
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+Discount = Annotated[float, Field(gt=0, lt=1)]
 CostLimit = Annotated[float, Field(ge=0)]  # per episode, undiscounted; inf: unconstrained
 
 
@@ -56,7 +57,8 @@ class NetworkConfig(_Group):
 
 
 class CriticConfig(_Group):
-    discount: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    discount: Discount = 0.99
+    cost_discounts: tuple[Discount, ...] = ()  # one per cost, in the order of the limits; none: as the reward's
     n_step: Count = 5
     learning_rate: Positive = 1e-3
     target_rate: Annotated[float, Field(gt=0, le=1)] = 0.02
@@ -131,11 +133,19 @@ class TrainConfig(_Group):
     mstep: MStepConfig = MStepConfig()
     compute: ComputeConfig = ComputeConfig()
 
+    @property
+    def cost_discounts(self) -> tuple[float, ...]:
+        """Of each cost."""
+        return self.critic.cost_discounts or (self.critic.discount,) * len(self.cost_limits)
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         names, limits = self.environment.cost_names, self.cost_limits
         if names and len(names) != len(limits):
             raise ValueError(f"{len(limits)} cost limits for {len(names)} costs {names}; give one limit per cost")
+        discounts = self.critic.cost_discounts
+        if discounts and len(discounts) != len(limits):
+            raise ValueError(f"{len(limits)} cost limits for {len(discounts)} critic.cost_discounts; give one per cost")
         first_return = self.critic.n_step * self.environment.num_envs
         if self.schedule.warmup_steps < first_return:
             raise ValueError(

@@ -9,11 +9,11 @@ def bootstrap_target(total: Tensor, discount: Tensor, value: Tensor) -> Tensor:
 
     Args:
         total: discounted sum over the n steps, [B] or [B, C].
-        discount: factor of the bootstrap value, [B]; 0 after termination.
+        discount: factor of the bootstrap value, [B] or [B, C]; 0 after termination.
         value: V(s') as the mean over actions and critic heads, [B] or [B, C]. Never the minimum: for a cost it would
             be optimistic about danger.
     """
-    return total + (discount if total.dim() == 1 else discount.unsqueeze(-1)) * value
+    return total + discount * value
 
 
 def critic_loss(reward_value: Tensor, reward_target: Tensor, cost_value: Tensor, cost_target: Tensor) -> Tensor:

@@ -130,26 +130,28 @@ def summarize(episodes: Sequence[Episode], cost_limits: Sequence[float], mode: M
     )
 
 
-def cost_level(episodes: Sequence[Episode], discount: float) -> list[float | None]:
-    """Predicted over realized discounted cost of each constraint; 1 is right, None where nothing was realized or seen.
+def cost_level(episodes: Sequence[Episode], discounts: Sequence[float]) -> list[float | None]:
+    """Predicted over realized discounted cost of each constraint; 1 is right, None where nothing was realized.
 
-    Only steps with three times 1/(1 − discount) steps after them count (or that a termination follows): the rest of
-    their discounted cost was not seen.
+    What follows the last step of a truncated episode was not seen, so it is left out on both sides: from step t to the
+    last one, T, the critic predicts Q_t − γ^(T−t)·Q_T. A critic that is wrong by a factor gives that factor, however
+    short the episode is.
+
+    Args:
+        episodes: with predictions.
+        discounts: of each cost, [C].
     """
-    unseen = round(3 / (1 - discount))
-    predicted, realized = [], []
+    predicted, realized = np.zeros(len(discounts)), np.zeros(len(discounts))
     for episode in episodes:
         if episode.cost_value is None:
             raise ValueError("these episodes carry no cost_value")
-        seen = len(episode.cost) - (0 if episode.terminated else unseen)
-        if seen > 0:
-            returns = np.stack([discounted_returns(cost, discount) for cost in episode.cost.T], axis=1)
-            predicted.append(episode.cost_value[:seen].mean(0))
-            realized.append(returns[:seen].mean(0))
-    if not realized:
-        return [None] * episodes[0].cost.shape[1]
-    pairs = zip(np.mean(predicted, axis=0), np.mean(realized, axis=0), strict=True)
-    return [float(p / r) if r > 0 else None for p, r in pairs]
+        seen = len(episode.cost) - (not episode.terminated)
+        for i, discount in enumerate(discounts):
+            value, cost = episode.cost_value[:, i], episode.cost[:seen, i]
+            unseen = 0.0 if episode.terminated else discount ** np.arange(seen, 0, -1) * value[-1]
+            predicted[i] += (value[:seen] - unseen).sum()
+            realized[i] += discounted_returns(cost, discount).sum()
+    return [float(p / r) if r > 0 else None for p, r in zip(predicted, realized, strict=True)]
 
 
 def interval(values: Array) -> Interval:

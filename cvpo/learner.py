@@ -118,7 +118,10 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         discount = state.tensor(batch.discount)
         reward = state.tensor(batch.reward) / state.reward_scale
         reward_target = bootstrap_target(reward, discount, reward_value.mean(1))
-        cost_target = bootstrap_target(state.tensor(batch.cost), discount, cost_value.mean(1))
+        # n steps are the same for all: gamma_c^n = (gamma^n)^(log gamma_c/log gamma).
+        power = np.log(config.cost_discounts) / np.log(config.critic.discount)
+        cost_discount = discount.unsqueeze(-1) ** state.tensor(power.astype(np.float32))
+        cost_target = bootstrap_target(state.tensor(batch.cost), cost_discount, cost_value.mean(1))
 
     cost_limit = limit_at(config, steps)
     share = state.controller.share(limit_gap(measured_cost, cost_limit, config), config.limit)

@@ -1,6 +1,7 @@
 """The store of transitions: n-step returns are formed as steps arrive, batches are drawn from it."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,8 @@ class Batch:
     observation: Float32Array  # [B, O]
     action: Float32Array  # [B, A], in [-1, 1]
     reward: Float32Array  # [B], discounted sum over the n steps
-    cost: Float32Array  # [B, C], the same
-    discount: Float32Array  # [B], factor of the value of next_observation; 0 after termination
+    cost: Float32Array  # [B, C], the same, with a discount of each cost
+    discount: Float32Array  # [B], factor of the reward's value of next_observation; 0 after termination
     next_observation: Float32Array  # [B, O]
     recent: int
 
@@ -101,8 +102,11 @@ class NStepCollector:
     A transition is stored once its n steps are known, or the episode ended before.
     """
 
-    def __init__(self, replay: Replay, num_envs: int, n_step: int, discount: float) -> None:
-        self.replay, self.n_step, self.discount = replay, n_step, discount
+    def __init__(
+        self, replay: Replay, num_envs: int, n_step: int, discount: float, cost_discounts: Sequence[float]
+    ) -> None:
+        self.replay, self.n_step = replay, n_step
+        self.discount, self.cost_discount = discount, np.array(cost_discounts)
         self.pending: list[deque[tuple[Float32Array, Float32Array, float, NDArray[np.float64]]]] = [
             deque() for _ in range(num_envs)
         ]
@@ -132,7 +136,7 @@ class NStepCollector:
             while steps and (ended or len(steps) == self.n_step):
                 rewards = np.array([step[2] for step in steps])
                 costs = np.array([step[3] for step in steps])
-                total = n_step_return(rewards, costs, self.discount, bool(terminated[i]))
+                total = n_step_return(rewards, costs, self.discount, self.cost_discount, bool(terminated[i]))
                 self.replay.add(steps[0][0], steps[0][1], total[0], total[1], total[2], next_observation[i])
                 steps.popleft()
 

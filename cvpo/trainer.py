@@ -134,16 +134,16 @@ def constraints_of(config: TrainConfig, spec: EnvSpec) -> tuple[Constraint, ...]
             f"cost_limits has {len(config.cost_limits)} entries but {spec.env_id} reports {len(spec.cost_names)} "
             f"({', '.join(spec.cost_names)}). Give one --cost-limit per cost, or pick the costs with --cost."
         )
-    discount = config.critic.discount
+    window = round(1 / (1 - max(config.cost_discounts)))
     return tuple(
         Constraint(
             name=name,
             cost_limit=None if limit == float("inf") else limit,
             discount=discount,
             horizon_steps=spec.max_episode_steps,
-            window_steps=min(round(1 / (1 - discount)), spec.max_episode_steps),
+            window_steps=min(window, spec.max_episode_steps),
         )
-        for name, limit in zip(spec.cost_names, config.cost_limits, strict=True)
+        for name, limit, discount in zip(spec.cost_names, config.cost_limits, config.cost_discounts, strict=True)
     )
 
 
@@ -156,7 +156,8 @@ class _Loop:
         device = config.compute.device
         self.learner = learner.create(config, spec.observation_size, spec.action_size, constraints, device)
         self.replay = Replay(config.replay.capacity, spec.observation_size, spec.action_size, num_costs)
-        self.collector = NStepCollector(self.replay, num_envs, config.critic.n_step, config.critic.discount)
+        critic = config.critic
+        self.collector = NStepCollector(self.replay, num_envs, critic.n_step, critic.discount, config.cost_discounts)
         window = max(1, round(config.limit.window_episodes * spec.max_episode_steps))
         self.deterministic = min(config.limit.deterministic_envs, num_envs - 1)
         self.measured = slice(0, self.deterministic or num_envs)  # environments whose cost is held
@@ -409,7 +410,7 @@ class _Evaluator:
         if self.runner.finished:
             episodes, self.runner = self.runner.result(), None
             evaluation = summarize(episodes, self.config.cost_limits, "deterministic")
-            level = cost_level(episodes, self.config.critic.discount)
+            level = cost_level(episodes, self.config.cost_discounts)
             self.writer.evaluation(self.progress.steps, evaluation, level)
             self.reporter.checkpoint(CheckpointReport(self.progress.steps, evaluation, self.progress))
 

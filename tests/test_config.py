@@ -72,6 +72,15 @@ def test_the_warm_up_gives_every_environment_its_first_n_step_return() -> None:
     parse_config(document(schedule={"steps": 1000, "warmup_steps": 25}))
 
 
+def test_every_cost_has_a_discount_the_rewards_unless_it_is_given() -> None:
+    critic: dict[str, Any] = {"discount": 0.9}
+    assert parse_config(document(cost_limits=[1, 2], critic=critic)).cost_discounts == (0.9, 0.9)
+    critic["cost_discounts"] = [0.99, 0.5]
+    assert parse_config(document(cost_limits=[1, 2], critic=critic)).cost_discounts == (0.99, 0.5)
+    with pytest.raises(ConfigError, match=r"1 cost limits for 2 critic\.cost_discounts"):
+        parse_config(document(critic=critic))
+
+
 # Limits on the way to cost_limits
 
 

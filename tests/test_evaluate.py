@@ -222,35 +222,45 @@ def test_the_interval_is_the_same_each_time() -> None:
 
 
 def test_the_cost_level_is_predicted_over_realized_discounted_cost() -> None:
-    # gamma 0.5: steps with 6 steps after them count. Ten steps of cost 1: the first four realize nearly 2 (2 − 2^-6
-    # and so on); predictions of 3 are half as much too high, and those of the last six steps do not count.
-    one = episode([0] * 10, [[1.0]] * 10, [[3.0]] * 4 + [[99.0]] * 6)
-    (level,) = cost_level([one], 0.5)
-    assert level == pytest.approx(1.5, rel=0.01)
+    # gamma 0.5 and a cost of 1 a step for ever: 2 from each step on. Predictions of 3 are half as much too high, though
+    # only four of the steps are seen.
+    one = episode([0] * 4, [[1.0]] * 4, [[3.0]] * 4)
+    assert cost_level([one], [0.5]) == [pytest.approx(1.5)]
+
+
+def test_what_was_not_seen_of_a_truncated_episode_does_not_count() -> None:
+    # Costs 1, 1 and then a third step, whose cost and what follows it may be anything: 1.5 and 1 were seen, and
+    # 4 − 8/4 = 2 and 6 − 8/2 = 2 predicted of it.
+    one = episode([0] * 3, [[1.0], [1.0], [99.0]], [[4.0], [6.0], [8.0]])
+    assert cost_level([one], [0.5]) == [pytest.approx(4 / 2.5)]
 
 
 def test_every_step_before_a_termination_counts_in_the_cost_level() -> None:
     # Costs 1, 1, 1 and the end: discounted 1.75, 1.5, 1.
     one = episode([0] * 3, [[1.0]] * 3, [[1.75], [1.5], [1.0]], terminated=True)
-    (level,) = cost_level([one], 0.5)
-    assert level == pytest.approx(1)
+    assert cost_level([one], [0.5]) == [pytest.approx(1)]
 
 
-def test_there_is_no_cost_level_where_nothing_was_realized_or_seen_to_its_end() -> None:
+def test_there_is_no_cost_level_where_nothing_was_realized_or_seen() -> None:
     free = episode([0] * 3, [[0.0]] * 3, [[1.0]] * 3, terminated=True)
-    assert cost_level([free], 0.5) == [None]
-    # Six steps, and 0.5 asks for six after a step: the discounted cost of none of them was seen whole.
-    assert cost_level([episode([0] * 6, [[1.0]] * 6, [[1.0]] * 6)], 0.5) == [None]
+    assert cost_level([free], [0.5]) == [None]
+    assert cost_level([episode([0], [[1.0]], [[1.0]])], [0.5]) == [None]
 
 
 def test_each_cost_has_its_own_level() -> None:
     one = episode([0], [[1.0, 2.0]], [[2.0, 1.0]], terminated=True)
-    assert cost_level([one], 0.5) == [2.0, 0.5]
+    assert cost_level([one], [0.5, 0.5]) == [2.0, 0.5]
+
+
+def test_each_cost_level_is_of_its_own_discount() -> None:
+    # Costs of 1 and the end: 1.5 and 1 with gamma 0.5, 1.1 and 1 with gamma 0.1.
+    one = episode([0] * 2, [[1.0, 1.0]] * 2, [[1.5, 1.1], [1.0, 1.0]], terminated=True)
+    assert cost_level([one], [0.5, 0.1]) == [pytest.approx(1), pytest.approx(1)]
 
 
 def test_episodes_without_predictions_have_no_cost_level() -> None:
     with pytest.raises(ValueError, match="no cost_value"):
-        cost_level([episode([0], [[1.0]])], 0.5)
+        cost_level([episode([0], [[1.0]])], [0.5])
 
 
 # Who acts.

@@ -78,6 +78,27 @@ def test_targets_take_the_mean_of_the_heads() -> None:
     assert metrics.cost_value[0] == pytest.approx(2, rel=1e-6)
 
 
+def test_each_cost_is_bootstrapped_with_its_own_discount() -> None:
+    # Target critics that say 2 everywhere, and transitions over three steps: gamma 0.5 of the reward is 0.125 in the
+    # batch, and 0.9 and 0.1 of the costs are 0.729 and 0.001.
+    settings = config((10.0, 10.0), critic={"discount": 0.5, "cost_discounts": [0.9, 0.1]}, network={"cost_heads": 1})
+    state = create(settings)
+    with torch.no_grad():
+        state.target_critics.output_weight.zero_()
+        state.target_critics.output_bias.copy_(torch.tensor([2.0, *np.log(np.expm1([2.0, 2.0]))]).reshape(3, 1, 1))
+    batch = one_step_batch(np.random.default_rng(0), costs=2, discount=0.125)
+    batch.discount[:5] = 0.0  # terminated
+    with torch.no_grad():
+        observation, action = torch.from_numpy(batch.observation), torch.from_numpy(batch.action).unsqueeze(1)
+        reward_value, cost_value = (value[0, :, 0].numpy() for value in state.model.critics(observation, action))
+    goes_on = batch.discount > 0
+    reward_error = reward_value - (batch.reward + goes_on * 0.125 * 2)
+    cost_error = cost_value - (batch.cost + goes_on[:, None] * np.array([0.729, 0.001]) * 2)
+    metrics = learner.update(state, batch, np.zeros(2), 0, settings)
+    expected = np.square(reward_error).mean() + np.square(cost_error).mean(0).sum()
+    assert metrics.critic_loss == pytest.approx(expected, rel=1e-5)
+
+
 def test_reward_is_learned_in_units_of_its_scale() -> None:
     settings = config()
     state = create(settings)

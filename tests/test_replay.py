@@ -94,7 +94,7 @@ class Collected:
 
     def __init__(self, num_envs: int = 1, n_step: int = 3) -> None:
         self.replay = Replay(100, 1, 1, 2)
-        self.collector = NStepCollector(self.replay, num_envs, n_step, GAMMA)
+        self.collector = NStepCollector(self.replay, num_envs, n_step, GAMMA, (GAMMA, GAMMA))
 
     def step(
         self,

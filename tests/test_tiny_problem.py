@@ -81,7 +81,7 @@ def test_a_slack_limit_leaves_the_unconstrained_optimum_which_costs_more(tmp_pat
 
 
 def test_predicted_costs_are_those_realized(half: Learned) -> None:
-    (level,) = cost_level(half.episodes, half.policy.config.critic.discount)
+    (level,) = cost_level(half.episodes, half.policy.config.cost_discounts)
     assert level == pytest.approx(1, abs=0.15)
 
 

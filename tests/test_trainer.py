@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from cvpo import trainer
 from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy, read_config, to_bytes
-from cvpo.config import TrainConfig
+from cvpo.config import TrainConfig, parse_config
 from cvpo.envs import VectorEnv
 from cvpo.errors import CheckpointError, ConfigError, EnvError, WorkerError
 from cvpo.files import read_verified, write_verified
@@ -30,6 +31,7 @@ from cvpo.replay import FIELDS, Replay
 from cvpo.trainer import constraints_of, resume, train
 from tests.budget import STEPS, Reports, never, small_config
 from tests.runs import assert_same, assert_same_run, saved
+from tests.small_policies import spec
 
 # 400 steps of 4 environments, 160 of them warm-up; checkpoints at 200 and 400.
 TOTAL = 400
@@ -448,6 +450,14 @@ def test_each_cost_becomes_a_constraint_with_its_discount_and_horizon(whole: Pat
     assert (constraint.discount, constraint.horizon_steps) == (0.8, STEPS)
     assert constraint.window_steps == 5  # 1/(1 − 0.8)
     assert policy.constraints == (constraint,)
+
+
+def test_each_constraint_has_its_costs_discount_and_all_the_window_of_the_longest() -> None:
+    two = small_config().model_dump() | {"cost_limits": [20.0, 1.0], "critic": {"cost_discounts": [0.5, 0.9]}}
+    constraints = constraints_of(parse_config(two), replace(spec(2), max_episode_steps=STEPS))
+    assert [constraint.discount for constraint in constraints] == [0.5, 0.9]
+    assert [constraint.window_steps for constraint in constraints] == [10, 10]
+    assert constraints[1].threshold() == pytest.approx((1 - 0.9**STEPS) / (0.1 * STEPS))
 
 
 @pytest.mark.parametrize(("wanted", "deterministic", "measured"), [(2, 2, 2), (9, 3, 3), (0, 0, 4)])

@@ -32,7 +32,7 @@ def evaluate(policy: TrainedPolicy, mode: EvaluatedMode, episodes: int) -> dict[
     return {
         "returns": [round(float(episode.reward.sum()), 3) for episode in done],
         "costs": [round(float(episode.cost.sum()), 3) for episode in done],
-        "cost_level": cost_level(done, config.critic.discount)[0],
+        "cost_level": cost_level(done, config.cost_discounts)[0],
     }
 
 
