@@ -9,7 +9,7 @@ def bootstrap_target(total: Tensor, discount: Tensor, value: Tensor) -> Tensor:
 
     Args:
         total: discounted sum over the n steps, [B] or [B, C].
-        discount: factor of the bootstrap value, [B] or [B, C]; 0 after termination.
+        discount: factor of the bootstrap value, of the same shape.
         value: V(s') as the mean over actions and critic heads, [B] or [B, C]. Never the minimum: for a cost it would
             be optimistic about danger.
     """

@@ -78,6 +78,7 @@ def measure_update(
         reward=generator.standard_normal(B, np.float32),
         cost=generator.random((B, C), np.float32),
         discount=np.full(B, config.critic.discount, np.float32),
+        cost_discount=np.full((B, C), config.critic.discount, np.float32),
         next_observation=generator.standard_normal((B, observation_size), np.float32),
         recent=B // 2,
     )

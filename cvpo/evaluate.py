@@ -133,9 +133,9 @@ def summarize(episodes: Sequence[Episode], cost_limits: Sequence[float], mode: M
 def cost_level(episodes: Sequence[Episode], discounts: Sequence[float]) -> list[float | None]:
     """Predicted over realized discounted cost of each constraint; 1 is right, None where nothing was realized.
 
-    What follows the last step of a truncated episode was not seen, so it is left out on both sides: from step t to the
-    last one, T, the critic predicts Q_t − γ^(T−t)·Q_T. A critic that is wrong by a factor gives that factor, however
-    short the episode is.
+    What follows the last step of an episode was not seen, so it is left out on both sides: from step t to the last one,
+    T, the critic predicts Q_t − γ^(T−t)·Q_T. A critic that is wrong by a factor gives that factor, however short the
+    episode is. After a termination, too, the critic's cost goes on, with that of the next episode.
 
     Args:
         episodes: with predictions.
@@ -145,11 +145,10 @@ def cost_level(episodes: Sequence[Episode], discounts: Sequence[float]) -> list[
     for episode in episodes:
         if episode.cost_value is None:
             raise ValueError("these episodes carry no cost_value")
-        seen = len(episode.cost) - (not episode.terminated)
+        seen = len(episode.cost) - 1
         for i, discount in enumerate(discounts):
             value, cost = episode.cost_value[:, i], episode.cost[:seen, i]
-            unseen = 0.0 if episode.terminated else discount ** np.arange(seen, 0, -1) * value[-1]
-            predicted[i] += (value[:seen] - unseen).sum()
+            predicted[i] += (value[:seen] - discount ** np.arange(seen, 0, -1) * value[-1]).sum()
             realized[i] += discounted_returns(cost, discount).sum()
     return [float(p / r) if r > 0 else None for p, r in zip(predicted, realized, strict=True)]
 

@@ -1,6 +1,7 @@
 """One update of CVPO: the order of its steps, on the state that a checkpoint holds."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from cvpo.bundle import Constraint
 from cvpo.config import TrainConfig
 from cvpo.critics import bootstrap_target, critic_loss, follow
+from cvpo.errors import NonFiniteError
 from cvpo.estep import DualSolution, least_excess, reachable_share, solve_dual
 from cvpo.limit import LimitController, advantage_threshold, limit_at, relative_gap
 from cvpo.mstep import TrustRegion, gaussian_kl, interpolate, weighted_likelihood
@@ -105,6 +107,9 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         measured_cost: undiscounted episode cost of the newest episodes, [C], environment units.
         steps: of the environment so far; where limits are scheduled, they depend on it.
         config: of the run.
+
+    Raises:
+        NonFiniteError: a network has diverged. The state is of no use any more.
     """
     normalizer, policy, critics = state.model.normalizer, state.model.policy, state.model.critics
     with torch.no_grad():
@@ -115,21 +120,16 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         precision = PRECISION[config.compute.precision]
         reward_heads, cost_heads = state.target_critics.evaluate(next_observation, sample.tanh(), precision)
         reward_value, cost_value = reward_heads.mean(0), cost_heads.mean(0)
-        discount = state.tensor(batch.discount)
         reward = state.tensor(batch.reward) / state.reward_scale
-        reward_target = bootstrap_target(reward, discount, reward_value.mean(1))
-        # n steps are the same for all: gamma_c^n = (gamma^n)^(log gamma_c/log gamma).
-        power = np.log(config.cost_discounts) / np.log(config.critic.discount)
-        cost_discount = discount.unsqueeze(-1) ** state.tensor(power.astype(np.float32))
-        cost_target = bootstrap_target(state.tensor(batch.cost), cost_discount, cost_value.mean(1))
+        reward_target = bootstrap_target(reward, state.tensor(batch.discount), reward_value.mean(1))
+        cost_target = bootstrap_target(state.tensor(batch.cost), state.tensor(batch.cost_discount), cost_value.mean(1))
 
     cost_limit = limit_at(config, steps)
     share = state.controller.share(limit_gap(measured_cost, cost_limit, config), config.limit)
-    counted = _counted(batch)
-    recent = np.flatnonzero(counted[: batch.recent])
-    recent_reward, recent_cost = (
-        value[: batch.recent].cpu().double().numpy()[recent] for value in (reward_value, cost_value)
-    )
+    sampled_reward, sampled_cost = (value.cpu().double().numpy() for value in (reward_value, cost_value))
+    _require_finite("reward_value of the target critics", sampled_reward, batch.next_observation)
+    _require_finite("cost_value of the target critics", sampled_cost, batch.next_observation)
+    recent_reward, recent_cost = sampled_reward[: batch.recent], sampled_cost[: batch.recent]
     dual, share = _solve(state, recent_reward, recent_cost, share, cost_limit, config)
     weights = _weights(dual, reward_value, cost_value)
 
@@ -137,12 +137,15 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     likelihood = weighted_likelihood(weights, sample, old, new)
     kl_mean, kl_covariance = gaussian_kl(old, new)
     policy_loss = (
-        -(likelihood * state.tensor((counted / counted.mean()).astype(np.float32))).mean()
+        -likelihood.mean()
         + state.mean_region.multiplier * kl_mean.mean()
         + state.covariance_region.multiplier * kl_covariance.mean()
     )
     reward_heads, cost_heads = critics(normalizer(state.tensor(batch.observation)), state.tensor(batch.action)[:, None])
     value_loss = critic_loss(reward_heads.squeeze(2), reward_target, cost_heads.squeeze(2), cost_target)
+    for name, loss in (("policy", policy_loss), ("critics", value_loss)):
+        if not math.isfinite(loss.item()):
+            raise NonFiniteError(f"The loss of the {name} is {loss.item()}.")
     state.optimizer.zero_grad(set_to_none=True)
     (policy_loss + value_loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated; they share no parameter
     state.optimizer.step()
@@ -156,8 +159,8 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     gap = None
     if state.updates % config.mstep.period == 0:
         achieved = _end_period(state, next_observation)
-        rows = state.tensor(recent)
-        gap = _projection_gap(state, next_observation[rows], sample[rows], weights[rows], noise[rows])
+        recent = (value[: batch.recent] for value in (next_observation, sample, weights, noise))
+        gap = _projection_gap(state, *recent)
     return UpdateMetrics(
         value_loss.item(),
         dual.temperature,
@@ -176,11 +179,27 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
 
 @torch.no_grad()
 def act(state: LearnerState, observation: NDArray[np.float32], deterministic: int) -> Array:
-    """Draw actions [N, A], in [-1, 1], for raw observations [N, O]; the first `deterministic` are the policy's mean."""
+    """Draw actions [N, A], in [-1, 1], for raw observations [N, O]; the first `deterministic` are the policy's mean.
+
+    Raises:
+        NonFiniteError: the policy has diverged.
+    """
     policy = state.behavior_policy(state.model.normalizer(state.tensor(observation)))
     noise = torch.randn(policy.mean.shape, generator=state.generator, device=state.generator.device)
     noise[:deterministic] = 0.0
-    return np.asarray(policy.sample(noise.unsqueeze(1)).squeeze(1).tanh().double().cpu().numpy())
+    action = np.asarray(policy.sample(noise.unsqueeze(1)).squeeze(1).tanh().double().cpu().numpy())
+    _require_finite("action of the policy", action, observation)
+    return action
+
+
+def require_finite_parameters(state: LearnerState) -> None:
+    """Raise NonFiniteError where a parameter of any network is NaN or infinite; names it."""
+    networks = {"policy": state.model.policy, "critics": state.model.critics}
+    copies = {"behavior_policy": state.behavior_policy, "target_critics": state.target_critics}
+    for network, module in (networks | copies).items():
+        for name, parameter in module.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteError(f"{network}.{name} has a NaN or infinite entry.")
 
 
 def limit_gap(measured_cost: Array, cost_limit: Array, config: TrainConfig) -> Array:
@@ -232,13 +251,13 @@ def antithetic_noise(batch: int, samples: int, dimensions: int, generator: torch
     return torch.cat([half, -half], dim=1)
 
 
-def _counted(batch: Batch) -> NDArray[np.bool_]:
-    """States that the E- and M-step speak of, [B]: not those in which an episode ended for good.
-
-    There nothing is ever chosen, and no value is ever learned. Where hardly any episode goes on (one step long), all.
-    """
-    goes_on = batch.discount > 0
-    return goes_on if goes_on[: batch.recent].any() else np.ones_like(goes_on)
+def _require_finite(what: str, value: Array, observation: NDArray[np.float32]) -> None:
+    """Raise NonFiniteError where a value [B, ...] is NaN or infinite; names it and its observation, a row of [B, O]."""
+    if np.isfinite(value).all():
+        return
+    index = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
+    seen = np.array2string(observation[index[0]], precision=4, separator=", ", threshold=20, max_line_width=1_000)
+    raise NonFiniteError(f"The {what} is {value[index]} for the observation {seen}.")
 
 
 def _solve(

@@ -36,6 +36,10 @@ class LimitController:
         )
         return np.clip(proportional + self.integral, -1.0, config.max_share)
 
+    def exhausted(self, gap: Array, config: LimitConfig) -> NDArray[np.bool_]:
+        """Whether no more can be asked for, [C]: the share or its integral part is at its bound."""
+        return (self.share(gap, config) >= config.max_share) | (self.integral >= config.integral_high)
+
 
 def limit_at(config: TrainConfig, steps: int) -> Array:
     """The cost limits that hold at a step of the environment, [C]: those of `limit.schedule`, in the end `cost_limits`.

@@ -32,6 +32,7 @@ METRICS = {
     "train/return": "undiscounted reward of the newest complete training episodes, mean",
     "train/cost/NAME": "undiscounted cost per horizon over the newest steps of the measured environments; what is held",
     "train/cost_limit/NAME": "the limit on it at this step, which limit.schedule may change; not where there is none",
+    "limit/unmet_steps/NAME": "steps in a row that it was over its limit, and no more could be asked of an update",
     "critic/loss": "mean squared error of reward and cost critics, summed over heads",
     "critic/cost_value/NAME": "Q_c of recent states under the behavior policy, mean, cost units, discounted",
     "estep/temperature": "eta, scaled reward units",

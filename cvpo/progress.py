@@ -55,6 +55,7 @@ class Progress:
     train_return: float | None  # mean of the newest episodes; None before the first ends
     train_cost: Array  # measured, [C]
     cost_limit: Array  # that holds at this step, [C]
+    unmet_steps: Array  # in a row that it was over its limit and no more could be asked for, [C]
     temperature: float | None  # None before the first update
     cost_multiplier: Array | None  # [C]
     infeasible_share: float  # of all updates so far
@@ -134,6 +135,7 @@ class Rows:
         row.update(self._named("train/cost", progress.train_cost))
         limits = self._named("train/cost_limit", progress.cost_limit)
         row.update({name: limit for name, limit in limits.items() if math.isfinite(limit)})
+        row.update(self._named("limit/unmet_steps", progress.unmet_steps))
         if self.updates:
             row.update(self._learning(state))
         row.update(self._checkpoint)

@@ -3,14 +3,16 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cvpo.returns import n_step_return
+from cvpo.envs import VectorStep
+from cvpo.returns import NStepReturn, n_step_return
 
 Float32Array = NDArray[np.float32]
-FIELDS = ("observation", "action", "reward", "cost", "discount", "next_observation")
+FIELDS = ("observation", "action", "reward", "cost", "discount", "cost_discount", "next_observation")
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,9 @@ class Batch:
     action: Float32Array  # [B, A], in [-1, 1]
     reward: Float32Array  # [B], discounted sum over the n steps
     cost: Float32Array  # [B, C], the same, with a discount of each cost
-    discount: Float32Array  # [B], factor of the reward's value of next_observation; 0 after termination
-    next_observation: Float32Array  # [B, O]
+    discount: Float32Array  # [B], factor of the reward value of next_observation; 0 after termination
+    cost_discount: Float32Array  # [B, C], factors of its cost values; those of the next episode count as well
+    next_observation: Float32Array  # [B, O]; that of the next episode after termination
     recent: int
 
 
@@ -34,10 +37,11 @@ class Replay:
 
     def __init__(self, capacity: int, observation_size: int, action_size: int, num_costs: int) -> None:
         self.capacity, self.total = capacity, 0
-        widths = (observation_size, action_size, 1, num_costs, 1, observation_size)
+        widths = (observation_size, action_size, 1, num_costs, 1, num_costs, observation_size)
         self.rows = np.zeros((capacity, sum(widths)), np.float32)
         columns = np.split(self.rows, np.cumsum(widths)[:-1], axis=1)  # views, in the order of FIELDS
-        self.observation, self.action, self.cost, self.next_observation = (columns[i] for i in (0, 1, 3, 5))
+        self.observation, self.action, self.cost = (columns[i] for i in (0, 1, 3))
+        self.cost_discount, self.next_observation = columns[5], columns[6]
         self.reward, self.discount = columns[2][:, 0], columns[4][:, 0]
 
     @property
@@ -51,18 +55,12 @@ class Replay:
         return self.total % self.capacity
 
     def add(
-        self,
-        observation: Float32Array,
-        action: Float32Array,
-        reward: float,
-        cost: NDArray[np.float64],
-        discount: float,
-        next_observation: Float32Array,
+        self, observation: Float32Array, action: Float32Array, total: NStepReturn, next_observation: Float32Array
     ) -> None:
         """Store one transition in place of the oldest."""
         i = self.position
         self.observation[i], self.action[i], self.next_observation[i] = observation, action, next_observation
-        self.reward[i], self.cost[i], self.discount[i] = reward, cost, discount
+        self.reward[i], self.cost[i], self.discount[i], self.cost_discount[i] = total
         self.total += 1
 
     def sample(self, generator: np.random.Generator, batch_size: int, recent_size: int) -> Batch:
@@ -81,6 +79,7 @@ class Replay:
             self.reward[index],
             self.cost[index],
             self.discount[index],
+            self.cost_discount[index],
             self.next_observation[index],
             recent,
         )
@@ -96,10 +95,21 @@ class Replay:
         self.rows[np.arange(first, self.total) % self.capacity] = rows
 
 
+class _Pending(NamedTuple):
+    """A step that waits for its successors."""
+
+    observation: Float32Array  # [O]
+    action: Float32Array  # [A]
+    reward: float
+    cost: NDArray[np.float64]  # [C]
+    terminated: bool
+
+
 class NStepCollector:
     """Turns the steps of N environments into n-step transitions of a replay.
 
-    A transition is stored once its n steps are known, or the episode ended before.
+    A transition is stored once its n steps are known, or the episode is cut off before. A termination cuts nothing off:
+    the cost of the next episode follows it (see `n_step_return`).
     """
 
     def __init__(
@@ -107,52 +117,38 @@ class NStepCollector:
     ) -> None:
         self.replay, self.n_step = replay, n_step
         self.discount, self.cost_discount = discount, np.array(cost_discounts)
-        self.pending: list[deque[tuple[Float32Array, Float32Array, float, NDArray[np.float64]]]] = [
-            deque() for _ in range(num_envs)
-        ]
+        self.pending: list[deque[_Pending]] = [deque() for _ in range(num_envs)]
 
-    def add(
-        self,
-        observation: Float32Array,
-        action: Float32Array,
-        reward: NDArray[np.float64],
-        cost: NDArray[np.float64],
-        next_observation: Float32Array,
-        terminated: NDArray[np.bool_],
-        truncated: NDArray[np.bool_],
-    ) -> None:
-        """Take one step of every environment; `next_observation` is the true successor, before any reset.
+    def add(self, observation: Float32Array, action: Float32Array, step: VectorStep) -> None:
+        """Take one step of every environment.
 
         Args:
-            observation, next_observation: [N, O].
+            observation: what the actions were chosen on, [N, O].
             action: in [-1, 1], [N, A].
-            reward: [N].
-            cost: [N, C].
-            terminated, truncated: [N].
+            step: what they led to.
         """
         for i, steps in enumerate(self.pending):
-            steps.append((observation[i], action[i], float(reward[i]), cost[i]))
-            ended = bool(terminated[i] or truncated[i])
-            while steps and (ended or len(steps) == self.n_step):
-                rewards = np.array([step[2] for step in steps])
-                costs = np.array([step[3] for step in steps])
-                total = n_step_return(rewards, costs, self.discount, self.cost_discount, bool(terminated[i]))
-                self.replay.add(steps[0][0], steps[0][1], total[0], total[1], total[2], next_observation[i])
-                steps.popleft()
+            terminated = bool(step.terminated[i])
+            steps.append(_Pending(observation[i], action[i], float(step.reward[i]), step.cost[i], terminated))
+            cut = bool(step.truncated[i]) and not terminated
+            following = step.observation[i] if terminated else step.final_observation[i]
+            while steps and (cut or len(steps) == self.n_step):
+                _, _, reward, cost, ends = map(np.array, zip(*steps, strict=True))
+                total = n_step_return(reward, cost, ends, self.discount, self.cost_discount)
+                first = steps.popleft()
+                self.replay.add(first.observation, first.action, total, following)
 
-    def state(self) -> list[list[tuple[list[float], list[float], float, list[float]]]]:
+    def state(self) -> list[list[tuple[list[float], list[float], float, list[float], bool]]]:
         """Steps of each environment that are still waiting for their successors, as plain values."""
         return [
-            [
-                (observation.tolist(), action.tolist(), reward, cost.tolist())
-                for observation, action, reward, cost in steps
-            ]
+            [(s.observation.tolist(), s.action.tolist(), s.reward, s.cost.tolist(), s.terminated) for s in steps]
             for steps in self.pending
         ]
 
-    def restore(self, state: list[list[tuple[list[float], list[float], float, list[float]]]]) -> None:
+    def restore(self, state: list[list[tuple[list[float], list[float], float, list[float], bool]]]) -> None:
         """Put back what `state` gave."""
         for steps, saved in zip(self.pending, state, strict=True):
             steps.clear()
-            for observation, action, reward, cost in saved:
-                steps.append((np.array(observation, np.float32), np.array(action, np.float32), reward, np.array(cost)))
+            for observation, action, reward, cost, terminated in saved:
+                float32 = np.array(observation, np.float32), np.array(action, np.float32)
+                steps.append(_Pending(*float32, reward, np.array(cost), terminated))

@@ -1,30 +1,50 @@
 """n-step and discounted returns of reward and cost alike; pure functions of arrays."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
 
+class NStepReturn(NamedTuple):
+    """What came in the n steps after an action, and how the values of what follows count."""
+
+    reward: float
+    """Discounted sum."""
+    cost: Array
+    """Discounted sums [C]."""
+    discount: float
+    """Factor of the reward value that follows: gamma^n, or 0 after a termination."""
+    cost_discount: Array
+    """Factors of the cost values that follow [C]: gamma_c^n."""
+
+
 def n_step_return(
-    reward: Array, cost: Array, discount: float, cost_discount: Array, terminated: bool
-) -> tuple[float, Array, float]:
-    """Sum up the n steps after an action, and say how the value of what follows them counts.
+    reward: Array, cost: Array, terminated: NDArray[np.bool_], discount: float, cost_discount: Array
+) -> NStepReturn:
+    """Sum up the n steps after an action.
+
+    Reward ends with a termination. Cost does not: that of the next episode follows, since a policy is held to a cost
+    per horizon of steps. Were it to end, an action that ends the episode would look safe.
 
     Args:
         reward: of the n steps, [n].
         cost: of the n steps, [n, C].
+        terminated: whether a step ended its episode for good, so that the next one is of another episode, [n].
         discount: gamma of one step.
-        cost_discount: that of each cost, [C].
-        terminated: whether the last step ended the episode for good. A truncated one goes on: its value counts.
-
-    Returns:
-        The discounted reward and cost [C] of the n steps, and the factor of the reward's bootstrap value: gamma^n, or 0
-        when terminated.
+        cost_discount: gamma_c, that of each cost, [C].
     """
     n = len(reward)
-    total, total_cost = discount ** np.arange(n) @ reward, (cost_discount ** np.arange(n)[:, None] * cost).sum(0)
-    return float(total), total_cost, 0.0 if terminated else discount**n
+    ended = np.cumsum(terminated) > 0
+    counts = np.append(True, ~ended[:-1])  # a reward counts unless the episode had ended before it
+    return NStepReturn(
+        float((discount ** np.arange(n) * counts) @ reward),
+        (cost_discount ** np.arange(n)[:, None] * cost).sum(0),
+        0.0 if ended[-1] else discount**n,
+        cost_discount**n,
+    )
 
 
 def discounted_returns(reward: Array, discount: float, bootstrap: float = 0.0) -> Array:

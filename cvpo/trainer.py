@@ -29,7 +29,7 @@ from cvpo.checkpoint import (
 from cvpo.config import TrainConfig, parse_config
 from cvpo.device import prepare_processor, settle_device
 from cvpo.envs import EnvSpec, VectorEnv
-from cvpo.errors import CheckpointError, ConfigError, EnvError, WorkerError
+from cvpo.errors import CheckpointError, ConfigError, EnvError, NonFiniteError, WorkerError
 from cvpo.evaluate import EpisodeRunner, TorchActor, cost_level, summarize, to_environment
 from cvpo.learner import UpdateMetrics
 from cvpo.limit import CostMeter, limit_at
@@ -165,6 +165,7 @@ class _Loop:
         self.generator = np.random.default_rng(config.seed)
         self.recent_size = max(1, round(config.replay.recent_episodes * spec.max_episode_steps))
         self.steps = 0
+        self.unmet_steps = np.zeros(num_costs)  # in a row, with a cost over its limit and no more to ask for
         self.running_return = np.zeros(num_envs)
         self.returns: deque[float] = deque(maxlen=10)
         self.last: UpdateMetrics | None = None
@@ -205,6 +206,8 @@ class _Loop:
                         if (left := updates - i - 1) and left % SHOWN_UPDATES == 0:
                             reporter.progress(self._progress(clock, self._waited(evaluator).since(waited), left))
                 observation = self._take_in(observation, action)
+                for sentence in self._newly_unmet():
+                    reporter.say(sentence)
                 if device:
                     reporter.say(device)
                     device = ""
@@ -229,7 +232,16 @@ class _Loop:
         """Actions in [-1, 1], [N, A]: uniform in the warm-up, then drawn from the behavior policy."""
         if self.steps < self.config.schedule.warmup_steps:
             return self.generator.uniform(-1, 1, (len(observation), self.spec.action_size))
-        return learner.act(self.learner, observation, self.deterministic)
+        with self._divergence_dated():
+            return learner.act(self.learner, observation, self.deterministic)
+
+    @contextmanager
+    def _divergence_dated(self) -> Iterator[None]:
+        """Say of a network that diverged when it did."""
+        try:
+            yield
+        except NonFiniteError as error:
+            raise NonFiniteError(f"At step {self.steps:,}, update {self.learner.updates:,}: {error}") from error
 
     def _due_updates(self) -> int:
         """Updates that are due before the next step is taken in."""
@@ -244,7 +256,8 @@ class _Loop:
     def _update(self, writer: MetricsWriter) -> None:
         batch = self.replay.sample(self.generator, self.config.replay.batch_size, self.recent_size)
         measured = self.meter.measured(self.spec.max_episode_steps)
-        metrics = learner.update(self.learner, batch, measured, self.steps, self.config)
+        with self._divergence_dated():
+            metrics = learner.update(self.learner, batch, measured, self.steps, self.config)
         writer.residual(
             self.learner.updates,
             metrics.feasible,
@@ -258,15 +271,7 @@ class _Loop:
     def _take_in(self, observation: NDArray[np.float32], action: Array) -> NDArray[np.float32]:
         """Receive the step under way, store it, and return what to act on next."""
         step = self.env.step_wait()
-        self.collector.add(
-            observation,
-            action.astype(np.float32),
-            step.reward,
-            step.cost,
-            step.final_observation,
-            step.terminated,
-            step.truncated,
-        )
+        self.collector.add(observation, action.astype(np.float32), step)
         self.learner.model.normalizer.update(self.learner.tensor(step.observation))
         self.meter.add(step.cost[self.measured])
         self.running_return += step.reward
@@ -276,9 +281,24 @@ class _Loop:
         self.steps += self.env.num_envs
         if self.learner.updates:
             measured = self.meter.measured(self.spec.max_episode_steps)
-            gap = learner.limit_gap(measured, limit_at(self.config, self.steps), self.config)
+            limit = limit_at(self.config, self.steps)
+            gap = learner.limit_gap(measured, limit, self.config)
             self.learner.controller = self.learner.controller.advanced(gap, self.env.num_envs, self.config.limit)
+            unmet = (measured > limit) & self.learner.controller.exhausted(gap, self.config.limit)
+            self.unmet_steps = np.where(unmet, self.unmet_steps + self.env.num_envs, 0.0)
         return step.observation
+
+    def _newly_unmet(self) -> list[str]:
+        """A sentence for each limit that, with this step, has been out of reach for long."""
+        patience = self.config.limit.integral_steps
+        newly = (self.unmet_steps >= patience) & (self.unmet_steps - self.env.num_envs < patience)
+        measured, limit = self.meter.measured(self.spec.max_episode_steps), limit_at(self.config, self.steps)
+        return [
+            f"limit   {self.spec.cost_names[i]} is {measured[i]:.3g} an episode, over its limit of "
+            f"{limit[i]:g}, and for {patience:,} steps no more could be asked of an update. Perhaps "
+            f"no policy can meet this limit. Training goes on towards less cost."
+            for i in np.flatnonzero(newly)
+        ]
 
     def _waited(self, evaluator: "_Evaluator") -> Waits:
         """Since the environments were made; for differences."""
@@ -294,6 +314,7 @@ class _Loop:
             float(np.mean(self.returns)) if self.returns else None,
             self.meter.measured(self.spec.max_episode_steps),
             limit_at(self.config, self.steps),
+            self.unmet_steps,
             self.last.temperature if self.last else None,
             self.last.cost_multiplier if self.last else None,
             self.learner.infeasible_updates / updates if updates else 0.0,
@@ -308,6 +329,8 @@ class _Loop:
 
     def _save(self, run: Path, points: ResumePoints, writer: MetricsWriter) -> int:
         began, scale = time.monotonic(), self.learner.reward_scale
+        with self._divergence_dated():
+            learner.require_finite_parameters(self.learner)  # no checkpoint of a broken policy beside the good ones
         writer.flush()
         policy = TrainedPolicy(self._model(), self.spec, self.config, self.constraints, scale, self.steps)
         written = save_policy(run, policy) + points.save(self.steps, self.state(), self.env.state())
@@ -324,6 +347,7 @@ class _Loop:
             "generator": self.generator.bit_generator.state,
             "cost_window": torch.from_numpy(self.meter.window.copy()),
             "cost_count": self.meter.count,
+            "unmet_steps": self.unmet_steps.tolist(),
             "running_return": torch.from_numpy(self.running_return.copy()),
             "returns": list(self.returns),
             "rows": self.rows.state(),
@@ -338,6 +362,7 @@ class _Loop:
         self.collector.restore(state["pending"])
         self.generator.bit_generator.state = state["generator"]
         self.meter = CostMeter(state["cost_window"].numpy(), state["cost_count"])
+        self.unmet_steps = np.array(state["unmet_steps"])
         self.running_return = state["running_return"].numpy()
         self.returns.extend(state["returns"])
         self.rows.restore(state["rows"])
@@ -454,7 +479,7 @@ def _environments(config: TrainConfig) -> VectorEnv:
 
 @contextmanager
 def _failures(run: Path) -> Iterator[None]:
-    """Say of a full disk, a dead simulator or a broken environment what to do about the run."""
+    """Say of a full disk, a dead simulator, a broken environment or a diverged network what to do about the run."""
     try:
         yield
     except OSError as error:
@@ -462,6 +487,12 @@ def _failures(run: Path) -> Iterator[None]:
     except (EnvError, WorkerError) as error:
         mend = ". Mend the environment" if isinstance(error, EnvError) and _go_on(run) else ""
         raise type(error)(f"{str(error).rstrip('.')}{mend}{_go_on(run)}.") from error
+    except NonFiniteError as error:
+        kept = f" The checkpoints in {run} are from before that, and stay." if _go_on(run) else ""
+        raise NonFiniteError(
+            f"{error}{kept} Start a new run with smaller steps, such as --set critic.learning_rate=3e-4 "
+            f"--set mstep.learning_rate=3e-4."
+        ) from error
 
 
 def _go_on(run: Path) -> str:

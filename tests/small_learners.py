@@ -54,6 +54,7 @@ def one_step_batch(
         action[:, 0],
         np.repeat(1 + action[:, :1], costs, axis=1),
         np.full(B, discount, np.float32),
+        np.full((B, costs), discount, np.float32),
         generator.normal(size=(B, 2)).astype(np.float32),
         B // 2,
     )

@@ -14,8 +14,8 @@ def test_the_target_adds_the_discounted_value_of_what_follows() -> None:
 
 def test_cost_targets_are_made_as_reward_targets_one_per_constraint() -> None:
     total, value = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[10.0, 20.0], [30.0, 40.0]])
-    target = bootstrap_target(total, torch.tensor([[0.5, 0.1], [0.0, 0.0]]), value)
-    torch.testing.assert_close(target, torch.tensor([[6.0, 4.0], [3.0, 4.0]]))
+    target = bootstrap_target(total, torch.tensor([[0.5, 0.25], [0.0, 1.0]]), value)
+    torch.testing.assert_close(target, torch.tensor([[6.0, 7.0], [3.0, 44.0]]))
 
 
 def test_the_loss_is_a_mean_over_states_summed_over_heads_and_constraints() -> None:

@@ -235,26 +235,25 @@ def test_what_was_not_seen_of_a_truncated_episode_does_not_count() -> None:
     assert cost_level([one], [0.5]) == [pytest.approx(4 / 2.5)]
 
 
-def test_every_step_before_a_termination_counts_in_the_cost_level() -> None:
-    # Costs 1, 1, 1 and the end: discounted 1.75, 1.5, 1.
-    one = episode([0] * 3, [[1.0]] * 3, [[1.75], [1.5], [1.0]], terminated=True)
-    assert cost_level([one], [0.5]) == [pytest.approx(1)]
+def test_what_follows_a_termination_does_not_count_either() -> None:
+    # What is predicted goes on with the next episode's cost, which is not in this one.
+    one = episode([0] * 3, [[1.0], [1.0], [99.0]], [[4.0], [6.0], [8.0]], terminated=True)
+    assert cost_level([one], [0.5]) == [pytest.approx(4 / 2.5)]
 
 
 def test_there_is_no_cost_level_where_nothing_was_realized_or_seen() -> None:
-    free = episode([0] * 3, [[0.0]] * 3, [[1.0]] * 3, terminated=True)
-    assert cost_level([free], [0.5]) == [None]
+    assert cost_level([episode([0] * 3, [[0.0]] * 3, [[1.0]] * 3)], [0.5]) == [None]
     assert cost_level([episode([0], [[1.0]], [[1.0]])], [0.5]) == [None]
 
 
 def test_each_cost_has_its_own_level() -> None:
-    one = episode([0], [[1.0, 2.0]], [[2.0, 1.0]], terminated=True)
+    one = episode([0] * 2, [[1.0, 2.0], [0.0, 0.0]], [[2.0, 1.0], [0.0, 0.0]])
     assert cost_level([one], [0.5, 0.5]) == [2.0, 0.5]
 
 
 def test_each_cost_level_is_of_its_own_discount() -> None:
-    # Costs of 1 and the end: 1.5 and 1 with gamma 0.5, 1.1 and 1 with gamma 0.1.
-    one = episode([0] * 2, [[1.0, 1.0]] * 2, [[1.5, 1.1], [1.0, 1.0]], terminated=True)
+    # Two steps that cost 1, and a last one: 1.5 and 1 with gamma 0.5, 1.1 and 1 with gamma 0.1.
+    one = episode([0] * 3, [[1.0, 1.0]] * 3, [[1.5, 1.1], [1.0, 1.0], [0.0, 0.0]])
     assert cost_level([one], [0.5, 0.1]) == [pytest.approx(1), pytest.approx(1)]
 
 

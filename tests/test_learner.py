@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,31 +29,32 @@ def mean_action(state: LearnerState) -> float:
 
 
 def test_critics_learn_the_values_of_a_chain_by_hand() -> None:
-    # 0 -> 1 -> end, and 2 -> 2 for ever (as a truncated episode does), whatever the action; gamma 0.5.
-    # V(1) = (4, 6); V(0) = (1, 2) + V(1)/2 = (3, 5); V(2) = (1, 1.5)/(1 − 0.5) = (2, 3).
+    # 0 -> 1 -> the end, after which 0 is the next to begin; 2 -> 2 for ever (as a truncated episode does), whatever the
+    # action; gamma 0.5. Reward ends with the episode: V(1) = 4, V(0) = 1 + V(1)/2 = 3. Cost goes on with the next one:
+    # V(0) = 2 + V(1)/2 and V(1) = 5.5 + V(0)/2, so 6.33 and 8.67. V(2) = (1, 1.5)/(1 − 0.5) = (2, 3).
     settings = config()
-    state = create(settings, observation_size=4)
-    at = np.array([0, 1, 2])
-    following = np.array([1, 3, 2])
+    state = create(settings, observation_size=3)
+    following = np.array([1, 0, 2])
     rows = np.tile(np.arange(3), 22)
-    states = np.eye(4, dtype=np.float32)
+    states = np.eye(3, dtype=np.float32)
     generator = np.random.default_rng(0)
     for _ in range(400):
         batch = Batch(
-            states[at[rows]],
+            states[rows],
             generator.uniform(-1, 1, (66, 1)).astype(np.float32),
             np.array([1, 4, 1], np.float32)[rows],
-            np.array([[2], [6], [1.5]], np.float32)[rows],
+            np.array([[2], [5.5], [1.5]], np.float32)[rows],
             np.array([0.5, 0, 0.5], np.float32)[rows],
+            np.full((66, 1), 0.5, np.float32),
             states[following[rows]],
             33,
         )
         learner.update(state, batch, np.array([10.0]), 0, settings)
     action = torch.linspace(-0.8, 0.8, 5).reshape(1, 5, 1).expand(3, 5, 1)
     with torch.no_grad():
-        reward_value, cost_value = state.model.values(torch.eye(4)[:3], action)
+        reward_value, cost_value = state.model.values(torch.eye(3), action)
     np.testing.assert_allclose(reward_value, np.array([[3], [4], [2]]) * np.ones((3, 5)), rtol=0.05)
-    np.testing.assert_allclose(cost_value[..., 0], np.array([[5], [6], [3]]) * np.ones((3, 5)), rtol=0.05)
+    np.testing.assert_allclose(cost_value[..., 0], np.array([[19 / 3], [26 / 3], [3]]) * np.ones((3, 5)), rtol=0.05)
 
 
 def test_targets_take_the_mean_of_the_heads() -> None:
@@ -79,21 +79,22 @@ def test_targets_take_the_mean_of_the_heads() -> None:
 
 
 def test_each_cost_is_bootstrapped_with_its_own_discount() -> None:
-    # Target critics that say 2 everywhere, and transitions over three steps: gamma 0.5 of the reward is 0.125 in the
-    # batch, and 0.9 and 0.1 of the costs are 0.729 and 0.001.
-    settings = config((10.0, 10.0), critic={"discount": 0.5, "cost_discounts": [0.9, 0.1]}, network={"cost_heads": 1})
+    # Target critics that say 2 everywhere, and transitions over three steps, with gamma 0.5 of the reward, 0.9 and 0.1
+    # of the costs. Those that terminated have no reward after them, but cost.
+    settings = config((10.0, 10.0), network={"cost_heads": 1})
     state = create(settings)
     with torch.no_grad():
         state.target_critics.output_weight.zero_()
         state.target_critics.output_bias.copy_(torch.tensor([2.0, *np.log(np.expm1([2.0, 2.0]))]).reshape(3, 1, 1))
     batch = one_step_batch(np.random.default_rng(0), costs=2, discount=0.125)
     batch.discount[:5] = 0.0  # terminated
+    batch.cost_discount[:] = [0.729, 0.001]
     with torch.no_grad():
         observation, action = torch.from_numpy(batch.observation), torch.from_numpy(batch.action).unsqueeze(1)
         reward_value, cost_value = (value[0, :, 0].numpy() for value in state.model.critics(observation, action))
     goes_on = batch.discount > 0
     reward_error = reward_value - (batch.reward + goes_on * 0.125 * 2)
-    cost_error = cost_value - (batch.cost + goes_on[:, None] * np.array([0.729, 0.001]) * 2)
+    cost_error = cost_value - (batch.cost + np.array([0.729, 0.001]) * 2)
     metrics = learner.update(state, batch, np.zeros(2), 0, settings)
     expected = np.square(reward_error).mean() + np.square(cost_error).mean(0).sum()
     assert metrics.critic_loss == pytest.approx(expected, rel=1e-5)
@@ -238,25 +239,6 @@ def test_a_full_covariance_learns_which_actions_go_together(covariance: str, mon
         sample = distribution.sample(torch.randn(B, 500, 2, generator=torch.Generator().manual_seed(1)))
     correlation = float((sample - distribution.mean.unsqueeze(1)).flatten(0, 1).T.corrcoef()[0, 1])
     assert correlation > 0.5 if covariance == "full" else abs(correlation) < 0.05
-
-
-def test_states_in_which_an_episode_ended_say_nothing_to_the_policy() -> None:
-    # Two learners see the same batch, but for the terminal states in it: absurd ones in one of them. Their critics'
-    # targets do not depend on those (discount 0), and neither do dual and policy.
-    settings = config()
-    generator = np.random.default_rng(0)
-    plain = one_step_batch(generator, discount=0.5)
-    discount = plain.discount.copy()
-    discount[::2] = 0.0
-    absurd = plain.next_observation.copy()
-    absurd[::2] = 7.0
-    left, right = create(settings), create(settings)
-    first = learner.update(left, replace(plain, discount=discount), np.array([20.0]), 0, settings)
-    second = learner.update(
-        right, replace(plain, discount=discount, next_observation=absurd), np.array([20.0]), 0, settings
-    )
-    assert first.temperature == pytest.approx(second.temperature, rel=1e-5)
-    assert first.cost_multiplier == pytest.approx(second.cost_multiplier, rel=1e-5)
 
 
 def test_the_primal_residuals_hold_at_every_update() -> None:
@@ -464,5 +446,19 @@ def test_critics_that_diverged_are_named() -> None:
     state = create(settings)
     with torch.no_grad():
         state.target_critics.output_bias[0] = float("nan")
-    with pytest.raises(NonFiniteError, match="reward_value"):
+    with pytest.raises(NonFiniteError, match=r"reward_value of the target critics is nan for the observation \[-?\d"):
         learn(state, settings, 1, measured=0.0)
+
+
+def test_a_policy_that_diverged_gives_no_action_but_the_observation_that_it_has_none_for() -> None:
+    state = create(config())
+    observation = np.array([[0.0, 0.0], [1.0, 2.5]], np.float32)
+    learner.act(state, observation, deterministic=1)
+    with torch.no_grad():  # finite for the first observation alone: 0 · inf is not a number, either
+        state.behavior_policy.first.bias.zero_()
+        state.behavior_policy.mean.bias.fill_(float("inf"))
+    assert learner.act(state, observation, deterministic=2).tolist() == [[1.0], [1.0]]  # tanh(inf)
+    with torch.no_grad():
+        state.behavior_policy.first.weight.fill_(float("inf"))
+    with pytest.raises(NonFiniteError, match=r"The action of the policy is nan for the observation \[0\., 0\.\]"):
+        learner.act(state, observation, deterministic=1)

@@ -64,6 +64,22 @@ def test_the_integral_does_not_wind_up() -> None:
     assert controller.integral[0] == CONFIG.integral_low
 
 
+@pytest.mark.parametrize(
+    ("gap", "integral", "exhausted"),
+    [
+        (1.0, 0.4, True),  # 0.5 + 0.4 is the largest share
+        (1.0, 0.39, False),
+        (0.1, CONFIG.integral_high, True),  # the share is below its bound, but nothing will raise it
+        (0.1, 0.79, False),
+        (-1.0, 0.0, False),
+    ],
+)
+def test_no_more_can_be_asked_when_the_share_or_its_integral_is_at_its_bound(
+    gap: float, integral: float, exhausted: bool
+) -> None:
+    assert LimitController(np.array([integral])).exhausted(np.array([gap]), CONFIG).tolist() == [exhausted]
+
+
 def test_each_constraint_has_its_own_controller() -> None:
     controller = LimitController.start(2).advanced(np.array([1.0, -1.0]), 5_000, CONFIG)
     np.testing.assert_allclose(controller.integral, [0.15, -0.15])

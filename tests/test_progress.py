@@ -17,6 +17,7 @@ PROGRESS = Progress(
     train_return=None,
     train_cost=np.array([3.0]),
     cost_limit=np.array([25.0]),
+    unmet_steps=np.array([4000.0]),
     temperature=None,
     cost_multiplier=None,
     infeasible_share=0.0,
@@ -42,6 +43,7 @@ def test_a_row_sums_up_the_updates_since_the_row_before(state: LearnerState) -> 
     rows = Rows(("cost",))
     rows.updates += [update(1.0), update(3.0, 0.03)]
     row = rows.take(PROGRESS, state)
+    assert row["limit/unmet_steps/cost"] == 4000.0
     assert row["critic/loss"] == 2.0
     assert row["estep/cost_multiplier/cost"] == 2.0
     assert row["estep/infeasible_share"] == 0.5

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from cvpo.envs import VectorStep
 from cvpo.replay import FIELDS, NStepCollector, Replay
+from cvpo.returns import NStepReturn
 
 GAMMA = 0.5
 
@@ -16,7 +18,8 @@ def filled(capacity: int, count: int) -> Replay:
     replay = Replay(capacity, 2, 1, 2)
     for i in range(count):
         observation, following = np.full(2, i, np.float32), np.full(2, i + 1, np.float32)
-        replay.add(observation, np.array([i / 100], np.float32), i, np.array([i, 2.0 * i]), 0.9, following)
+        total = NStepReturn(i, np.array([i, 2.0 * i]), 0.9, np.array([0.8, 0.7]))
+        replay.add(observation, np.array([i / 100], np.float32), total, following)
     return replay
 
 
@@ -42,6 +45,7 @@ def test_a_batch_keeps_each_transition_together() -> None:
     np.testing.assert_allclose(batch.action[:, 0], i / 100)
     np.testing.assert_array_equal(batch.cost, np.stack([i, 2 * i], 1))
     np.testing.assert_allclose(batch.discount, 0.9)
+    np.testing.assert_allclose(batch.cost_discount, np.tile([0.8, 0.7], (64, 1)))
 
 
 @pytest.mark.parametrize("count", [20, 37])
@@ -65,7 +69,8 @@ def test_a_restored_replay_draws_the_same_batches_and_goes_on_the_same(count: in
     for start in range(0, len(rows), 3):  # in parts, as they are on disk
         restored.restore(first + start, rows[start : start + 3])
     for replay in (original, restored):
-        replay.add(np.zeros(2, np.float32), np.zeros(1, np.float32), 99, np.zeros(2), 0.0, np.zeros(2, np.float32))
+        total = NStepReturn(99, np.zeros(2), 0.0, np.ones(2))
+        replay.add(np.zeros(2, np.float32), np.zeros(1, np.float32), total, np.zeros(2, np.float32))
     np.testing.assert_array_equal(restored.rows, original.rows)
     batches = [replay.sample(np.random.default_rng(1), 32, 4) for replay in (original, restored)]
     for field in FIELDS:
@@ -82,11 +87,13 @@ def test_rows_are_given_from_a_number_on_or_from_the_oldest_that_is_left(number:
 
 def test_nothing_new_is_no_row() -> None:
     first, rows = filled(8, 13).since(13)
-    assert (first, rows.shape) == (13, (0, 9))
+    assert (first, rows.shape) == (13, (0, 11))
 
 
-# n-step returns. Observations are the time within the episode; rewards are 1, 10, 100, ... so that each can be told
-# apart in a sum; costs are (reward, 2·reward), so that cost must be handled as reward is.
+# n-step returns. Observations are the time within the episode, and FIRST where the next one begins; rewards are 1, 10,
+# 100, ... so that each can be told apart in a sum; costs are (reward, 2·reward), so that they are summed as it is.
+
+FIRST = -1
 
 
 class Collected:
@@ -105,16 +112,19 @@ class Collected:
         truncated: tuple[int, ...] = (),
     ) -> None:
         """One step of every environment; `terminated` and `truncated` list the environments that end."""
-        n = len(time)
-        ends = np.arange(n)
+        last = [t + 1 for t in time]
+        ends = np.arange(len(time))
         self.collector.add(
             column(time),
             column([t / 10 for t in time]),
-            np.array(reward),
-            np.array([[r, 2 * r] for r in reward]),
-            column([t + 1 for t in time]),
-            np.isin(ends, terminated),
-            np.isin(ends, truncated),
+            VectorStep(
+                observation=column([FIRST if i in (*terminated, *truncated) else last[i] for i in ends]),
+                final_observation=column(last),
+                reward=np.array(reward),
+                cost=np.array([[r, 2 * r] for r in reward]),
+                terminated=np.isin(ends, terminated),
+                truncated=np.isin(ends, truncated),
+            ),
         )
 
     @property
@@ -122,8 +132,10 @@ class Collected:
         """(observation, reward, discount, next observation) of each, oldest first."""
         stored = range(self.replay.size)  # fewer than the capacity
         arrays = {name: np.asarray(getattr(self.replay, name)[stored], np.float64) for name in FIELDS}
-        np.testing.assert_allclose(arrays["cost"], arrays["reward"][:, None] * [1.0, 2.0], rtol=1e-6)
         np.testing.assert_allclose(arrays["action"], arrays["observation"] / 10, rtol=1e-6)
+        goes_on = arrays["discount"] > 0
+        np.testing.assert_array_equal(arrays["cost_discount"][goes_on], arrays["discount"][goes_on, None] * [1, 1])
+        np.testing.assert_allclose(arrays["cost"][goes_on], arrays["reward"][goes_on, None] * [1, 2], rtol=1e-6)
         rows = zip(
             arrays["observation"][:, 0],
             arrays["reward"],
@@ -149,17 +161,28 @@ def test_a_transition_is_stored_when_its_n_steps_are_known() -> None:
     assert collected.transitions[1:] == [(1, 10 + 50 + 250, 0.125, 4)]
 
 
-def test_termination_ends_every_return_and_nothing_follows() -> None:
+def test_termination_ends_reward_but_the_cost_of_the_next_episode_follows() -> None:
+    # Else the end of an episode would look as safe as a state from which nothing ever costs anything.
     collected = Collected()
-    for t, reward in enumerate([1, 10, 100]):
+    for t, reward in enumerate([1, 10]):
         collected.step([t], [reward])
-    collected.step([3], [1000], terminated=(0,))
-    assert collected.transitions == [
-        (0, 1 + 5 + 25, 0.125, 3),
-        (1, 10 + 50 + 250, 0, 4),
-        (2, 100 + 500, 0, 4),
-        (3, 1000, 0, 4),
-    ]
+    collected.step([2], [100], terminated=(0,))
+    assert collected.transitions == [(0, 1 + 5 + 25, 0, FIRST)]
+    collected.step([FIRST], [1000])
+    collected.step([0], [10000])
+    assert collected.transitions[1:] == [(1, 10 + 50, 0, 0), (2, 100, 0, 1)]
+    cost = np.array([1 + 5 + 25, 10 + 50 + 250, 100 + 500 + 2500])
+    np.testing.assert_array_equal(collected.replay.cost[:3], cost[:, None] * [1, 2])
+    np.testing.assert_array_equal(collected.replay.cost_discount[:3], np.full((3, 2), 0.125))
+
+
+def test_a_truncation_soon_after_a_termination_cuts_the_returns_of_both_episodes_off() -> None:
+    collected = Collected()
+    collected.step([7], [1], terminated=(0,))
+    collected.step([0], [10], truncated=(0,))
+    assert collected.transitions == [(7, 1, 0, 1), (0, 10, 0.5, 1)]
+    np.testing.assert_array_equal(collected.replay.cost[:2, 0], [1 + 5, 10])
+    np.testing.assert_array_equal(collected.replay.cost_discount[:2, 0], [0.25, 0.5])
 
 
 def test_truncation_ends_every_return_but_the_value_of_what_follows_counts() -> None:
@@ -183,9 +206,9 @@ def test_an_episode_shorter_than_n_is_stored_whole() -> None:
 
 
 def test_terminated_and_truncated_at_once_is_terminated() -> None:
-    collected = Collected()
+    collected = Collected(n_step=1)
     collected.step([0], [1], terminated=(0,), truncated=(0,))
-    assert collected.transitions == [(0, 1, 0, 1)]
+    assert collected.transitions == [(0, 1, 0, FIRST)]
 
 
 def test_no_return_reaches_over_into_the_next_episode() -> None:
@@ -201,8 +224,8 @@ def test_environments_out_of_step_with_each_other_do_not_mix() -> None:
     # The first begins at 0 and ends after its time 1; the second is at time 7 and runs on.
     collected = Collected(num_envs=2)
     collected.step([0, 7], [1, 2])
-    collected.step([1, 8], [10, 20], terminated=(0,))
-    assert collected.transitions == [(0, 1 + 5, 0, 2), (1, 10, 0, 2)]
+    collected.step([1, 8], [10, 20], truncated=(0,))
+    assert collected.transitions == [(0, 1 + 5, 0.25, 2), (1, 10, 0.5, 2)]
     collected.step([0, 9], [100, 200])
     assert collected.transitions[2:] == [(7, 2 + 10 + 50, 0.125, 10)]
     collected.step([1, 10], [1000, 2000], truncated=(1,))
@@ -214,8 +237,8 @@ def test_environments_out_of_step_with_each_other_do_not_mix() -> None:
 def test_a_restored_collector_goes_on_where_it_was() -> None:
     original, restored = Collected(num_envs=2), Collected(num_envs=2)
     original.step([0, 4], [1, 0.1])
-    original.step([1, 5], [10, 0.3], terminated=(1,))
-    np.testing.assert_allclose(original.transitions, [(4, 0.25, 0, 6), (5, 0.3, 0, 6)], rtol=1e-6)
+    original.step([1, 5], [10, 0.3], terminated=(0,), truncated=(1,))
+    np.testing.assert_allclose(original.transitions, [(4, 0.25, 0.25, 6), (5, 0.3, 0.5, 6)], rtol=1e-6)
     state = json.loads(json.dumps(original.collector.state()))  # plain values: they survive any file format
     restored.collector.restore(state)
     for collected in (original, restored):

@@ -22,6 +22,7 @@ def progress(steps: int, multiplier: tuple[float, ...] | None = (1.843, 0.0), in
         train_return=None,
         train_cost=np.array([31.0, 2.0]),
         cost_limit=np.array([25.0, np.inf]),
+        unmet_steps=np.zeros(2),
         temperature=None if multiplier is None else 0.5,
         cost_multiplier=None if multiplier is None else np.array(multiplier),
         infeasible_share=infeasible,

@@ -17,7 +17,8 @@ from cvpo.envs import EnvSpec
 from cvpo.errors import CheckpointError
 from cvpo.files import write_verified
 from cvpo.replay import Replay
-from cvpo.resume import ResumePoint, ResumePoints, load_resume_point
+from cvpo.resume import FORMAT, ResumePoint, ResumePoints, load_resume_point
+from cvpo.returns import NStepReturn
 
 CAPACITY = 64  # in files of 4 rows
 SPEC = EnvSpec(
@@ -42,7 +43,7 @@ class Run:
     def store(self, count: int) -> None:
         for i in range(self.replay.total, self.replay.total + count):
             row = np.full(3, i, np.float32)
-            self.replay.add(row, row[:2], i, np.array([i]), 0.9, row + 1)
+            self.replay.add(row, row[:2], NStepReturn(i, np.array([i]), 0.9, np.array([0.9])), row + 1)
 
     def save(self, steps: int) -> int:
         return self.points.save(steps, state(steps), f"environments {steps}".encode())
@@ -125,7 +126,7 @@ def test_a_save_writes_what_is_new_and_what_is_overwritten_leaves_the_disk(tmp_p
     for steps in range(1000, 50_000, 1000):
         run.store(10)
         small = run.save(steps)
-    row_bytes = 4 * (3 + 2 + 1 + 1 + 1 + 3)
+    row_bytes = 4 * (3 + 2 + 1 + 1 + 1 + 1 + 3)
     others = sum(path.stat().st_size for path in (tmp_path / "resume" / "0000049000").iterdir())
     assert small <= 10 * row_bytes + others
     stored = sum(path.stat().st_size for path in (tmp_path / "replay").iterdir()) // row_bytes
@@ -243,10 +244,11 @@ def test_a_point_of_a_later_format_is_refused_with_the_version_that_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as later:
-        later.setattr(resume, "FORMAT", 3)
+        later.setattr(resume, "FORMAT", FORMAT + 1)
         later.setattr(resume, "__version__", "7.1.0")
         filled(tmp_path)
-    with pytest.raises(CheckpointError, match=r"has format 3, and cvpo 0\.\d+\.\d+ reads format 2.*cvpo 7\.1\.0\."):
+    refused = rf"has format {FORMAT + 1}, and cvpo 0\.\d+\.\d+ reads format {FORMAT}.*cvpo 7\.1\.0\."
+    with pytest.raises(CheckpointError, match=refused):
         load_resume_point(tmp_path, pytest.fail)
 
 

@@ -5,9 +5,11 @@ import errno
 import io
 import json
 import multiprocessing
+import operator
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ import torch
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from cvpo import trainer
+from cvpo import learner, trainer
 from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy, read_config, to_bytes
 from cvpo.config import TrainConfig, parse_config
 from cvpo.envs import VectorEnv
-from cvpo.errors import CheckpointError, ConfigError, EnvError, WorkerError
+from cvpo.errors import CheckpointError, ConfigError, EnvError, NonFiniteError, WorkerError
 from cvpo.files import read_verified, write_verified
+from cvpo.learner import LearnerState, UpdateMetrics
 from cvpo.metrics import METRICS, read_evaluations, read_metrics
 from cvpo.progress import Progress
 from cvpo.replay import FIELDS, Replay
@@ -419,7 +422,8 @@ class Corridor(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
 
 def test_the_replay_holds_the_returns_worked_out_by_hand(tmp_path: Path) -> None:
     # gamma 0.8 and three steps, and a time limit of 8 where an episode does not terminate at 5. Each row: time, reward,
-    # factor of the value that follows, and the time at which that value is.
+    # half the cost, factors of the reward and cost values that follow, and the time at which they are. Reward ends with
+    # a termination; cost goes on with that of the next episode.
     following = [
         (0, 1 + 0.8 * 2 + 0.64 * 3, 0.512, 3),
         (1, 2 + 0.8 * 3 + 0.64 * 4, 0.512, 4),
@@ -430,14 +434,25 @@ def test_the_replay_holds_the_returns_worked_out_by_hand(tmp_path: Path) -> None
         (6, 7 + 0.8 * 8, 0.64, 8),
         (7, 8, 0.8, 8),
     ]
-    terminated = [(2, 3 + 0.8 * 4 + 0.64 * 5, 0, 5), (3, 4 + 0.8 * 5, 0, 5), (4, 5, 0, 5)]
+    terminated = [
+        (2, 3 + 0.8 * 4 + 0.64 * 5, 3 + 0.8 * 4 + 0.64 * 5, 0, 0.512, 0),
+        (3, 4 + 0.8 * 5, 4 + 0.8 * 5 + 0.64 * 1, 0, 0.512, 1),
+        (4, 5, 5 + 0.8 * 1 + 0.64 * 2, 0, 0.512, 2),
+    ]
+    expected = [(time, total, total, factor, factor, then) for time, total, factor, then in following] + terminated
     environment = {"env_id": "tests.test_trainer:Corridor", "max_episode_steps": 8}
     start(tmp_path / "run", small_config(steps=160, environment=environment))
     stored = {name: torch.tensor(array).double() for name, array in transitions(tmp_path / "run").items()}
-    torch.testing.assert_close(stored["cost"][:, 0], 2 * stored["reward"])
-    columns = stored["observation"][:, 0], stored["reward"], stored["discount"], stored["next_observation"][:, 0]
+    columns = (
+        stored["observation"][:, 0],
+        stored["reward"],
+        stored["cost"][:, 0] / 2,
+        stored["discount"],
+        stored["cost_discount"][:, 0],
+        stored["next_observation"][:, 0],
+    )
     rows = {tuple(round(value, 4) for value in row) for row in torch.stack(columns, 1).tolist()}
-    assert rows == {tuple(round(float(value), 4) for value in row) for row in following + terminated}
+    assert rows == {tuple(round(float(value), 4) for value in row) for row in expected}
 
 
 # Constraints.
@@ -517,6 +532,39 @@ def test_a_simulator_that_fails_ends_the_run_with_a_sentence_and_nothing_is_lost
     points = saved(tmp_path / "run"), saved(tmp_path / "straight")
     assert_same(points[0].state, points[1].state)
     assert points[0].row_files == points[1].row_files
+
+
+@pytest.mark.parametrize(
+    ("network", "update", "sentence"),
+    [
+        ("behavior_policy.mean.bias", 61, r"The action of the policy is nan for the observation \[[13]\.\]\."),
+        ("target_critics.output_bias", 61, r"The reward_value of the target critics is nan for the observation \["),
+        ("model.critics.output_bias", 61, r"The loss of the critics is nan\."),
+        ("model.policy.mean.bias", 61, r"The loss of the policy is nan\."),
+        ("model.policy.mean.bias", 139, r"policy\.mean\.bias has a NaN or infinite entry\."),  # before a checkpoint
+    ],
+)
+def test_a_network_that_diverges_ends_the_run_and_leaves_the_checkpoints_before(
+    network: str, update: int, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain: Callable[..., UpdateMetrics] = learner.update
+
+    def poisoned(state: LearnerState, *arguments: Any) -> UpdateMetrics:
+        metrics = plain(state, *arguments)
+        if state.updates == update:
+            with torch.no_grad():
+                operator.attrgetter(network)(state).fill_(float("nan"))
+        return metrics
+
+    monkeypatch.setattr(learner, "update", poisoned)
+    run = tmp_path / "run"
+    told = (
+        rf"At step \d+, update {update}: {sentence}.* The checkpoints in .*run are from before that, and stay\. Start"
+    )
+    with pytest.raises(NonFiniteError, match=told):
+        start(run)
+    assert checkpoint_steps(run) == [200]
+    assert saved(run).steps == 200
 
 
 def test_what_does_not_change_the_learning_may_change_when_a_run_goes_on(whole: Path, tmp_path: Path) -> None:

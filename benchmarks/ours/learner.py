@@ -12,6 +12,7 @@ from cvpo.bundle import Constraint
 from cvpo.config import TrainConfig, parse_config
 from cvpo.device import prepare_processor
 from cvpo.replay import Replay
+from cvpo.returns import NStepReturn
 
 STORED = 100_000  # transitions
 COST_LIMIT = 25.0
@@ -56,9 +57,13 @@ class Ours:
         self.state.model.normalizer.update(self.state.tensor(data.observation))
         discount = self.config.critic.discount**self.config.critic.n_step
         for i in range(stored):
-            cost = np.full(workload.costs, data.cost[i])
-            row = data.observation[i], data.action[i], data.reward[i], cost, discount, data.next_observation[i]
-            self.replay.add(*row)
+            total = NStepReturn(
+                data.reward[i],
+                np.full(workload.costs, data.cost[i]),
+                discount,
+                np.full(workload.costs, discount),
+            )
+            self.replay.add(data.observation[i], data.action[i], total, data.next_observation[i])
         self.state.reward_scale = float(self.replay.reward.std())
         self.recent_size = round(self.config.replay.recent_episodes * workload.episode_steps)
         self.measured_cost = np.repeat(MEASURED_COST, workload.costs)
