@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
@@ -41,7 +41,8 @@ EpisodeSteps = Annotated[
     int | None, typer.Option(min=1, help="Longest episode, where the environment has no time limit of its own.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-ModeOption = Annotated[Literal["deterministic", "sampled", "shielded"], typer.Option(help="How actions are chosen.")]
+Mode = Literal["deterministic", "sampled", "shielded"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 Candidates = Annotated[int, typer.Option(min=2, help="Candidates of a shielded policy.")]
 
 
@@ -53,6 +54,12 @@ def _cost_limit(text: str) -> float:
     if not limit >= 0:  # NaN is not, either
         raise typer.BadParameter(f"{text} is not a cost; give a number of at least 0, or inf for no limit.")
     return limit
+
+
+def _mode(text: str) -> str:
+    if text not in MODES:
+        raise typer.BadParameter(f"{text} is no way of choosing actions; give {', '.join(MODES)}.")
+    return text
 
 
 def _version(wanted: bool) -> None:
@@ -176,25 +183,57 @@ def presets(
 @app.command(epilog="Example: cvpo evaluate runs/circle --episodes 100   or   cvpo evaluate 127.0.0.1:50051")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A run, a bundle, or HOST:PORT of a policy service.")],
-    episodes: Annotated[int, typer.Option(min=1)] = 50,
-    mode: ModeOption = "deterministic",
+    episodes: Annotated[int, typer.Option(min=1, help="Of each mode.")] = 50,
+    mode: Annotated[
+        list[str],
+        typer.Option(
+            parser=_mode,
+            metavar="MODE",
+            help=f"How actions are chosen: {', '.join(MODES)}; repeatable.  [default: deterministic, then sampled]",
+        ),
+    ] = [],  # noqa: B006
     candidates: Candidates = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the episodes. Training's own are never met.")] = 0,
     policy: Annotated[str, typer.Option(help="Name of the policy, where the target has several.")] = "",
     step: Annotated[int | None, typer.Option(help="Of the checkpoint of a run.  [default: the last]")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE.mp4", help="Film one more episode, of the first mode.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Return and cost of a policy in fresh episodes."""
-    from cvpo.evaluate import evaluate_target
-    from cvpo.report import say
+    """Return and cost of a policy in fresh episodes.
 
-    result = evaluate_target(target, episodes, mode, candidates, seed, policy, step, workers, say)
+    Each mode meets the same ones. Means with 95 % intervals, CVaR 0.9 of cost (the mean of the worst tenth of episodes)
+    and the share of episodes over the limit. With --json also the return and cost of every episode.
+    """
+    from cvpo.report import EvaluationReport, say
+    from cvpo.target import evaluate_target, open_target
+
+    modes = cast("tuple[Mode, ...]", tuple(dict.fromkeys(mode)) or ("deterministic", "sampled"))
+    opened = open_target(target, policy=policy, steps=step, candidates=candidates, seed=seed)
+    if video is not None:  # first: whether it can be made is seen at once
+        from cvpo.video import film_episode
+
+        film = film_episode(video, opened, modes[0], seed)
+        costs = ", ".join(f"{name} {cost:.2f}" for name, cost in zip(opened.cost_names, film.episode_cost, strict=True))
+        say(f"video   {video}: one episode, {modes[0]}: return {film.episode_return:.2f}, {costs}")
+    with EvaluationReport(episodes) as report:
+        results = evaluate_target(opened, modes, episodes, seed=seed, workers=workers, progress=report.progress)
     if as_json:
-        typer.echo(result.evaluation.model_dump_json())
+        document = {
+            "target": target,
+            "environment": opened.env_id,
+            "costs": opened.cost_names,
+            "cost_limits": [limit if math.isfinite(limit) else None for limit in opened.cost_limits],
+            "seed": seed,
+            "evaluations": [result.document() for result in results],
+        }
+        typer.echo(json.dumps(document))
         return
-    typer.echo(f"{target}: {result.env_id}, {episodes} episodes, {mode}")
-    _print_evaluation(result.evaluation, result.cost_names, result.cost_limits)
+    typer.echo(f"{target}: {opened.env_id}, {episodes} episodes of each mode, means with 95 % intervals")
+    for result in results:
+        _print_evaluation(result.evaluation, opened.cost_names, opened.cost_limits)
 
 
 @app.command(epilog="Example: cvpo export runs/circle --out bundles/circle/1 --select")
@@ -240,7 +279,7 @@ def export(
     names = tuple(constraint.name for constraint in done.manifest.constraints)
     limits = tuple(math.inf if c.cost_limit is None else c.cost_limit for c in done.manifest.constraints)
     for evaluation in done.manifest.evaluations:
-        typer.echo(f"{done.path}: {evaluation.episodes} fresh episodes, {evaluation.mode}")
+        typer.echo(f"{done.path}: {evaluation.episodes} fresh episodes, means with 95 % intervals")
         _print_evaluation(evaluation, names, limits)
     say(f"bundle  {done.path}   (read {done.path}/MODEL_CARD.md)")
     say(f"next    cvpo serve {done.path}")
@@ -269,7 +308,7 @@ def query(
     policy: Annotated[str, typer.Option(help="Name of the policy, where the server has several.")] = "",
     steps_left: Annotated[int | None, typer.Option(min=1, help="Steps that predictions speak of.")] = None,
     cost_allowed: Annotated[list[float], typer.Option(help="Cost allowed over them; once per constraint.")] = [],  # noqa: B006
-    mode: ModeOption = "deterministic",
+    mode: Annotated[Mode, typer.Option(help="How actions are chosen.")] = "deterministic",
     candidates: Candidates = 8,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, unless deterministic.")] = None,
     timeout_seconds: Annotated[float, typer.Option(min=0.001)] = 2.0,
@@ -430,17 +469,17 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 def _print_evaluation(evaluation: "Evaluation", names: tuple[str, ...], limits: tuple[float, ...]) -> None:
-    returns = evaluation.episode_return
-    typer.echo(f"  return {returns.mean:10.2f}   [{returns.low:.2f}, {returns.high:.2f}]")
+    """A line for the return, and one for each cost; the columns of several evaluations stand below each other."""
+    mode, returns = evaluation.mode, evaluation.episode_return
+    typer.echo(f"{mode:<13}  {'return':<12} {returns.mean:>9.2f}  [{returns.low:.2f}, {returns.high:.2f}]")
     for name, cost, worst, limit, over in zip(
         names, evaluation.episode_cost, evaluation.cost_cvar90, limits, evaluation.over_limit_share, strict=True
     ):
         verdict = f"{'under' if cost.mean <= limit else 'OVER'} the limit of {limit:g}; {over:.0%} of episodes over it"
         if math.isinf(limit):
             verdict = "no limit"
-        typer.echo(
-            f"  {name:6} {cost.mean:10.2f}   [{cost.low:.2f}, {cost.high:.2f}]   CVaR 0.9 {worst:.2f}   {verdict}"
-        )
+        spread = f"[{cost.low:.2f}, {cost.high:.2f}]"
+        typer.echo(f"{'':<13}  {name:<12} {cost.mean:>9.2f}  {spread:<18} CVaR 0.9 {worst:>8.2f}  {verdict}")
 
 
 def _numbers(text: str) -> list[float]:

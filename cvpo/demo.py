@@ -32,6 +32,7 @@ from cvpo.evaluate import (
     RandomActor,
     ServedActor,
     TorchActor,
+    play,
     run_episodes,
     summarize,
 )
@@ -278,13 +279,9 @@ def _tracks(actor: Actor, seed: int, episodes: int = 3) -> list[Track]:
     horizon, period = env.spec.max_episode_steps, (env.spec.control_period_ms or 0.0) / 1e3
     tracks = []
     for episode in range(episodes):
-        observation = env.reset(seed + EVALUATION_SEED_OFFSET + episode)
         position: list[float] = []
         cost: list[float] = []
-        for steps_left in range(horizon, 0, -1):
-            spent = np.array([[sum(cost)]])
-            step = env.step(actor.act(observation[None], np.array([steps_left]), spent).action[0])
-            observation = step.observation
+        for step in play(env, actor, seed + EVALUATION_SEED_OFFSET + episode):
             position.append(float(env.unwrapped.data.qpos[0]))
             cost.append(float(step.cost[0]))
         tracks.append(Track(np.linspace(period, period * horizon, horizon), np.array(position), np.cumsum(cost)))

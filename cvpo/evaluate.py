@@ -1,6 +1,6 @@
 """Episodes of anything that is a policy (a checkpoint, a bundle, a service, chance), and what they add up to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cvpo.bundle import Evaluation, Interval, Mode
-from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy
-from cvpo.envs import EnvSpec, VectorEnv
-from cvpo.errors import BundleError, ConfigError, ServiceError
+from cvpo.envs import CostEnv, EnvSpec, Step, VectorEnv
+from cvpo.errors import BundleError, ServiceError
 from cvpo.networks import Model
 from cvpo.returns import discounted_returns
-from serve.client import PolicyCaller, PolicyClient
+from serve.client import PolicyCaller
 from serve.errors import PolicyServiceError, StartupError
 from serve.local import LocalPolicy
 from serve.values import Deterministic, Sampled, Shielded
@@ -82,6 +81,11 @@ class EpisodeRunner:
     def finished(self) -> bool:
         return all(len(done) >= quota for done, quota in zip(self.episodes, self.quota, strict=True))
 
+    @property
+    def done(self) -> int:
+        """Episodes that have come to their end."""
+        return sum(map(len, self.episodes))
+
     def advance(self) -> None:
         """Take in the step under way and, unless that was the last one, send the next actions."""
         step = self.env.step_wait()
@@ -114,6 +118,18 @@ def run_episodes(env: VectorEnv, actor: Actor, episodes: int) -> list[Episode]:
     while not runner.finished:
         runner.advance()
     return runner.result()
+
+
+def play(env: CostEnv, actor: Actor, seed: int) -> Iterator[Step]:
+    """One episode in an environment of this process, step by step, for whoever wants to look at it in between."""
+    observation, spent = env.reset(seed), np.zeros((1, len(env.spec.cost_names)))
+    for steps_left in range(env.spec.max_episode_steps, 0, -1):
+        step = env.step(actor.act(observation[None], np.array([steps_left]), spent.copy()).action[0])
+        observation = step.observation
+        spent += step.cost
+        yield step
+        if step.terminated or step.truncated:
+            return
 
 
 def summarize(episodes: Sequence[Episode], cost_limits: Sequence[float], mode: Mode) -> Evaluation:
@@ -284,82 +300,3 @@ def _episode(steps: Sequence[tuple[Float32Array, float, Array, Decision, int]], 
 def _rows(values: Sequence[tuple[NDArray[Any] | None, int]]) -> NDArray[Any] | None:
     rows = [value[i] for value, i in values if value is not None]
     return np.array(rows) if rows else None
-
-
-@dataclass(frozen=True)
-class TargetEvaluation:
-    """What `evaluate_target` found, and of what."""
-
-    env_id: str
-    cost_names: tuple[str, ...]
-    cost_limits: tuple[float, ...]
-    evaluation: Evaluation
-
-
-def evaluate_target(
-    target: str,
-    episodes: int,
-    mode: Mode = "deterministic",
-    candidates: int = 8,
-    seed: int = 0,
-    policy: str = "",
-    steps: int | None = None,
-    workers: int = 1,
-    say: Callable[[str], None] = lambda text: None,
-) -> TargetEvaluation:
-    """Run fresh episodes of a run's checkpoint, a bundle, or a policy service.
-
-    Args:
-        target: folder of a run or of a bundle, else the address of a service.
-        episodes: how many.
-        mode: how actions are chosen; shielded only by a bundle or a service.
-        candidates: of a shielded policy.
-        seed: of the episodes and draws.
-        policy: name of the policy, where the target has several.
-        steps: of the checkpoint of a run; None: the last.
-        workers: simulator processes.
-        say: is told what goes on.
-
-    Raises:
-        ConfigError, CheckpointError, BundleError, ServiceError, EnvError: what is wrong, and what to do.
-    """
-    torch.set_num_threads(1)  # a small network: more threads spin in the simulators' way, six times slower where busy
-    path = Path(target)
-    limits: tuple[float, ...]
-    actor: Actor
-    if (path / CONFIG).exists():
-        trained = load_policy(path, checkpoint_steps(path)[-1] if steps is None else steps)
-        if mode == "shielded":
-            raise ConfigError("Shielding needs calibrated predictions, which a run has not: export it, then evaluate.")
-        generator = torch.Generator().manual_seed(seed) if mode == "sampled" else None
-        actor = TorchActor(trained.model, trained.spec, generator)
-        environment, limits = trained.config.environment, trained.config.cost_limits
-        env_id, costs = environment.env_id, environment.cost_names
-        horizon = environment.max_episode_steps
-    else:
-        if path.exists():
-            actor = ServedActor.from_bundle(path, mode, candidates, seed, policy)
-        elif ":" in target:
-            actor = ServedActor(PolicyClient(target, policy, timeout_seconds=5.0), mode, candidates, seed)
-        else:
-            raise ConfigError(f"{target} is neither a run nor a bundle, nor HOST:PORT of a policy service.")
-        try:
-            description = actor.caller.get_policy()
-        except PolicyServiceError as error:
-            raise ServiceError(str(error)) from error
-        env_id, horizon = description.environment, description.horizon_steps
-        costs = tuple(constraint.name for constraint in description.constraints)
-        limits = tuple(constraint.cost_limit for constraint in description.constraints)
-    num_envs = min(episodes, 10)
-    with VectorEnv(
-        env_id,
-        num_envs=num_envs,
-        workers=workers,
-        seed=seed + EVALUATION_SEED_OFFSET,
-        cost_names=costs,
-        max_episode_steps=horizon,
-    ) as env:
-        names = env.spec.cost_names
-        say(f"rollout {episodes} episodes of {env_id}")
-        evaluation = summarize(run_episodes(env, actor, episodes), limits, mode)
-    return TargetEvaluation(env_id, names, limits, evaluation)

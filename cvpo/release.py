@@ -60,7 +60,7 @@ def release(
     Raises:
         ConfigError, CheckpointError, ExportError, BundleError, EnvError: what cannot be done, and what to do.
     """
-    torch.set_num_threads(1)  # as in evaluate_target
+    torch.set_num_threads(1)  # as in open_target
     name, version = identity(out)
     if out.exists():
         raise BundleError(f"{out} already exists, and bundles are immutable. Choose another --out.")

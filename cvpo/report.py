@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
@@ -93,6 +93,36 @@ class TrainingReport:
     def say(self, text: str) -> None:
         """Print a line above the one that moves."""
         stderr.print(text, markup=False)
+
+
+class EvaluationReport:
+    """Shows how far an evaluation is, or, without a terminal, that a mode begins. Use as a context manager."""
+
+    def __init__(self, episodes: int) -> None:
+        self.episodes = episodes
+        columns = TextColumn("{task.description:>13}"), BarColumn(20), TextColumn("{task.fields[done]}")
+        self._bar = Bar(*columns, console=stderr, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        if stderr.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if stderr.is_terminal:  # else it prints an empty line
+            self._bar.stop()
+
+    def progress(self, mode: str, done: int, share: float) -> None:
+        """Move the line of a mode: how many of its episodes are done, and what share of all their steps."""
+        text = f"{done} of {self.episodes} episodes"
+        if mode not in self._tasks:
+            self._tasks[mode] = self._bar.add_task(mode, total=1.0, done=text)
+            if not stderr.is_terminal:
+                say(f"rollout {self.episodes} episodes, {mode}")
+        self._bar.update(self._tasks[mode], completed=1.0 if done == self.episodes else share, done=text)
 
 
 def say(text: str) -> None:

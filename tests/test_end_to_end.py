@@ -99,7 +99,7 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
         f"run     {run}",
         f"stopped at {steps:,} steps; go on with: cvpo train --resume {run}",
     ]
-    assert "1 episodes" in succeed("evaluate", run, "--episodes", "1", "--workers", "0").out
+    assert "1 episodes of each mode" in succeed("evaluate", run, "--episodes", "1", "--workers", "0").out
 
     total = steps + 200
     resumed = run_process("train", "--resume", run, "--steps", str(total))
@@ -122,11 +122,19 @@ def test_run_bundle_and_service_are_the_same_policy(run: Path, bundle: Path, add
         json.loads(succeed("evaluate", target, *chosen, "--episodes", "6", "--workers", "0", "--json").out)
         for target, chosen in ((run, ["--step", steps]), (bundle, []), (address, []))
     ]
-    for result in results:
-        assert result["mode"] == "deterministic"
+    for target, document in zip((run, bundle, address), results, strict=True):
+        assert {key: document[key] for key in ("target", "environment", "costs", "cost_limits")} == {
+            "target": str(target),
+            "environment": DRIFT,
+            "costs": ["cost"],
+            "cost_limits": [LIMIT],
+        }
+        assert [result["mode"] for result in document["evaluations"]] == ["deterministic", "sampled"]
+    for result in (document["evaluations"][0] for document in results):
         assert result["episodes"] == 6
-        assert result["episode_cost"] == results[0]["episode_cost"]  # whole steps, counted
-        assert result["episode_return"] == pytest.approx(results[0]["episode_return"], abs=1e-3)
+        first = results[0]["evaluations"][0]
+        assert result["costs"] == first["costs"]  # whole steps, counted
+        assert result["returns"] == pytest.approx(first["returns"], abs=1e-3)
 
 
 def test_the_service_answers_what_torch_computes(run: Path, bundle: Path, address: str) -> None:
@@ -162,12 +170,17 @@ def test_a_served_policy_is_asked_with_what_is_left_of_its_limit(bundle: Path, m
 def test_the_other_modes_are_evaluated_by_bundle_and_service(mode: str, bundle: Path, address: str) -> None:
     for target in (bundle, address):
         said = succeed("evaluate", target, "--mode", mode, "--candidates", "4", "--episodes", "2", "--workers", "0").out
-        assert said.startswith(f"{target}: {DRIFT}, 2 episodes, {mode}\n")
-        assert "the limit of 18" in said
+        title, returns, cost = said.splitlines()
+        assert title.startswith(f"{target}: {DRIFT}, 2 episodes of each mode")
+        assert returns.split()[:2] == [mode, "return"]
+        assert cost.split()[0] == "cost"
+        assert "the limit of 18" in cost
 
 
 def test_a_run_samples_but_does_not_shield(run: Path) -> None:
-    assert ", sampled\n" in succeed("evaluate", run, "--mode", "sampled", "--episodes", "1", "--workers", "0").out
+    twice = ("--mode", "sampled", "--mode", "sampled")  # is once
+    said = succeed("evaluate", run, *twice, "--episodes", "1", "--workers", "0").out
+    assert [line.split()[0] for line in said.splitlines()[1:]] == ["sampled", "cost"]
     assert "export it, then evaluate" in cvpo("evaluate", run, "--mode", "shielded").sentence
 
 
@@ -223,7 +236,7 @@ def test_a_policy_with_two_costs_goes_the_same_way(tmp_path: Path) -> None:
     assert [(c.name, c.cost_limit) for c in manifest.constraints] == [("cost", 18.0), ("cost_fuel", None)]
     assert manifest.calibration is not None
     names = [line.split()[0] for line in said.out.splitlines()]
-    assert names == [f"{bundle}:", "return", "cost", "cost_fuel"]
+    assert names == [f"{bundle}:", "deterministic", "cost", "cost_fuel"]
     evaluated = succeed("evaluate", bundle, "--episodes", "2", "--workers", "0").out
     assert "under the limit of 18" in evaluated
     assert evaluated.endswith("no limit\n")

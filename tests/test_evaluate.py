@@ -1,5 +1,6 @@
 """Episodes and what they add up to: fixed quotas, intervals, cost levels, and who acts."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from cvpo.checkpoint import TrainedPolicy, load_policy
-from cvpo.envs import EnvSpec, VectorEnv
-from cvpo.errors import CheckpointError, ConfigError
+from cvpo.envs import EnvSpec, VectorEnv, make_env
 from cvpo.evaluate import (
     Decision,
     Episode,
@@ -25,8 +25,8 @@ from cvpo.evaluate import (
     TorchActor,
     conditional_value_at_risk,
     cost_level,
-    evaluate_target,
     interval,
+    play,
     run_episodes,
     summarize,
     to_environment,
@@ -125,9 +125,22 @@ def test_a_runner_advances_one_step_at_a_time() -> None:
         runner = EpisodeRunner(env, Recording(), 2, env.reset())
         for _ in range(3):
             assert not runner.finished
+            assert runner.done == 0
             runner.advance()
         assert runner.finished
+        assert runner.done == 2
         assert len(runner.result()) == 2
+
+
+def test_an_episode_is_played_step_by_step_in_this_process() -> None:
+    actor = Recording()
+    made = make_env("tests.test_evaluate:Alternating", cost_names=("cost_a", "cost_b"), max_episode_steps=20)
+    with contextlib.closing(made) as env:
+        first, second = list(play(env, actor, seed=0)), list(play(env, actor, seed=0))
+    assert [(step.terminated, step.truncated) for step in first] == [(False, False)] * 2 + [(True, False)]
+    assert [step.truncated for step in second] == [False] * 8 + [True]
+    assert [left for (left,) in actor.steps_left[:4]] == [20, 19, 18, 20]
+    assert [spent for (spent,) in actor.spent[:4]] == [[0, 0], [0.5, 3], [1, 6], [0, 0]]
 
 
 # What they add up to.
@@ -315,33 +328,3 @@ def test_random_actions_fill_the_bounds(policy: TrainedPolicy) -> None:
     np.testing.assert_allclose(action.min(0), [0, -5], atol=0.05)
     np.testing.assert_allclose(action.max(0), [1, 5], atol=0.05)
     np.testing.assert_allclose(action.mean(0), [0.5, 0], atol=0.3)
-
-
-# A run as the target.
-
-
-def test_a_run_is_evaluated_on_fresh_episodes_against_its_limit(run: Path, policy: TrainedPolicy) -> None:
-    found = evaluate_target(str(run), 12, workers=0)
-    assert (found.env_id, found.cost_names, found.cost_limits) == ("tests.budget:make", ("cost",), (20.0,))
-    assert (found.evaluation.episodes, found.evaluation.mode) == (12, "deterministic")
-    again = evaluate_target(str(run), 12, steps=400, workers=0)
-    assert again == found
-    assert evaluate_target(str(run), 12, seed=1, workers=0) != found
-    assert evaluate_target(str(run), 12, mode="sampled", workers=0).evaluation.mode == "sampled"
-    earlier = evaluate_target(str(run), 12, steps=200, workers=0)
-    assert earlier.evaluation.episode_return != found.evaluation.episode_return
-
-
-def test_a_checkpoint_that_is_not_there_is_named(run: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint at 7 steps"):
-        evaluate_target(str(run), 2, steps=7, workers=0)
-
-
-def test_a_run_cannot_be_shielded(run: Path) -> None:
-    with pytest.raises(ConfigError, match="export"):
-        evaluate_target(str(run), 2, mode="shielded", workers=0)
-
-
-def test_a_target_that_is_nothing_known_is_named() -> None:
-    with pytest.raises(ConfigError, match="nowhere is neither a run nor a bundle"):
-        evaluate_target("nowhere", 2, workers=0)

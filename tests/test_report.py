@@ -127,3 +127,16 @@ def test_the_share_of_time_that_each_side_waits_is_told_in_the_end() -> None:
 def test_people_are_told_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     report.say("run     runs/circle")
     assert capsys.readouterr() == ("", "run     runs/circle\n")
+
+
+def test_an_evaluation_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for terminal in (True, False):
+        stream = io.StringIO()
+        monkeypatch.setattr(report, "stderr", Console(file=stream, force_terminal=terminal, width=80))
+        with report.EvaluationReport(20) as evaluation:
+            evaluation.progress("deterministic", 10, 0.6)
+            evaluation.progress("sampled", 0, 0.1)
+        shown[terminal] = stream.getvalue() + capsys.readouterr().err
+    assert "10 of 20 episodes" in shown[True]
+    assert shown[False].split("\n")[:2] == ["rollout 20 episodes, deterministic", "rollout 20 episodes, sampled"]
