@@ -37,7 +37,7 @@ class ScheduleConfig(_Group):
     steps: Count
     warmup_steps: Count = 5_000  # of uniform random actions
     warmup_updates: Annotated[int, Field(ge=0)] = 500  # when the warm-up ends
-    updates_per_step: Positive = 0.4
+    updates_per_step: Positive = 0.2
     checkpoint_every: Count = 10_000  # steps; each checkpoint is evaluated
     evaluation_episodes: Count = 10
     evaluation_workers: Annotated[int, Field(ge=0)] = 1
@@ -62,6 +62,8 @@ class CriticConfig(_Group):
     n_step: Count = 5
     learning_rate: Positive = 1e-3
     target_rate: Annotated[float, Field(gt=0, le=1)] = 0.02
+    # What the cost critics judge: an action followed by the policy as it is served, deterministic, or as it explores.
+    cost_policy: Literal["served", "behavior"] = "served"
 
 
 class LimitPoint(NamedTuple):
@@ -81,14 +83,17 @@ class LimitConfig(_Group):
     # alone is measured; 0: all are measured as they explore. A swimmer held at its limit as it explores did nothing
     # when served: return -0.9 and cost 0.2, against 36 and 24 with two (20,000 steps, limit 25, one seed).
     deterministic_envs: Annotated[int, Field(ge=0)] = 2
-    aim: Annotated[float, Field(gt=0, le=1)] = 0.8  # share of the limit that the cost is held at: room for error
+    aim: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the limit that the cost is held at: room for error
     window_episodes: Positive = 2.0  # newest steps of each environment that the measured cost is the sum of
     gain_above: Positive = 0.5
-    gain_below: Positive = 1.0
+    gain_below: Positive = 0.5
     integral_gain: Positive = 0.3
     integral_steps: Count = 10_000
     integral_low: Finite = -0.3
     integral_high: Finite = 0.8
+    # What the proportional part answers to: the episode cost that the critics predict, which moves as soon as the
+    # policy does and has little noise, or the measured one. The integral part is of the measured cost: no bias stays.
+    proportional: Literal["predicted", "measured"] = "predicted"
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 
@@ -104,7 +109,14 @@ class MStepConfig(_Group):
     kl_mean_bound: Positive = 0.03
     kl_covariance_bound: Positive = 1e-3
     learning_rate: Positive = 1e-3
-    period: Count = 100  # updates between two copies to the behavior policy
+    period: Count = 50  # updates between two copies to the behavior policy
+
+
+class SettleConfig(_Group):
+    """The end of a run: smaller and smaller steps, so that its last policy is no accident of the last update."""
+
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.3  # of the planned steps
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.1  # of the policy's learning rate and KL bounds, at the last step
 
 
 class ComputeConfig(_Group):
@@ -131,6 +143,7 @@ class TrainConfig(_Group):
     limit: LimitConfig = LimitConfig()
     estep: EStepConfig = EStepConfig()
     mstep: MStepConfig = MStepConfig()
+    settle: SettleConfig = SettleConfig()
     compute: ComputeConfig = ComputeConfig()
 
     @property

@@ -37,7 +37,7 @@ class LearnerState:
     covariance_region: TrustRegion
     controller: LimitController
     generator: torch.Generator
-    unit_threshold: Array  # of the critics' values for each unit of a limit, discounted; used by constraint="critic"
+    unit_threshold: Array  # of the critics' values for each unit of a limit, discounted
     reward_scale: float = 1.0  # learning sees reward / reward_scale
     updates: int = 0
     infeasible_updates: int = 0
@@ -61,7 +61,7 @@ class UpdateMetrics:
     infeasibility: Array  # [C]
     feasible: bool
     share: Array  # [C]
-    cost_value: Array  # [C], mean over recent states under the behavior policy
+    cost_value: Array  # [C], mean over recent states, under the policy that `critic.cost_policy` names
     standard_deviation: float  # of the behavior policy, mean over states and dimensions
     kl_mean: float | None = None  # achieved by the M-step; once a period
     kl_covariance: float | None = None
@@ -105,7 +105,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         batch: its first `batch.recent` rows are of states that the current policy visits; the dual is solved on
             them and applied to all.
         measured_cost: undiscounted episode cost of the newest episodes, [C], environment units.
-        steps: of the environment so far; where limits are scheduled, they depend on it.
+        steps: of the environment so far; limits that are scheduled and the pace of the policy depend on it.
         config: of the run.
 
     Raises:
@@ -118,19 +118,24 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         noise = antithetic_noise(len(old.mean), config.estep.samples, old.mean.shape[1], state.generator)
         sample = old.sample(noise)
         precision = PRECISION[config.compute.precision]
-        reward_heads, cost_heads = state.target_critics.evaluate(next_observation, sample.tanh(), precision)
-        reward_value, cost_value = reward_heads.mean(0), cost_heads.mean(0)
+        action = torch.cat([sample, old.mean.unsqueeze(1)], 1).tanh()  # the last one is what the served policy does
+        reward_heads, cost_heads = state.target_critics.evaluate(next_observation, action, precision)
+        reward_value, all_cost_value = reward_heads.mean(0)[:, :-1], cost_heads.mean(0)
+        cost_value = all_cost_value[:, :-1]
+        judged = all_cost_value[:, -1] if config.critic.cost_policy == "served" else cost_value.mean(1)
         reward = state.tensor(batch.reward) / state.reward_scale
         reward_target = bootstrap_target(reward, state.tensor(batch.discount), reward_value.mean(1))
-        cost_target = bootstrap_target(state.tensor(batch.cost), state.tensor(batch.cost_discount), cost_value.mean(1))
+        cost_target = bootstrap_target(state.tensor(batch.cost), state.tensor(batch.cost_discount), judged)
 
-    cost_limit = limit_at(config, steps)
-    share = state.controller.share(limit_gap(measured_cost, cost_limit, config), config.limit)
-    sampled_reward, sampled_cost = (value.cpu().double().numpy() for value in (reward_value, cost_value))
+    sampled_reward, sampled_cost = (value.cpu().double().numpy() for value in (reward_value, all_cost_value))
     _require_finite("reward_value of the target critics", sampled_reward, batch.next_observation)
     _require_finite("cost_value of the target critics", sampled_cost, batch.next_observation)
-    recent_reward, recent_cost = sampled_reward[: batch.recent], sampled_cost[: batch.recent]
-    dual, share = _solve(state, recent_reward, recent_cost, share, cost_limit, config)
+    recent_reward, recent_cost = sampled_reward[: batch.recent], sampled_cost[: batch.recent, :-1]
+    predicted_cost = judged[: batch.recent].mean(0).cpu().double().numpy()
+    cost_limit, pace = limit_at(config, steps), pace_at(config, steps)
+    held = measured_cost if config.limit.proportional == "measured" else predicted_cost / state.unit_threshold
+    share = state.controller.share(limit_gap(held, cost_limit, config), config.limit)
+    dual, share = _solve(state, recent_reward, recent_cost, share, cost_limit, pace * config.estep.kl_bound, config)
     weights = _weights(dual, reward_value, cost_value)
 
     new = policy(next_observation)
@@ -146,6 +151,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     for name, loss in (("policy", policy_loss), ("critics", value_loss)):
         if not math.isfinite(loss.item()):
             raise NonFiniteError(f"The loss of the {name} is {loss.item()}.")
+    state.optimizer.param_groups[0]["lr"] = config.mstep.learning_rate * pace
     state.optimizer.zero_grad(set_to_none=True)
     (policy_loss + value_loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated; they share no parameter
     state.optimizer.step()
@@ -158,7 +164,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     achieved: tuple[float | None, float | None, float | None] = (None, None, None)
     gap = None
     if state.updates % config.mstep.period == 0:
-        achieved = _end_period(state, next_observation)
+        achieved = _end_period(state, next_observation, pace)
         recent = (value[: batch.recent] for value in (next_observation, sample, weights, noise))
         gap = _projection_gap(state, *recent)
     return UpdateMetrics(
@@ -170,7 +176,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         dual.infeasibility,
         dual.feasible,
         share,
-        recent_cost.mean((0, 1)),
+        predicted_cost,
         old.standard_deviation().mean().item(),
         *achieved,
         gap,
@@ -202,9 +208,17 @@ def require_finite_parameters(state: LearnerState) -> None:
                 raise NonFiniteError(f"{network}.{name} has a NaN or infinite entry.")
 
 
-def limit_gap(measured_cost: Array, cost_limit: Array, config: TrainConfig) -> Array:
-    """How far the measured cost is from what it is held at, `limit.aim` of its limit, [C]; see `relative_gap`."""
-    return relative_gap(measured_cost, config.limit.aim * cost_limit)
+def limit_gap(episode_cost: Array, cost_limit: Array, config: TrainConfig) -> Array:
+    """How far an episode's cost is from what it is held at, `limit.aim` of its limit, [C]; see `relative_gap`."""
+    return relative_gap(episode_cost, config.limit.aim * cost_limit)
+
+
+def pace_at(config: TrainConfig, steps: int) -> float:
+    """Share of the learning rate and the KL bounds of the policy that an update takes: falls linearly from 1 to
+    `settle.floor` over the last `settle.share` of the run."""
+    settle, total = config.settle, config.schedule.steps
+    left = max(total - steps, 0) / total
+    return 1.0 if left >= settle.share else settle.floor + (1 - settle.floor) * left / settle.share
 
 
 def state_dict(state: LearnerState) -> dict[str, Any]:
@@ -261,14 +275,19 @@ def _require_finite(what: str, value: Array, observation: NDArray[np.float32]) -
 
 
 def _solve(
-    state: LearnerState, reward_value: Array, cost_value: Array, share: Array, cost_limit: Array, config: TrainConfig
+    state: LearnerState,
+    reward_value: Array,
+    cost_value: Array,
+    share: Array,
+    cost_limit: Array,
+    kl_bound: float,
+    config: TrainConfig,
 ) -> tuple[DualSolution, Array]:
     """Solve the dual on recent states, under the critics' threshold or a share of the reachable cost change.
 
     What several constraints can each reach alone may be out of reach for all of them together. So they ask for less, by
     one factor: for the largest of their shares of what all can reach together. The shares asked are returned, too.
     """
-    kl_bound = config.estep.kl_bound
     if config.estep.constraint == "critic":
         return solve_dual(
             reward_value, cost_value, cost_limit * state.unit_threshold, kl_bound, state.dual_start
@@ -296,18 +315,18 @@ def _weights(dual: DualSolution, reward_value: Tensor, cost_value: Tensor) -> Te
 
 
 @torch.no_grad()
-def _end_period(state: LearnerState, observation: Tensor) -> tuple[float, float, float]:
+def _end_period(state: LearnerState, observation: Tensor, pace: float) -> tuple[float, float, float]:
     """Measure the KL that the M-step achieved, pull it back when it is far over a bound, and copy the policy."""
     policy = state.model.policy
     kl_mean, kl_covariance = (
         float(kl.mean()) for kl in gaussian_kl(state.behavior_policy(observation), policy(observation))
     )
-    kept = min(state.mean_region.pull_back(kl_mean), state.covariance_region.pull_back(kl_covariance))
+    kept = min(state.mean_region.pull_back(kl_mean / pace), state.covariance_region.pull_back(kl_covariance / pace))
     if kept < 1:
         interpolate(state.behavior_policy, policy, kept)
         state.pulled_back_periods += 1
-    state.mean_region = state.mean_region.adapted(kl_mean)
-    state.covariance_region = state.covariance_region.adapted(kl_covariance)
+    state.mean_region = state.mean_region.adapted(kl_mean / pace)
+    state.covariance_region = state.covariance_region.adapted(kl_covariance / pace)
     state.behavior_policy.load_state_dict(policy.state_dict())
     return kl_mean, kl_covariance, kept
 

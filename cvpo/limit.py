@@ -25,20 +25,28 @@ class LimitController:
         return cls(np.zeros(num_costs))
 
     def advanced(self, gap: Array, steps: int, config: LimitConfig) -> "LimitController":
-        """Integrate the gap over environment steps; bounded, so that it cannot wind up."""
+        """Integrate the gap over environment steps; no further than to a share at its bound, so that it cannot wind up.
+
+        What the gap itself asks for fills a part of the share: a long fall from far above the limit leaves an integral
+        that is soon undone.
+        """
         rate = config.integral_gain * np.clip(gap, -1, 1) * steps / config.integral_steps
-        return LimitController(np.clip(self.integral + rate, config.integral_low, config.integral_high))
+        proportional = _proportional(gap, config)
+        low, high = -1.0 - proportional, config.max_share - proportional
+        integral = np.clip(self.integral + rate, np.minimum(self.integral, low), np.maximum(self.integral, high))
+        return LimitController(np.clip(integral, config.integral_low, config.integral_high))
 
     def share(self, gap: Array, config: LimitConfig) -> Array:
         """Share of the reachable cost change to ask for, [C]: positive lowers the cost, negative lets it grow."""
-        proportional = np.where(
-            gap > 0, config.gain_above * np.minimum(gap, 1), config.gain_below * np.maximum(gap, -2)
-        )
-        return np.clip(proportional + self.integral, -1.0, config.max_share)
+        return np.clip(_proportional(gap, config) + self.integral, -1.0, config.max_share)
 
     def exhausted(self, gap: Array, config: LimitConfig) -> NDArray[np.bool_]:
         """Whether no more can be asked for, [C]: the share or its integral part is at its bound."""
         return (self.share(gap, config) >= config.max_share) | (self.integral >= config.integral_high)
+
+
+def _proportional(gap: Array, config: LimitConfig) -> Array:
+    return np.where(gap > 0, config.gain_above * np.minimum(gap, 1), config.gain_below * np.maximum(gap, -2))
 
 
 def limit_at(config: TrainConfig, steps: int) -> Array:

@@ -71,6 +71,7 @@ def small_config(cost_limit: float = STEPS / 2, steps: int = 400, **settings: di
         "limit": {"integral_steps": 1_000, "window_episodes": 2, "aim": 1.0},
         "estep": {},
         "mstep": {"learning_rate": 3e-3, "period": 25},
+        "settle": {},
         "compute": {"device": "cpu"},
     }
     for group, changes in settings.items():

@@ -34,14 +34,14 @@ def test_an_unconstrained_cost_counts_as_far_below_its_limit() -> None:
 
 def test_above_the_limit_cost_is_lowered_and_below_it_may_grow() -> None:
     assert share(0.4) == pytest.approx(0.2)
-    assert share(-0.4) == pytest.approx(-0.4)
+    assert share(-0.4) == pytest.approx(-0.2)
     assert share(0.0) == 0.0
 
 
 def test_the_share_is_bounded_however_far_the_cost_is_off() -> None:
     assert share(1e6) == pytest.approx(CONFIG.gain_above)
     assert share(1e6, integral=CONFIG.integral_high) == CONFIG.max_share
-    assert share(-1e6, integral=CONFIG.integral_low) == -1.0
+    assert share(-1e6, integral=CONFIG.integral_low) == -1.0  # −0.5 · 2 − 0.3
 
 
 def test_the_integral_grows_with_time_above_the_limit() -> None:
@@ -51,17 +51,26 @@ def test_the_integral_grows_with_time_above_the_limit() -> None:
 
 
 def test_the_integral_does_not_wind_up() -> None:
-    # After however long above the limit, it is back at zero within integral_high / integral_gain periods below it.
+    # Far above the limit the gap alone asks for 0.5 of the largest share, 0.9: the integral fills up the rest and no
+    # more, and is undone within two periods below the limit.
     controller = LimitController.start(1)
     for _ in range(1000):
         controller = controller.advanced(np.array([50.0]), 10_000, CONFIG)
-    assert controller.integral[0] == CONFIG.integral_high
-    for _ in range(3):
+    assert controller.integral[0] == pytest.approx(0.4)
+    for _ in range(2):
         controller = controller.advanced(np.array([-1.0]), 10_000, CONFIG)
     assert controller.integral[0] < 0
+    # Far below it, the gap alone asks for all there is.
     for _ in range(1000):
         controller = controller.advanced(np.array([-50.0]), 10_000, CONFIG)
-    assert controller.integral[0] == CONFIG.integral_low
+    assert controller.integral[0] == pytest.approx(-0.2)  # as it was
+
+
+def test_a_small_gap_that_stays_takes_the_integral_to_its_bound() -> None:
+    controller = LimitController.start(1)
+    for _ in range(1000):
+        controller = controller.advanced(np.array([0.1]), 10_000, CONFIG)
+    assert controller.integral[0] == CONFIG.integral_high
 
 
 @pytest.mark.parametrize(
@@ -83,7 +92,7 @@ def test_no_more_can_be_asked_when_the_share_or_its_integral_is_at_its_bound(
 def test_each_constraint_has_its_own_controller() -> None:
     controller = LimitController.start(2).advanced(np.array([1.0, -1.0]), 5_000, CONFIG)
     np.testing.assert_allclose(controller.integral, [0.15, -0.15])
-    np.testing.assert_allclose(controller.share(np.array([0.4, -0.4]), CONFIG), [0.35, -0.55])
+    np.testing.assert_allclose(controller.share(np.array([0.4, -0.4]), CONFIG), [0.35, -0.35])
 
 
 def test_thresholds_are_shares_of_what_the_ball_can_reach() -> None:

@@ -235,12 +235,13 @@ def test_a_stopped_run_keeps_the_dates_of_its_checkpoints(tmp_path: Path) -> Non
 
 
 def test_a_run_can_be_made_longer_and_then_go_on(tmp_path: Path) -> None:
+    # Without settling, which begins where the planned steps say.
     run, straight = tmp_path / "run", tmp_path / "straight"
-    start(run, small_config(steps=200))
+    start(run, small_config(steps=200, settle={"share": 0.0}))
     go_on(run, steps=400, stop_at=300)
     assert read_config(run).schedule.steps == 400
     go_on(run)  # and no one has to say 400 again
-    start(straight)
+    start(straight, small_config(settle={"share": 0.0}))
     assert_same_run(straight, run)
 
 

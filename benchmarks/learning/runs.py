@@ -90,16 +90,7 @@ def _fsrl(job: Job, core: Core, tell: Tell) -> dict[str, Any]:
         python = peer_python("fsrl")
     found = RUNS / f"{job.name}.json"
     RUNS.mkdir(exist_ok=True)
-    command = [
-        str(python),
-        "-W",
-        "ignore",
-        "-m",
-        "benchmarks.peers.fsrl.learning",
-        job.env_id,
-        "--steps",
-        str(job.steps),
-    ]
+    command = [str(python), "-m", "benchmarks.peers.fsrl.learning", job.env_id, "--steps", str(job.steps)]
     command += ["--cost-limit", f"{job.cost_limit:g}", "--seed", str(job.seed), "--episodes", str(EPISODES)]
     core.run([*command, "--out", str(found)], tell)
     done: dict[str, Any] = json.loads(found.read_text())
