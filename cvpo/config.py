@@ -61,7 +61,7 @@ class CriticConfig(_Group):
     cost_discounts: tuple[Discount, ...] = ()  # one per cost, in the order of the limits; none: as the reward's
     n_step: Count = 5
     learning_rate: Positive = 1e-3
-    target_rate: Annotated[float, Field(gt=0, le=1)] = 0.02
+    target_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
     # What the cost critics judge: an action followed by the policy as it is served, deterministic, or as it explores.
     cost_policy: Literal["served", "behavior"] = "served"
 
