@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from imageio_ffmpeg import write_frames
 from numpy.typing import NDArray
 
 from cvpo.bundle import Mode
@@ -36,12 +37,6 @@ def film_episode(path: Path, target: Target, mode: Mode, seed: int = 0) -> Film:
     Raises:
         ConfigError: no film can be written, or not there. EnvError: the environment gives no frames.
     """
-    try:
-        from imageio_ffmpeg import write_frames
-    except ImportError as error:
-        raise ConfigError(
-            "A film needs the package imageio-ffmpeg, which brings an encoder: pip install imageio-ffmpeg."
-        ) from error
     if path.suffix != ".mp4":
         raise ConfigError(f"{path} must end in .mp4, which is what a film is written as.")
     env = make_env(target.env_id, cost_names=target.cost_names, max_episode_steps=target.max_episode_steps, render=True)
