@@ -47,7 +47,10 @@ def main() -> None:
     if any(isinstance(error, StoppedError) for error in undone):
         sys.exit(130)
     if undone:
-        raise BenchmarkError(f"{len(undone)} of {len(due)} runs failed, as said above; the others are finished.")
+        raise BenchmarkError(
+            f"{len(undone)} of {len(due)} runs failed, as said above; the others are finished. The same command tries "
+            "again from where they are, --again from their start."
+        )
 
 
 def say(text: str) -> None:
