@@ -91,9 +91,9 @@ class LimitConfig(_Group):
     integral_steps: Count = 10_000
     integral_low: Finite = -0.3
     integral_high: Finite = 0.8
-    # What the proportional part answers to: the episode cost that the critics predict, which moves as soon as the
-    # policy does and has little noise, or the measured one. The integral part is of the measured cost: no bias stays.
-    proportional: Literal["predicted", "measured"] = "predicted"
+    # Of the proportional part, so much answers to the episode cost that the critics predict, which moves as soon as the
+    # policy does and has little noise, but is biased; the rest to the measured one, as does all of the integral part.
+    predicted_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 

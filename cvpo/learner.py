@@ -133,8 +133,9 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     recent_reward, recent_cost = sampled_reward[: batch.recent], sampled_cost[: batch.recent, :-1]
     predicted_cost = judged[: batch.recent].mean(0).cpu().double().numpy()
     cost_limit, pace = limit_at(config, steps), pace_at(config, steps)
-    held = measured_cost if config.limit.proportional == "measured" else predicted_cost / state.unit_threshold
-    share = state.controller.share(limit_gap(held, cost_limit, config), config.limit)
+    measured_gap = limit_gap(measured_cost, cost_limit, config)
+    predicted_gap = limit_gap(predicted_cost / state.unit_threshold, cost_limit, config)
+    share = state.controller.share(measured_gap, predicted_gap, config.limit)
     dual, share = _solve(state, recent_reward, recent_cost, share, cost_limit, pace * config.estep.kl_bound, config)
     weights = _weights(dual, reward_value, cost_value)
 

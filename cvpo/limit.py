@@ -36,13 +36,23 @@ class LimitController:
         integral = np.clip(self.integral + rate, np.minimum(self.integral, low), np.maximum(self.integral, high))
         return LimitController(np.clip(integral, config.integral_low, config.integral_high))
 
-    def share(self, gap: Array, config: LimitConfig) -> Array:
-        """Share of the reachable cost change to ask for, [C]: positive lowers the cost, negative lets it grow."""
-        return np.clip(_proportional(gap, config) + self.integral, -1.0, config.max_share)
+    def share(self, measured_gap: Array, predicted_gap: Array, config: LimitConfig) -> Array:
+        """Share of the reachable cost change to ask for, [C]: positive lowers the cost, negative lets it grow.
+
+        Args:
+            measured_gap: of the newest episodes' cost, [C]; see `relative_gap`.
+            predicted_gap: of the episode cost that the critics predict, [C].
+            config: of the controller.
+        """
+        weight = config.predicted_weight
+        proportional = (1 - weight) * _proportional(measured_gap, config) + weight * _proportional(
+            predicted_gap, config
+        )
+        return np.clip(proportional + self.integral, -1.0, config.max_share)
 
     def exhausted(self, gap: Array, config: LimitConfig) -> NDArray[np.bool_]:
-        """Whether no more can be asked for, [C]: the share or its integral part is at its bound."""
-        return (self.share(gap, config) >= config.max_share) | (self.integral >= config.integral_high)
+        """Whether no more can be asked for of a measured gap, [C]: the share or its integral part is at its bound."""
+        return (self.share(gap, gap, config) >= config.max_share) | (self.integral >= config.integral_high)
 
 
 def _proportional(gap: Array, config: LimitConfig) -> Array:

@@ -140,7 +140,7 @@ def test_costs_are_those_of_the_policy_that_is_served(judged: str) -> None:
 def test_the_controller_answers_to_the_predicted_cost() -> None:
     # The critics say 3 everywhere, discounted at 0.9 over 100 steps: a step costs 0.3, an episode 30. Held at 20, the
     # gap is a half, whatever was measured.
-    settings = config((20.0,), limit={"proportional": "predicted"})
+    settings = config((20.0,), limit={"predicted_weight": 1.0})
     state = create(settings)
     with torch.no_grad():
         state.target_critics.output_weight.zero_()

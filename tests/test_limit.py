@@ -16,7 +16,7 @@ CONFIG = LimitConfig()
 
 
 def share(gap: float, integral: float = 0.0) -> float:
-    return float(LimitController(np.array([integral])).share(np.array([gap]), CONFIG)[0])
+    return float(LimitController(np.array([integral])).share(np.array([gap]), np.array([gap]), CONFIG)[0])
 
 
 def after(gap: float, steps: int, integral: float = 0.0) -> float:
@@ -36,6 +36,15 @@ def test_above_the_limit_cost_is_lowered_and_below_it_may_grow() -> None:
     assert share(0.4) == pytest.approx(0.2)
     assert share(-0.4) == pytest.approx(-0.2)
     assert share(0.0) == 0.0
+
+
+def test_a_prediction_that_is_off_counts_for_no_more_than_its_weight() -> None:
+    # Measured far below the limit, predicted far above it: the gaps ask for −0.5 and 0.5.
+    measured, predicted = np.array([-1.0]), np.array([5.0])
+    for weight, expected in ((0.0, -0.5), (0.25, -0.25), (0.5, 0.0), (1.0, 0.5)):
+        config = CONFIG.model_copy(update={"predicted_weight": weight})
+        asked = LimitController.start(1).share(measured, predicted, config)
+        assert asked == pytest.approx([expected])
 
 
 def test_the_share_is_bounded_however_far_the_cost_is_off() -> None:
@@ -92,7 +101,8 @@ def test_no_more_can_be_asked_when_the_share_or_its_integral_is_at_its_bound(
 def test_each_constraint_has_its_own_controller() -> None:
     controller = LimitController.start(2).advanced(np.array([1.0, -1.0]), 5_000, CONFIG)
     np.testing.assert_allclose(controller.integral, [0.15, -0.15])
-    np.testing.assert_allclose(controller.share(np.array([0.4, -0.4]), CONFIG), [0.35, -0.35])
+    gap = np.array([0.4, -0.4])
+    np.testing.assert_allclose(controller.share(gap, gap, CONFIG), [0.35, -0.35])
 
 
 def test_thresholds_are_shares_of_what_the_ball_can_reach() -> None:
@@ -119,7 +129,7 @@ def test_what_is_asked_of_one_constraint_is_always_feasible(
     reward, cost = generator.normal(size=(8, 6)), generator.normal(size=(8, 6, 1)) * 10.0 ** generator.uniform(-3, 3)
     advantage = cost - cost.mean(1, keepdims=True)
     gap = relative_gap(np.array([measured]), np.array([limit]))
-    asked = LimitController(np.array([integral])).share(gap, CONFIG)
+    asked = LimitController(np.array([integral])).share(gap, gap, CONFIG)
     least = least_excess(advantage, np.zeros(1), 0.1)[1]
     free = solve_dual(reward, advantage, np.array([np.inf]), 0.1).cost
     solution = solve_dual(reward, advantage, advantage_threshold(asked, least, free, np.array([limit])), 0.1)
