@@ -14,7 +14,7 @@ from cvpo.config import TrainConfig
 from cvpo.errors import NonFiniteError
 from cvpo.estep import DualSolution, solve_dual
 from cvpo.learner import LearnerState, antithetic_noise
-from cvpo.mstep import gaussian_kl
+from cvpo.mstep import TrustRegion, gaussian_kl
 from cvpo.networks import Critics
 from cvpo.replay import Batch
 from tests.small_learners import B, config, create, learn, one_step_batch
@@ -375,6 +375,25 @@ def test_a_period_that_went_too_far_is_pulled_back_and_counted() -> None:
     assert state.pulled_back_periods == 1
     assert state.mean_region.log_multiplier > 0
     assert max(achieved_kl(state, settings, old)) <= 2 * 2e-4
+
+
+@pytest.mark.parametrize(("mean_bound", "covariance_bound"), [(0.02, 5e-3), (1.0, 5e-4)])
+def test_the_trust_regions_shrink_as_the_run_ends(mean_bound: float, covariance_bound: float) -> None:
+    # The same period, but for its last update: within the bounds at full pace, over twice a tenth of them at the end.
+    bounds = {"kl_mean_bound": mean_bound, "kl_covariance_bound": covariance_bound, "learning_rate": 1e-2}
+    settings = config(mstep=bounds, settle={"share": 0.5, "floor": 0.1})
+    for steps, pace in ((0, 1.0), (1_000, 0.1)):
+        state = create(settings)
+        learn(state, settings, 9, measured=0.0)
+        last = learner.update(state, one_step_batch(np.random.default_rng(1)), np.zeros(1), steps, settings)
+        assert last.kl_mean is not None
+        assert last.kl_covariance is not None
+        of_mean, of_covariance = last.kl_mean / (mean_bound * pace), last.kl_covariance / (covariance_bound * pace)
+        largest = max(of_mean, of_covariance)
+        assert (largest > 2) == (pace < 1)
+        assert last.kept_share == pytest.approx(min(1.0, (2 / largest) ** 0.5))
+        for region, excess in ((state.mean_region, of_mean), (state.covariance_region, of_covariance)):
+            assert region.log_multiplier == pytest.approx(TrustRegion(1.0).adapted(excess).log_multiplier)
 
 
 def test_the_gap_between_policy_and_q_is_measured_once_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
