@@ -21,10 +21,11 @@ GRPCIO_TOOLS = "1.76.0"  # the oldest we support: newer ones write code that pro
 
 def generate(target: Path) -> None:
     """Write the modules, stubs and packages of every proto into `target`."""
-    sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
+    sources = sorted(str(path.relative_to(PROTOS)) for path in (PROTOS / "cvpo").rglob("*.proto"))
     arguments = [
         "protoc",
         f"--proto_path={PROTOS}",
+        f"--proto_path={PROTOS / 'third_party'}",  # whose Python code packages of their own bring
         f"--proto_path={files('grpc_tools') / '_proto'}",
         f"--python_out={target}",
         f"--pyi_out={target}",
