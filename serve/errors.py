@@ -48,7 +48,15 @@ class DeadlineExceededError(PolicyServiceError):
 
 
 class ResourceExhaustedError(PolicyServiceError):
-    """The message is larger than the server takes, or more calls arrive at once than it takes."""
+    """The message is larger than the server takes, or more calls arrive at once than it takes.
+
+    Attributes:
+        retry_after_seconds: when the server says it is worth asking again; None where it did not say.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class InternalError(PolicyServiceError):

@@ -1,30 +1,36 @@
-"""Errors to status codes and details (the only place on the server), request ids and request metrics."""
+"""Errors to status codes and details (the only place on the server), request ids, request metrics, and who is let in.
 
+grpc.aio awaits an interceptor at every call. Here the handlers are wrapped once, when a service is registered, which
+does the same and costs a call nothing but its own work.
+"""
+
+import asyncio
+import inspect
 import logging
 import os
 import re
 import time
-from collections.abc import Callable
-from threading import Event
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from serve.errors import (
+    DeadlineExceededError,
     FingerprintError,
     InvalidRequestError,
     NotFoundError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from serve.telemetry import Metrics, log
 
 logger = logging.getLogger(__name__)
 
-SERVICE_PREFIX = "/cvpo.v1."
 REQUEST_ID = "x-request-id"
 
 _CODES: dict[type[Exception], grpc.StatusCode] = {
@@ -32,99 +38,213 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     FingerprintError: grpc.StatusCode.FAILED_PRECONDITION,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _RETRY_AFTER_SECONDS = 1.0  # by then a balancer or a restarted process answers
+_RETRY_WHEN_FULL_SECONDS = 0.1  # by then what waits is answered
 _PRINTABLE_ID = re.compile(r"[!-~]{1,128}")
 
-Behavior = Callable[[Any, grpc.ServicerContext], Any]
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"  # quoted: only grpc's stubs can be subscripted
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # quoted: only grpc's stubs can be subscripted
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Behavior = Callable[[Any, Context], Awaitable[Any]]
 
 
-class RequestInterceptor(grpc.ServerInterceptor):
-    """Stands around every unary call of our services; those of others (health, reflection) pass by."""
+class Registrar:
+    """Stands in for the server when a service of ours is added to it, and wraps each of its handlers.
 
-    def __init__(self, metrics: Metrics, draining: Event) -> None:
+        add_PolicyServiceServicer_to_server(servicer, registrar)
+
+    Handlers are coroutine functions, unary or streams in both directions; they raise what `serve.errors` has, and the
+    caller gets its status. `request_id(context)` tells them the request's id.
+    """
+
+    def __init__(self, server: grpc.aio.Server, metrics: Metrics, *, max_requests: int, max_streams: int) -> None:
+        """Wrap the handlers of one server.
+
+        Args:
+            server: takes the wrapped handlers.
+            metrics: counts the calls.
+            max_requests: unary calls at work or waiting at once; more are refused.
+            max_streams: open streams; more are refused.
+        """
+        self.draining = asyncio.Event()  # set: the server is stopping, and new calls are refused
+        self._server = server
         self._metrics = metrics
-        self._draining = draining
-        self._handlers: dict[str, Handler] = {}
+        self._requests = _Room("requests at once", max_requests)
+        self._streams = _Room("streams", max_streams)
 
-    def intercept_service(
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Do nothing: generated code names every handler here once, and below once more."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        """Wrap the handlers of a service and hand them to the server."""
+        wrapped = {method: self._wrap(method, handler) for method, handler in handlers.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        behavior = handler.stream_stream or handler.unary_unary
+        assert inspect.iscoroutinefunction(behavior), f"{method} is no coroutine function"
+        assert handler.request_deserializer is not None
+        assert handler.response_serializer is not None
+        decode, encode = _decoder(handler.request_deserializer), handler.response_serializer
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(self._stream(method, behavior), decode, encode)
+        # Bytes in, bytes out: grpc would call a message that is none UNKNOWN, and quote the exception.
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, behavior, decode, encode))
+
+    def _unary(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Handler],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler:
-        method: str = handler_call_details.method
-        if (known := self._handlers.get(method)) is not None:
-            return known
-        handler = continuation(handler_call_details)
-        if handler is None or not method.startswith(SERVICE_PREFIX) or handler.unary_unary is None:
-            return handler
-        wrapped = grpc.unary_unary_rpc_method_handler(
-            self._around(method.rpartition("/")[2], handler.unary_unary),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-        self._handlers[method] = wrapped
-        return wrapped
+        method: str,
+        behavior: Behavior,
+        decode: Callable[[bytes], Message],
+        encode: Callable[[Message], bytes],
+    ) -> Behavior:
+        room = self._requests
 
-    def _around(self, method: str, behavior: Behavior) -> Behavior:
-        def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        async def answer(raw: bytes, context: Context) -> bytes:
             started = time.perf_counter()
-            request_id = _request_id(context)
             code = grpc.StatusCode.OK
+            _name(context)
+            room.taken += 1
             try:
-                if self._draining.is_set():
-                    raise UnavailableError(
-                        "The server is stopping. Ask again, or ask another one.", _RETRY_AFTER_SECONDS
-                    )
-                response = behavior(request, context)
-                context.set_trailing_metadata(((REQUEST_ID, request_id),))
-                return response
+                self._admit(room)
+                check_deadline(context)
+                return encode(await behavior(decode(raw), context))
+            except asyncio.CancelledError:
+                code = _why_cancelled(context)
+                raise
             except Exception as error:
-                code = _CODES.get(type(error), grpc.StatusCode.INTERNAL)
-                _abort(context, error, code, method, request_id)
+                failure, code = error, code_of(error)
             finally:
+                room.taken -= 1
                 self._metrics.count_request(method, code.name, time.perf_counter() - started)
+            return await _abort(context, failure, code, method)
 
         return answer
 
+    def _stream(self, method: str, behavior: Behavior) -> Behavior:
+        room = self._streams
 
-def _request_id(context: grpc.ServicerContext) -> str:
-    """Return the caller's request id where it gave a printable one, else a new one."""
-    for key, value in context.invocation_metadata():
+        async def converse(requests: object, context: Context) -> Any:
+            code = grpc.StatusCode.OK
+            _name(context)
+            room.taken += 1
+            try:
+                self._admit(room)
+                return await behavior(requests, context)
+            except asyncio.CancelledError:
+                code = _why_cancelled(context)
+                raise
+            except Exception as error:
+                failure, code = error, code_of(error)
+            finally:
+                room.taken -= 1
+                self._metrics.count_stream(method, code.name)
+            return await _abort(context, failure, code, method)
+
+        return converse
+
+    def _admit(self, room: "_Room") -> None:
+        if self.draining.is_set():
+            raise UnavailableError("The server is stopping. Ask again, or ask another one.", _RETRY_AFTER_SECONDS)
+        if room.taken > room.size:
+            raise ResourceExhaustedError(
+                f"The server takes {room.size} {room.name}, and has them. Ask again, or ask another one.",
+                _RETRY_WHEN_FULL_SECONDS,
+            )
+
+
+class _Room:
+    """How many calls of a kind there are, and may be."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        self.size = size
+        self.taken = 0
+
+
+def request_id(context: Context) -> str:
+    """Return the id of the request that a handler answers."""
+    return str(next(value for key, value in context.trailing_metadata() if key == REQUEST_ID))
+
+
+def check_deadline(context: Context) -> None:
+    """Refuse a request whose caller no longer waits.
+
+    Raises:
+        DeadlineExceededError: its deadline has passed.
+    """
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        raise DeadlineExceededError("The deadline had passed when the request's turn came; nothing was computed.")
+
+
+def code_of(error: Exception) -> grpc.StatusCode:
+    """Return the status code of an error; what is not in `serve.errors` is our fault."""
+    return _CODES.get(type(error), grpc.StatusCode.INTERNAL)
+
+
+def status_of(error: Exception, request_id: str) -> status_pb2.Status:
+    """Return an error as code, message and details. Of our own fault it says fixed words and the request id."""
+    code = code_of(error)
+    message = (
+        f"The server could not compute an answer. Its log says more under request id {request_id}."
+        if code is grpc.StatusCode.INTERNAL
+        else str(error)
+    )
+    details: list[Message] = [error_details_pb2.RequestInfo(request_id=request_id)]
+    if isinstance(error, InvalidRequestError):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if isinstance(error, UnavailableError | ResourceExhaustedError) and error.retry_after_seconds is not None:
+        delay = Duration()
+        delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status_pb2.Status(code=code.value[0], message=message, details=[_pack(detail) for detail in details])
+
+
+def _name(context: Context) -> None:
+    """Give the call its request id, which every end of it sends: the caller's where it gave a printable one."""
+    for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID and isinstance(value, str) and _PRINTABLE_ID.fullmatch(value):
-            return value
-    return os.urandom(8).hex()
+            context.set_trailing_metadata(((REQUEST_ID, value),))
+            return
+    context.set_trailing_metadata(((REQUEST_ID, os.urandom(8).hex()),))
 
 
-def _abort(
-    context: grpc.ServicerContext, error: Exception, code: grpc.StatusCode, method: str, request_id: str
-) -> NoReturn:
-    if code is grpc.StatusCode.INTERNAL:  # our fault: fixed words, and the rest goes into the log
-        message = f"The server could not compute an answer. Its log says more under request id {request_id}."
-        log(logger, logging.ERROR, "request failed", exception=error, method=method, request_id=request_id)
+def _decoder(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message]:
+    def decode(raw: bytes) -> Message:
+        try:
+            return parse(raw)
+        except DecodeError as error:
+            raise InvalidRequestError("request", "is not the message that this call takes") from error
+
+    return decode
+
+
+def _why_cancelled(context: Context) -> grpc.StatusCode:
+    late = context.time_remaining() == 0
+    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+
+
+async def _abort(context: Context, error: Exception, code: grpc.StatusCode, method: str) -> NoReturn:
+    named = request_id(context)
+    status = status_of(error, named)
+    if code is grpc.StatusCode.INTERNAL:
+        log(logger, logging.ERROR, "request failed", exception=error, method=method, request_id=named)
     else:
-        message = str(error)
         log(
             logger,
             logging.DEBUG,
             "request refused",
             method=method,
             code=code.name,
-            reason=message,
-            request_id=request_id,
+            reason=status.message,
+            request_id=named,
         )
-    details: list[Message] = [error_details_pb2.RequestInfo(request_id=request_id)]
-    if isinstance(error, InvalidRequestError):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, UnavailableError) and error.retry_after_seconds is not None:
-        delay = Duration()
-        delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=code.value[0], message=message, details=[_pack(detail) for detail in details])
-    context.set_trailing_metadata(((REQUEST_ID, request_id), ("grpc-status-details-bin", status.SerializeToString())))
-    context.abort(code, message)
+    trailing = ((REQUEST_ID, named), ("grpc-status-details-bin", status.SerializeToString()))
+    await context.abort(code, status.message, trailing)
 
 
 def _pack(message: Message) -> AnyMessage:

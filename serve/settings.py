@@ -55,7 +55,10 @@ class Settings(BaseSettings):
     max_concurrent_requests: int = Field(
         default=128, ge=1, description="requests in work or waiting at once, at most; more are refused"
     )
-    threads: int = Field(default=16, ge=1, description="requests worked on at the same time, at most")
+    max_streams: int = Field(default=1024, ge=1, description="open streams, at most; more are refused")
+    threads: int = Field(
+        default=4, ge=1, description="large requests computed at the same time, at most; small ones need no thread"
+    )
     drain_seconds: float = Field(
         default=10.0, ge=0, description="time that requests in flight are given when the server is told to stop"
     )

@@ -52,6 +52,9 @@ class Metrics:
         self._requests.labels(method, code).inc()
         self._seconds.labels(method).observe(seconds)
 
+    def count_stream(self, method: str, code: str) -> None:
+        self._requests.labels(method, code).inc()
+
     def count_answers(self, policy: str, version: int, calibration_status: str, count: int) -> None:
         self._answers.labels(policy, version, calibration_status).inc(count)
 

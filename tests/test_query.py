@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from cvpo.query import ask, describe
-from serve.server import start
 from serve.settings import Settings
 from tests.command import cvpo, succeed
 from tests.serve import bundles
+from tests.serve.running import ServerThread
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     root = tmp_path_factory.mktemp("repository")
     bundles.write(root / "goal", bundles.manifest(cost_limit=(20.0, None)))
     bundles.write(root / "other", bundles.manifest("other", 7, calibration=None))
-    server = start(Settings(repository=root, address="127.0.0.1:0", allow_uncalibrated=True))
+    server = ServerThread(Settings(repository=root, address="127.0.0.1:0", allow_uncalibrated=True))
     yield server.address
     server.stop(drain_seconds=1)
 

@@ -11,10 +11,10 @@ import pytest
 import typer
 
 from cvpo.cli import app
-from serve.server import start
 from serve.settings import Settings, parse
 from tests.command import ROOT
 from tests.serve import bundles
+from tests.serve.running import ServerThread
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -101,7 +101,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_robot_of_the_readme_drives(tmp_path: Path) -> None:
     (example,) = blocks(README, "python")
     bundles.write(tmp_path / "goal", bundles.manifest())
-    server = start(Settings(repository=tmp_path, address="127.0.0.1:0"))
+    server = ServerThread(Settings(repository=tmp_path, address="127.0.0.1:0"))
     try:
         address = '"127.0.0.1:50051", timeout_seconds=0.05'
         assert address in example

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serve.server import SERVICE_NAME, start
+from serve.server import SERVICE_NAME
 from serve.settings import Settings, parse, split_address
 from tests.deploy.files import (
     KUBERNETES,
@@ -26,6 +26,7 @@ from tests.deploy.files import (
     kubernetes_object,
 )
 from tests.serve import bundles
+from tests.serve.running import ServerThread
 
 OLDEST, NEWEST = "1.30", "1.37"  # docs/deploy.md names them; 1.30 is the first whose preStop can sleep
 
@@ -141,7 +142,7 @@ def test_readiness_depends_on_the_policies_and_liveness_does_not() -> None:
 
 def test_a_server_answers_every_probe(tmp_path: Path, settings: Settings) -> None:
     bundles.write(tmp_path / "goal")
-    server = start(Settings(repository=tmp_path, address="127.0.0.1:0", metrics_address="127.0.0.1:0"))
+    server = ServerThread(Settings(repository=tmp_path, address="127.0.0.1:0", metrics_address="127.0.0.1:0"))
     try:
         with grpc.insecure_channel(server.address) as channel:
             health = health_pb2_grpc.HealthStub(channel)

@@ -15,9 +15,9 @@ from hypothesis import settings as hypothesis_settings
 
 from serve.client import PolicyClient
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
-from serve.server import RunningServer, start
 from serve.settings import Settings
 from tests.serve import bundles
+from tests.serve.running import ServerThread
 
 hypothesis_settings.register_profile("cvpo", deadline=None)  # a busy machine is not a failure
 hypothesis_settings.load_profile("cvpo")
@@ -36,7 +36,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(repository: Path) -> Iterator[RunningServer]:
+def server(repository: Path) -> Iterator[ServerThread]:
     settings = Settings(
         repository=repository,
         address="127.0.0.1:0",
@@ -46,19 +46,19 @@ def server(repository: Path) -> Iterator[RunningServer]:
         max_candidates=32,
         max_message_bytes=64 * 1024,
     )
-    running = start(settings)
+    running = ServerThread(settings)
     yield running
     running.stop(drain_seconds=5)
 
 
 @pytest.fixture
-def stub(server: RunningServer) -> Iterator[PolicyServiceStub]:
+def stub(server: ServerThread) -> Iterator[PolicyServiceStub]:
     with grpc.insecure_channel(server.address) as channel:
         yield PolicyServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
-def client(server: RunningServer) -> Iterator[PolicyClient]:
+def client(server: ServerThread) -> Iterator[PolicyClient]:
     with PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
         yield client
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from serve.server import RunningServer
+from tests.serve.running import ServerThread
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "service.md"
 
 
-def test_the_example_of_the_document_runs(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_of_the_document_runs(server: ServerThread, capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert '"127.0.0.1:50051"' in example
     example = example.replace('"127.0.0.1:50051"', f'"{server.address}", "goal"').replace("=0.5)", "=30)")

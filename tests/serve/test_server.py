@@ -21,12 +21,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serve.client import PolicyClient
 from serve.errors import PolicyServiceError, StartupError, UnavailableError
 from serve.gen.cvpo.v1 import policy_pb2 as pb
-from serve.server import RunningServer, start
 from serve.service import PolicyServicer
 from serve.settings import Settings, is_loopback, parse, split_address
 from serve.values import Mode, Shielded
+from serve.workers import INLINE_ROWS
 from tests.serve import bundles
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess, spawn
+from tests.serve.running import ServerThread
 
 Serve = Callable[..., ServerProcess]
 
@@ -206,44 +207,61 @@ def ask(client: PolicyClient, observation: np.ndarray, mode: Mode | None) -> np.
 
 
 @pytest.fixture
-def slow_server(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RunningServer, Event, Event]]:
-    """A server whose ListPolicies says when it has begun and waits to be released."""
+def slow_server(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ServerThread, Event, Event]]:
+    """A server whose large requests say when they have begun and wait to be released."""
     begun, release = Event(), Event()
+    act = PolicyServicer.Act
 
-    def list_policies(self: PolicyServicer, request: object, context: object) -> pb.ListPoliciesResponse:
-        begun.set()
-        release.wait(PATIENCE_SECONDS)
-        return pb.ListPoliciesResponse()
+    def wait(self: PolicyServicer, request: pb.ActRequest, context: object) -> pb.ActResponse:
+        if len(request.situations) > INLINE_ROWS:
+            begun.set()
+            release.wait(PATIENCE_SECONDS)
+        return act(self, request, context)
 
-    monkeypatch.setattr(PolicyServicer, "ListPolicies", list_policies)
-    running = start(Settings(repository=repository / "goal", address="127.0.0.1:0"))
+    monkeypatch.setattr(PolicyServicer, "Act", wait)
+    running = ServerThread(Settings(repository=repository / "goal", address="127.0.0.1:0"))
     yield running, begun, release
     release.set()
     running.stop(drain_seconds=0)
 
 
-def test_a_request_in_flight_is_waited_for(slow_server: tuple[RunningServer, Event, Event]) -> None:
+LARGE = np.zeros((2 * INLINE_ROWS, 3))
+
+
+def test_a_request_in_flight_is_waited_for(slow_server: tuple[ServerThread, Event, Event]) -> None:
     server, begun, release = slow_server
     with PolicyClient(server.address, timeout_seconds=PATIENCE_SECONDS) as client, ThreadPoolExecutor(2) as pool:
-        answer = pool.submit(client.list_policies)
+        answer = pool.submit(client.act, LARGE)
         assert begun.wait(PATIENCE_SECONDS)
         stopped = pool.submit(server.stop, PATIENCE_SECONDS)
         with pytest.raises(TimeoutError):
             stopped.result(1.0)  # well past the notice: the port is closing
         release.set()
-        assert answer.result(PATIENCE_SECONDS) == ()
+        assert len(answer.result(PATIENCE_SECONDS).action) == len(LARGE)
         stopped.result(PATIENCE_SECONDS)
 
 
-def test_a_request_that_outlasts_the_drain_time_is_let_go(slow_server: tuple[RunningServer, Event, Event]) -> None:
+def test_a_request_that_outlasts_the_drain_time_is_let_go(slow_server: tuple[ServerThread, Event, Event]) -> None:
     server, begun, _ = slow_server
     with PolicyClient(server.address, timeout_seconds=PATIENCE_SECONDS) as client, ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(client.list_policies)
+        answer = pool.submit(client.act, LARGE)
         assert begun.wait(PATIENCE_SECONDS)
         started = time.monotonic()
         server.stop(drain_seconds=0.3)
         assert time.monotonic() - started < 10
         with pytest.raises(UnavailableError):
+            answer.result(PATIENCE_SECONDS)
+
+
+def test_large_requests_do_not_hold_up_small_ones(slow_server: tuple[ServerThread, Event, Event]) -> None:
+    server, begun, release = slow_server
+    with PolicyClient(server.address, timeout_seconds=PATIENCE_SECONDS) as client, ThreadPoolExecutor(8) as pool:
+        large = [pool.submit(client.act, LARGE) for _ in range(8)]  # more than there are threads
+        assert begun.wait(PATIENCE_SECONDS)
+        assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+        assert not any(answer.done() for answer in large)
+        release.set()
+        for answer in large:
             answer.result(PATIENCE_SECONDS)
 
 

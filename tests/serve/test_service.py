@@ -17,9 +17,9 @@ from serve.errors import FingerprintError, InternalError, InvalidRequestError, N
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.local import LocalPolicy
-from serve.server import RunningServer
 from serve.values import CalibrationStatus, Deterministic, Mode, Sampled, Shielded
 from tests.serve import bundles
+from tests.serve.running import ServerThread
 
 NAN, INF = float("nan"), float("inf")
 GOAL = pb.PolicySelector(name="goal")
@@ -131,7 +131,7 @@ def test_a_policy_that_is_not_there_is_refused_by_every_call(
         assert says in str(caught.value.details())
 
 
-def test_the_client_raises_what_the_server_refused(server: RunningServer, client: PolicyClient) -> None:
+def test_the_client_raises_what_the_server_refused(server: ServerThread, client: PolicyClient) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         client.act(np.array([[1, 2, 3], [1, NAN, 3]]))
     assert caught.value.field == "situations[1].observation[1]"
@@ -214,7 +214,7 @@ def test_a_batch_is_answered_in_order(client: PolicyClient) -> None:
     assert answer.prediction.violation.shape == (16, 2)
 
 
-def test_without_calibration_every_answer_says_so(server: RunningServer) -> None:
+def test_without_calibration_every_answer_says_so(server: ServerThread) -> None:
     with PolicyClient(server.address, "other") as client:
         answer = client.act([0, 0, 0], cost_allowed=[INF, INF])
         assert answer.prediction.calibration_status == CalibrationStatus.NONE
@@ -295,26 +295,26 @@ def test_a_policy_describes_itself(client: PolicyClient) -> None:
     assert policy.calibration.episodes == {"fit": 50, "alarm": 30, "test": 20}
 
 
-def test_an_older_version_is_described_as_itself(server: RunningServer) -> None:
+def test_an_older_version_is_described_as_itself(server: ServerThread) -> None:
     with PolicyClient(server.address, "goal", version=1) as client:
         assert client.get_policy().policy.version == 1
         assert client.get_policy().constraints[1].cost_limit == 8.0
 
 
-def test_the_fingerprint_that_is_told_is_the_one_that_is_asked_for(server: RunningServer, client: PolicyClient) -> None:
+def test_the_fingerprint_that_is_told_is_the_one_that_is_asked_for(server: ServerThread, client: PolicyClient) -> None:
     fingerprint = client.get_policy().policy.fingerprint
     with PolicyClient(server.address, "goal", fingerprint=fingerprint) as careful:
         assert careful.act([1, 2, 3]).policy.fingerprint == fingerprint
 
 
 @pytest.mark.parametrize("service", ["", "cvpo.v1.PolicyService"])
-def test_health_says_serving(server: RunningServer, service: str) -> None:
+def test_health_says_serving(server: ServerThread, service: str) -> None:
     with grpc.insecure_channel(server.address) as channel:
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=30)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_reflection_lists_the_service_and_describes_its_messages(server: RunningServer) -> None:
+def test_reflection_lists_the_service_and_describes_its_messages(server: ServerThread) -> None:
     requests = [
         reflection_pb2.ServerReflectionRequest(list_services=""),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="cvpo.v1.PolicyService"),
@@ -327,13 +327,13 @@ def test_reflection_lists_the_service_and_describes_its_messages(server: Running
     assert described.file_descriptor_response.file_descriptor_proto
 
 
-def scrape(server: RunningServer) -> dict[str, float]:
+def scrape(server: ServerThread) -> dict[str, float]:
     with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=30) as response:
         lines = response.read().decode().splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
 
-def test_metrics_count_requests_flags_and_bundles(server: RunningServer, client: PolicyClient) -> None:
+def test_metrics_count_requests_flags_and_bundles(server: ServerThread, client: PolicyClient) -> None:
     before = scrape(server)
     client.act([1, 2, -1])
     client.act([1, 2, -1], cost_allowed=[0, 0])

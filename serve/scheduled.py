@@ -1,0 +1,48 @@
+"""PolicyService on an event loop: what is small is answered in place, what is large by a thread."""
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from serve.gen.cvpo.v1 import policy_pb2 as pb
+from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceServicer
+from serve.interceptors import Context, check_deadline
+from serve.service import PolicyServicer
+from serve.workers import INLINE_ROWS, Workers
+
+Q = TypeVar("Q", bound=Message)
+A = TypeVar("A", bound=Message)
+
+
+class ScheduledPolicyServicer(PolicyServiceServicer):
+    """PolicyServicer's answers, each in its turn."""
+
+    def __init__(self, answers: PolicyServicer, workers: Workers) -> None:
+        self._answers = answers
+        self._workers = workers
+
+    async def Act(self, request: pb.ActRequest, context: Context) -> pb.ActResponse:  # noqa: N802
+        rows = len(request.situations) * max(1, request.shielded.candidates)
+        return await self._answer(self._answers.Act, request, context, rows)
+
+    async def EvaluateAction(  # noqa: N802
+        self, request: pb.EvaluateActionRequest, context: Context
+    ) -> pb.EvaluateActionResponse:
+        return await self._answer(self._answers.EvaluateAction, request, context, len(request.situated_actions))
+
+    async def ListPolicies(  # noqa: N802
+        self, request: pb.ListPoliciesRequest, context: Context
+    ) -> pb.ListPoliciesResponse:
+        return self._answers.ListPolicies(request, None)
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:  # noqa: N802
+        return self._answers.GetPolicy(request, None)
+
+    async def _answer(self, ask: Callable[[Q, object], A], request: Q, context: Context, rows: int) -> A:
+        if rows <= INLINE_ROWS:
+            return ask(request, None)
+        return await self._workers.run(
+            lambda request: ask(request, None), request, functools.partial(check_deadline, context)
+        )
