@@ -4,7 +4,7 @@ Decoding a request checks everything that can be checked without the policy's gr
 what cannot be put into a message. Paths of fields are those of the proto, such as `situations[0].observation[3]`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from serve.errors import InvalidRequestError
 from serve.gen.cvpo.v1 import policy_pb2 as pb
+from serve.gen.cvpo.v1.control_pb2 import OpenSession
 from serve.values import (
     ActResult,
     CalibrationDescription,
@@ -31,8 +32,8 @@ from serve.values import (
     Space,
 )
 
-_UINT32_MAX = 2**32 - 1
-_UINT64_MAX = 2**64 - 1
+UINT32_MAX = 2**32 - 1
+UINT64_MAX = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,14 @@ class Limits:
 # --- requests, on the server ---------------------------------------------------------------------------------------
 
 
-def decode_mode(request: pb.ActRequest, limits: Limits) -> Mode:
-    """Return how the action is to be chosen."""
+def decode_mode(request: pb.ActRequest | OpenSession, limits: Limits, path: str = "") -> Mode:
+    """Return how the action is to be chosen; `path` is that of the message in its request."""
     which = request.WhichOneof("mode")
     if which == "shielded":
         candidates = request.shielded.candidates
         if not 2 <= candidates <= limits.max_candidates:
             raise InvalidRequestError(
-                "shielded.candidates", f"is {candidates}; this server takes 2 to {limits.max_candidates}"
+                f"{path}shielded.candidates", f"is {candidates}; this server takes 2 to {limits.max_candidates}"
             )
         return Shielded(candidates, request.shielded.seed if request.shielded.HasField("seed") else None)
     if which == "sampled":
@@ -201,18 +202,27 @@ def encode_act_request(selector: pb.PolicySelector, situations: list[pb.Situatio
         InvalidRequestError: a seed or a number of candidates that does not fit into the message.
     """
     request = pb.ActRequest(policy=selector, situations=situations)
+    encode_mode(request, mode)
+    return request
+
+
+def encode_mode(request: pb.ActRequest | OpenSession, mode: Mode) -> None:
+    """Write how the action is to be chosen.
+
+    Raises:
+        InvalidRequestError: a seed or a number of candidates that does not fit into the message.
+    """
     match mode:
         case Deterministic():
             request.deterministic.SetInParent()
         case Sampled(seed):
             request.sampled.SetInParent()
             if seed is not None:
-                request.sampled.seed = _in_range("seed", seed, _UINT64_MAX)
+                request.sampled.seed = in_range("seed", seed, UINT64_MAX)
         case Shielded(candidates, seed):
-            request.shielded.candidates = _in_range("candidates", candidates, _UINT32_MAX)
+            request.shielded.candidates = in_range("candidates", candidates, UINT32_MAX)
             if seed is not None:
-                request.shielded.seed = _in_range("seed", seed, _UINT64_MAX)
-    return request
+                request.shielded.seed = in_range("seed", seed, UINT64_MAX)
 
 
 def _rows(name: str, value: ArrayLike) -> tuple[NDArray[np.float64], bool]:
@@ -229,10 +239,15 @@ def _steps(steps_left: ArrayLike, count: int) -> list[int]:
     array = np.asarray(steps_left)
     if array.dtype.kind not in "iu" or array.shape not in ((), (count,)):
         raise InvalidRequestError("steps_left", f"must be one whole number, or one for each of {count} observations")
-    return [_in_range("steps_left", steps, _UINT32_MAX) for steps in np.broadcast_to(array, (count,)).tolist()]
+    return [in_range("steps_left", steps, UINT32_MAX) for steps in np.broadcast_to(array, (count,)).tolist()]
 
 
-def _in_range(name: str, value: int, largest: int) -> int:
+def in_range(name: str, value: int, largest: int) -> int:
+    """Return a number that fits into its field.
+
+    Raises:
+        InvalidRequestError: it does not.
+    """
     if not 0 <= value <= largest:
         raise InvalidRequestError(name, f"is {value}; it must be 0 to {largest}")
     return value
@@ -245,52 +260,53 @@ def encode_act_response(result: ActResult) -> pb.ActResponse:
     """Return the message of an answer."""
     rows = zip(
         result.action.tolist(),
-        _encode_predictions(result.prediction),
+        encode_predictions(result.prediction),
         result.feasible.tolist(),
         result.chosen.tolist(),
         strict=True,
     )
     return pb.ActResponse(
-        policy=_encode_served(result.policy),
+        policy=encode_served(result.policy),
         results=[
             pb.ActResult(action=action, prediction=prediction, feasible=feasible, chosen=chosen)
             for action, prediction, feasible, chosen in rows
         ],
-        compute_time=_duration(result.compute_seconds),
+        compute_time=encode_duration(result.compute_seconds),
     )
 
 
 def decode_act_response(message: pb.ActResponse) -> ActResult:
     """Return the answer in a message, with the axis N."""
     return ActResult(
-        policy=_decode_served(message.policy),
+        policy=decode_served(message.policy),
         action=np.array([result.action[:] for result in message.results], np.float32),
         feasible=np.array([result.feasible for result in message.results], np.bool_),
         chosen=np.array([result.chosen for result in message.results], np.int64),
-        prediction=_decode_predictions([result.prediction for result in message.results]),
-        compute_seconds=_seconds(message.compute_time),
+        prediction=decode_predictions([result.prediction for result in message.results]),
+        compute_seconds=decode_duration(message.compute_time),
     )
 
 
 def encode_evaluate_response(result: EvaluateActionResult) -> pb.EvaluateActionResponse:
     """Return the message of a judgement."""
     return pb.EvaluateActionResponse(
-        policy=_encode_served(result.policy),
-        predictions=_encode_predictions(result.prediction),
-        compute_time=_duration(result.compute_seconds),
+        policy=encode_served(result.policy),
+        predictions=encode_predictions(result.prediction),
+        compute_time=encode_duration(result.compute_seconds),
     )
 
 
 def decode_evaluate_response(message: pb.EvaluateActionResponse) -> EvaluateActionResult:
     """Return the judgement in a message, with the axis N."""
     return EvaluateActionResult(
-        policy=_decode_served(message.policy),
-        prediction=_decode_predictions(message.predictions),
-        compute_seconds=_seconds(message.compute_time),
+        policy=decode_served(message.policy),
+        prediction=decode_predictions(message.predictions),
+        compute_seconds=decode_duration(message.compute_time),
     )
 
 
-def _encode_predictions(prediction: Prediction) -> list[pb.Prediction]:
+def encode_predictions(prediction: Prediction) -> list[pb.Prediction]:
+    """Return one message per situation."""
     alarm_level = prediction.alarm_level.tolist()
     per_constraint = zip(
         prediction.cost_value.tolist(),
@@ -341,7 +357,8 @@ def _encode_predictions(prediction: Prediction) -> list[pb.Prediction]:
     ]
 
 
-def _decode_predictions(messages: Iterable[pb.Prediction]) -> Prediction:
+def decode_predictions(messages: Sequence[pb.Prediction]) -> Prediction:
+    """Return the predictions in messages, at least one, with the axis N."""
     rows = [
         [
             (c.cost_value, c.cost_to_go, c.cost_upper, c.violation_probability, c.violation, c.cost_allowed)
@@ -349,7 +366,7 @@ def _decode_predictions(messages: Iterable[pb.Prediction]) -> Prediction:
         ]
         for message in messages
     ]
-    first = next(iter(messages)).constraints
+    first = messages[0].constraints
     values = np.array(rows, np.float32)  # [N, C, 6]
     return Prediction(
         constraints=tuple(c.name for c in first),
@@ -373,7 +390,7 @@ def _decode_predictions(messages: Iterable[pb.Prediction]) -> Prediction:
 def encode_description(description: PolicyDescription) -> pb.PolicyDescription:
     """Return the message of a policy's description."""
     message = pb.PolicyDescription(
-        policy=_encode_served(description.policy),
+        policy=encode_served(description.policy),
         observation=_encode_space(description.observation),
         action=_encode_space(description.action),
         constraints=[
@@ -394,7 +411,7 @@ def encode_description(description: PolicyDescription) -> pb.PolicyDescription:
         shift_threshold=description.shift_threshold,
     )
     if description.control_period_seconds is not None:
-        message.control_period.CopyFrom(_duration(description.control_period_seconds))
+        message.control_period.CopyFrom(encode_duration(description.control_period_seconds))
     calibration = description.calibration
     if calibration is not None:
         message.calibration.CopyFrom(
@@ -414,7 +431,7 @@ def decode_description(message: pb.PolicyDescription) -> PolicyDescription:
     """Return the description in a message."""
     calibration = message.calibration
     return PolicyDescription(
-        policy=_decode_served(message.policy),
+        policy=decode_served(message.policy),
         environment=message.environment,
         observation=_decode_space(message.observation),
         action=_decode_space(message.action),
@@ -424,7 +441,7 @@ def decode_description(message: pb.PolicyDescription) -> PolicyDescription:
         ),
         horizon_steps=message.horizon_steps,
         window_steps=message.window_steps,
-        control_period_seconds=_seconds(message.control_period) if message.HasField("control_period") else None,
+        control_period_seconds=decode_duration(message.control_period) if message.HasField("control_period") else None,
         safe_action=tuple(message.safe_action),
         calibration=CalibrationDescription(
             method=calibration.method,
@@ -441,11 +458,13 @@ def decode_description(message: pb.PolicyDescription) -> PolicyDescription:
     )
 
 
-def _encode_served(policy: ServedPolicy) -> pb.ServedPolicy:
+def encode_served(policy: ServedPolicy) -> pb.ServedPolicy:
+    """Return the message that names who answered."""
     return pb.ServedPolicy(name=policy.name, version=policy.version, fingerprint=policy.fingerprint)
 
 
-def _decode_served(message: pb.ServedPolicy) -> ServedPolicy:
+def decode_served(message: pb.ServedPolicy) -> ServedPolicy:
+    """Return who answered."""
     return ServedPolicy(message.name, message.version, message.fingerprint)
 
 
@@ -457,10 +476,12 @@ def _decode_space(message: pb.Space) -> Space:
     return Space(tuple(message.names), tuple(message.low), tuple(message.high))
 
 
-def _duration(seconds: float) -> Duration:
+def encode_duration(seconds: float) -> Duration:
+    """Return the message of a time span."""
     whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
     return Duration(seconds=whole, nanos=nanos)
 
 
-def _seconds(duration: Duration) -> float:
+def decode_duration(duration: Duration) -> float:
+    """Return a time span in seconds."""
     return duration.seconds + duration.nanos * 1e-9

@@ -31,6 +31,18 @@ class FingerprintError(PolicyServiceError):
     """The served policy has other spaces or constraints than the caller was built for."""
 
 
+class SessionStateError(PolicyServiceError):
+    """The state that a session should go on from is forged, stale, of another key, or of another opening."""
+
+
+class HorizonError(PolicyServiceError):
+    """The step is past the session's horizon; open a new session."""
+
+
+class SupersededError(PolicyServiceError):
+    """A newer step was already waiting and is answered instead; this one counts, and so does its cost."""
+
+
 class UnavailableError(PolicyServiceError):
     """No server answers at the address, or it is stopping.
 

@@ -22,9 +22,12 @@ from google.rpc import error_details_pb2, status_pb2
 from serve.errors import (
     DeadlineExceededError,
     FingerprintError,
+    HorizonError,
     InvalidRequestError,
     NotFoundError,
     ResourceExhaustedError,
+    SessionStateError,
+    SupersededError,
     UnavailableError,
 )
 from serve.telemetry import Metrics, log
@@ -37,6 +40,9 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     FingerprintError: grpc.StatusCode.FAILED_PRECONDITION,
+    SessionStateError: grpc.StatusCode.FAILED_PRECONDITION,
+    HorizonError: grpc.StatusCode.OUT_OF_RANGE,
+    SupersededError: grpc.StatusCode.ABORTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,

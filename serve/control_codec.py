@@ -1,0 +1,288 @@
+"""The messages of the control stream to values and back, naming the field that is wrong; shared by server and client.
+
+Decoding an opening checks what can be checked without the policy; the session checks the rest.
+"""
+
+import hashlib
+from typing import cast
+
+import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.status_pb2 import Status
+
+from serve.codec import (
+    UINT32_MAX,
+    UINT64_MAX,
+    Limits,
+    decode_duration,
+    decode_mode,
+    decode_predictions,
+    decode_served,
+    encode_duration,
+    encode_mode,
+    encode_predictions,
+    encode_served,
+    in_range,
+)
+from serve.control_values import (
+    DEFAULT_LEAST_UNSAFE_CANDIDATES,
+    DEFAULT_RECOVERY_STEPS,
+    REASONS_IN_ORDER,
+    Account,
+    BackupPolicy,
+    ConstantAction,
+    Fallback,
+    FallbackAction,
+    FallbackReason,
+    FallbackTaken,
+    FlaggedAction,
+    HoldLastAction,
+    Horizon,
+    LeastUnsafeAction,
+    Opening,
+    PolicySelector,
+    RollingWindow,
+    SessionOpened,
+    Step,
+    StepResult,
+    StepTiming,
+)
+from serve.errors import InvalidRequestError
+from serve.gen.cvpo.v1 import control_pb2 as pb
+from serve.gen.cvpo.v1 import policy_pb2
+
+# --- requests, on the server ---------------------------------------------------------------------------------------
+
+
+def decode_opening(message: pb.OpenSession, limits: Limits) -> Opening:
+    """Return what a session is to be, defaults filled in but for those that are the policy's.
+
+    Raises:
+        InvalidRequestError: an unknown reason, too many candidates, an age that is not above zero.
+    """
+    extent: Horizon | RollingWindow | None = None
+    match message.WhichOneof("extent"):
+        case "horizon_steps":
+            extent = Horizon(message.horizon_steps)
+        case "rolling_window_steps":
+            extent = RollingWindow(message.rolling_window_steps)
+    max_age = decode_duration(message.max_age) if message.HasField("max_age") else None
+    if max_age is not None and max_age <= 0:
+        raise InvalidRequestError("open.max_age", f"is {max_age:g} s; it must be above zero")
+    return Opening(
+        policy=decode_selector(message.policy),
+        cost_budget=tuple(message.cost_budget) or None,
+        extent=extent,
+        mode=decode_mode(message, limits, "open."),
+        max_age_seconds=max_age,
+        fallback=_decode_fallback(message.fallback, limits),
+    )
+
+
+def opening_digest(message: pb.OpenSession) -> bytes:
+    """Return what tells whether a session that goes on was opened as it is now: the SHA-256 of all but the state."""
+    opening = pb.OpenSession()
+    opening.CopyFrom(message)
+    opening.ClearField("state")
+    return hashlib.sha256(opening.SerializeToString(deterministic=True)).digest()
+
+
+def decode_selector(message: policy_pb2.PolicySelector) -> PolicySelector:
+    """Return which policy is meant."""
+    return PolicySelector(message.name, message.version if message.HasField("version") else None, message.fingerprint)
+
+
+def _decode_fallback(message: pb.Fallback, limits: Limits) -> Fallback:
+    reasons = set()
+    for index, number in enumerate(map(int, message.reasons)):
+        if number not in REASONS_IN_ORDER:
+            known = ", ".join(f"{reason.value} ({reason.name})" for reason in sorted(REASONS_IN_ORDER))
+            raise InvalidRequestError(f"open.fallback.reasons[{index}]", f"is {number}; the reasons are {known}")
+        reasons.add(FallbackReason(number))
+    return Fallback(
+        action=_decode_fallback_action(message, limits),
+        reasons=frozenset(reasons or REASONS_IN_ORDER),
+        recovery_steps=message.recovery_steps or DEFAULT_RECOVERY_STEPS,
+    )
+
+
+def _decode_fallback_action(message: pb.Fallback, limits: Limits) -> FallbackAction:
+    match message.WhichOneof("action"):
+        case "least_unsafe":
+            candidates = message.least_unsafe.candidates or DEFAULT_LEAST_UNSAFE_CANDIDATES
+            if not 2 <= candidates <= limits.max_candidates:
+                raise InvalidRequestError(
+                    "open.fallback.least_unsafe.candidates",
+                    f"is {candidates}; this server takes 2 to {limits.max_candidates}",
+                )
+            return LeastUnsafeAction(candidates)
+        case "constant":
+            return ConstantAction(tuple(message.constant.action) or None)
+        case "hold_last":
+            return HoldLastAction()
+        case "backup":
+            return BackupPolicy(decode_selector(message.backup.policy))
+        case _:
+            return FlaggedAction()
+
+
+def decode_step(message: pb.ControlStep) -> Step:
+    """Return a step; the session checks it."""
+    return Step(message.step, message.observation[:], tuple(message.cost_total))  # a list: numpy reads it faster
+
+
+# --- requests, on the client ---------------------------------------------------------------------------------------
+
+
+def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
+    """Return the message that opens a session, or goes on from a state of it.
+
+    Raises:
+        InvalidRequestError: a number that does not fit into the message.
+    """
+    message = pb.OpenSession(policy=_encode_selector(opening.policy), state=state)
+    message.cost_budget.extend(opening.cost_budget or ())
+    match opening.extent:
+        case Horizon(steps):
+            message.horizon_steps = in_range("horizon", steps, UINT32_MAX)
+        case RollingWindow(steps):
+            message.rolling_window_steps = in_range("rolling window", steps, UINT32_MAX)
+    encode_mode(message, opening.mode)
+    if opening.max_age_seconds is not None:
+        message.max_age.CopyFrom(encode_duration(opening.max_age_seconds))
+    fallback = opening.fallback
+    message.fallback.reasons.extend(map(_encode_reason, sorted(fallback.reasons)))
+    message.fallback.recovery_steps = in_range("recovery_steps", fallback.recovery_steps, UINT32_MAX)
+    match fallback.action:
+        case FlaggedAction():
+            message.fallback.flagged.SetInParent()
+        case LeastUnsafeAction(candidates):
+            message.fallback.least_unsafe.candidates = in_range("candidates", candidates, UINT32_MAX)
+        case ConstantAction(action):
+            message.fallback.constant.action.extend(action or ())
+            message.fallback.constant.SetInParent()
+        case HoldLastAction():
+            message.fallback.hold_last.SetInParent()
+        case BackupPolicy(selector):
+            message.fallback.backup.policy.CopyFrom(_encode_selector(selector))
+    return message
+
+
+def encode_step(step: Step) -> pb.ControlStep:
+    """Return the message of a step."""
+    return pb.ControlStep(step=step.number, observation=step.observation, cost_total=step.cost_total)
+
+
+def _encode_selector(selector: PolicySelector) -> policy_pb2.PolicySelector:
+    version = None if selector.version is None else in_range("version", selector.version, UINT64_MAX)
+    return policy_pb2.PolicySelector(name=selector.name, version=version, fingerprint=selector.fingerprint)
+
+
+def _encode_reason(reason: FallbackReason) -> pb.FallbackReason:
+    return cast("pb.FallbackReason", reason.value)  # the numbers are the same
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+def encode_opened(opened: SessionOpened) -> pb.ControlResponse:
+    """Return the answer to an opening."""
+    return pb.ControlResponse(
+        opened=pb.SessionOpened(
+            session_id=opened.session_id,
+            policy=encode_served(opened.policy),
+            cost_budget=opened.cost_budget,
+            extent_steps=opened.extent_steps,
+            next_step=opened.next_step,
+            idle_timeout=encode_duration(opened.idle_timeout_seconds),
+            state=opened.state,
+        )
+    )
+
+
+def decode_opened(message: pb.SessionOpened) -> SessionOpened:
+    """Return what a session begins with."""
+    return SessionOpened(
+        session_id=message.session_id,
+        policy=decode_served(message.policy),
+        cost_budget=tuple(message.cost_budget),
+        extent_steps=message.extent_steps,
+        next_step=message.next_step,
+        idle_timeout_seconds=decode_duration(message.idle_timeout),
+        state=message.state,
+    )
+
+
+def encode_result(result: StepResult, sent_at: Timestamp | None = None) -> pb.ControlResponse:
+    """Return the answer to a step that was sent at a time of the robot's clock."""
+    account, taken, timing = result.account, result.fallback, result.timing
+    fallback = None
+    if taken is not None:
+        backup = None if taken.backup is None else encode_served(taken.backup)
+        fallback = pb.FallbackTaken(reason=_encode_reason(taken.reason), steps=taken.steps, backup=backup)
+    prediction = None if result.prediction is None else encode_predictions(result.prediction)[0]
+    return pb.ControlResponse(
+        result=pb.ControlResult(
+            step=result.step,
+            action=result.action[0].tolist(),
+            prediction=prediction,
+            feasible=result.feasible,
+            chosen=result.chosen,
+            fallback=fallback,
+            budgets=[
+                pb.Budget(name=name, spent=spent, left=left, exhausted=exhausted)
+                for name, spent, left, exhausted in zip(
+                    result.constraints, account.spent, account.left, account.exhausted, strict=True
+                )
+            ],
+            steps_left=account.steps_left,
+            policy=encode_served(result.policy),
+            timing=pb.StepTiming(
+                queued=encode_duration(timing.queued_seconds),
+                checked=encode_duration(timing.checked_seconds),
+                computed=encode_duration(timing.computed_seconds),
+            ),
+            sent_at=sent_at,
+            state=result.state,
+        )
+    )
+
+
+def decode_result(message: pb.ControlResult) -> StepResult:
+    """Return the answer to a step, with the axis N."""
+    fallback = None
+    if message.HasField("fallback"):
+        taken = message.fallback
+        backup = decode_served(taken.backup) if taken.HasField("backup") else None
+        fallback = FallbackTaken(FallbackReason(taken.reason), taken.steps, backup)
+    return StepResult(
+        step=message.step,
+        action=np.array([message.action[:]], np.float32),
+        prediction=decode_predictions([message.prediction]) if message.HasField("prediction") else None,
+        feasible=message.feasible,
+        chosen=message.chosen,
+        fallback=fallback,
+        constraints=tuple(budget.name for budget in message.budgets),
+        account=Account(
+            spent=tuple(budget.spent for budget in message.budgets),
+            left=tuple(budget.left for budget in message.budgets),
+            steps_left=message.steps_left,
+        ),
+        policy=decode_served(message.policy),
+        timing=StepTiming(
+            decode_duration(message.timing.queued),
+            decode_duration(message.timing.checked),
+            decode_duration(message.timing.computed),
+        ),
+        state=message.state,
+    )
+
+
+def encode_step_error(step: int, status: Status, next_step: int) -> pb.ControlResponse:
+    """Return what says why a step has no action."""
+    return pb.ControlResponse(error=pb.StepError(step=step, status=status, next_step=next_step))
+
+
+def encode_notice(kind: pb.NoticeKind, message: str) -> pb.ControlResponse:
+    """Return news of the server."""
+    return pb.ControlResponse(notice=pb.Notice(kind=kind, message=message))

@@ -1,0 +1,202 @@
+"""Who answers a step of a session, the policy or its fallback, and with what: a runtime-assurance switch (Simplex)."""
+
+import contextlib
+import hashlib
+import struct
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from serve.control_values import (
+    Account,
+    BackupPolicy,
+    ConstantAction,
+    FallbackTaken,
+    FlaggedAction,
+    HoldLastAction,
+    LeastUnsafeAction,
+    Opening,
+    PolicySelector,
+)
+from serve.errors import FingerprintError, InternalError, NotFoundError
+from serve.runtime import PolicyRuntime
+from serve.safety import Authority, cost_allowed, first_reason
+from serve.values import ActResult, Deterministic, Floats, Mode, Prediction, Shielded, Situations
+
+
+class Policies(Protocol):
+    """Where the policies are."""
+
+    def select(self, name: str, version: int | None, fingerprint: str) -> PolicyRuntime:
+        """Return the policy that is meant: its given version, or the served one.
+
+        Raises:
+            NotFoundError: no such policy or version.
+            FingerprintError: it has another fingerprint.
+        """
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The action of one step, what is predicted of it, and whose it is."""
+
+    action: Floats  # [1, A]
+    prediction: Prediction | None
+    feasible: bool
+    chosen: int
+    authority: Authority
+    fallback: FallbackTaken | None = None
+
+    @classmethod
+    def of(cls, result: ActResult, authority: Authority, fallback: FallbackTaken | None = None) -> "Decision":
+        return cls(
+            result.action, result.prediction, bool(result.feasible[0]), int(result.chosen[0]), authority, fallback
+        )
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a step is decided on."""
+
+    step: int
+    observation: Floats  # [1, O]
+    account: Account
+    authority: Authority  # after the step before
+    last_action: Floats | None  # [1, A], answered at the step before
+
+
+class Pilot:
+    """The policy of a session, and its fallback."""
+
+    def __init__(
+        self, opening: Opening, policies: Policies, seed: int, versions: tuple[int | None, int | None]
+    ) -> None:
+        """Find the policies.
+
+        Args:
+            opening: of the session, with the name and fingerprint of its policy filled in.
+            policies: where the policies are.
+            seed: of the session's draws.
+            versions: of the policy and its backup that answered last; None: none has.
+
+        Raises:
+            NotFoundError, FingerprintError: one of the policies is not here, or the backup is not for the same robot.
+        """
+        self._mode = opening.mode
+        self._fallback = opening.fallback
+        self._seed = seed
+        self._policy = _Followed(policies, opening.policy, versions[0])
+        self._backup: _Followed | None = None
+        if isinstance(opening.fallback.action, BackupPolicy):
+            backup = opening.fallback.action.policy
+            if backup.fingerprint not in ("", opening.policy.fingerprint):
+                raise FingerprintError("The backup policy must have the fingerprint of the session's policy.")
+            backup = replace(backup, fingerprint=opening.policy.fingerprint)
+            self._backup = _Followed(policies, backup, versions[1])
+
+    @property
+    def policy(self) -> PolicyRuntime:
+        """What answers, or answered last."""
+        return self._policy.runtime
+
+    @property
+    def backup_version(self) -> int | None:
+        return self._backup.runtime.served.version if self._backup else None
+
+    def decide(self, situation: Situation) -> Decision:
+        """Ask the policy, and the fallback where it has control.
+
+        Raises:
+            InternalError: neither gave anything that may be sent.
+        """
+        self._policy.follow()
+        fallback = self._fallback
+        own: ActResult | None = None
+        failure: InternalError | None = None
+        try:
+            own = self.policy.act(_asked(self.policy, situation), self._drawn(self._mode, situation.step))
+        except InternalError as error:
+            failure = error
+        reason = None
+        if not isinstance(fallback.action, FlaggedAction):
+            reason = first_reason(
+                fallback.reasons,
+                no_answer=own is None,
+                exhausted=any(situation.account.exhausted),
+                shifted=own is not None and _is_shifted(self.policy, own.prediction),
+                flagged=own is not None and bool(own.prediction.flagged[0]),
+            )
+        authority, told = situation.authority.after(reason, fallback.recovery_steps)
+        if told is not None:
+            return self._fall_back(situation, authority, FallbackTaken(told, authority.fallback_steps))
+        if own is None:
+            assert failure is not None
+            raise failure
+        return Decision.of(own, authority)
+
+    def _fall_back(self, situation: Situation, authority: Authority, taken: FallbackTaken) -> Decision:
+        match self._fallback.action:
+            case LeastUnsafeAction(candidates):
+                mode = self._drawn(Shielded(candidates), situation.step)
+                return Decision.of(self.policy.act(_asked(self.policy, situation), mode), authority, taken)
+            case BackupPolicy():
+                assert self._backup is not None
+                self._backup.follow()
+                backup = self._backup.runtime
+                result = backup.act(_asked(backup, situation), Deterministic())
+                return Decision.of(result, authority, replace(taken, backup=backup.served))
+            case HoldLastAction() if situation.last_action is not None:
+                action = situation.last_action
+            case ConstantAction(constant) if constant is not None:
+                action = np.array([constant], np.float32)
+            case _:
+                action = np.array([self.policy.manifest.safe_action], np.float32)
+        try:
+            prediction = self.policy.evaluate_action(_asked(self.policy, situation), action).prediction
+        except InternalError:  # the action is known all the same
+            return Decision(action, None, False, 0, authority, taken)
+        return Decision(action, prediction, not prediction.flagged[0], 0, authority, taken)
+
+    def _drawn(self, mode: Mode, step: int) -> Mode:
+        """The mode of one step: what it draws follows from the session's seed and the step's number."""
+        if isinstance(mode, Deterministic):
+            return mode
+        digest = hashlib.sha256(struct.pack("<QQ", self._seed, step)).digest()
+        return replace(mode, seed=int.from_bytes(digest[:8], "little"))
+
+
+class _Followed:
+    """A policy that a session stays with: the version it names, or the served one as long as the fingerprint stays."""
+
+    def __init__(self, policies: Policies, selector: PolicySelector, version: int | None) -> None:
+        """Select; an unnamed version begins with the served one, or with `version` where that has another fingerprint.
+
+        Raises:
+            NotFoundError, FingerprintError: there is no such policy.
+        """
+        self._policies = policies
+        self._selector = selector
+        self._pinned = selector.version is not None
+        try:
+            self.runtime = policies.select(selector.name, selector.version, selector.fingerprint)
+        except (NotFoundError, FingerprintError):
+            if self._pinned or version is None:
+                raise
+            self.runtime = policies.select(selector.name, version, selector.fingerprint)
+
+    def follow(self) -> None:
+        """Move to the version that is served now; stay where there is none that fits."""
+        if not self._pinned:
+            with contextlib.suppress(NotFoundError, FingerprintError):
+                self.runtime = self._policies.select(self._selector.name, None, self._selector.fingerprint)
+
+
+def _asked(policy: PolicyRuntime, situation: Situation) -> Situations:
+    """What a policy is asked; it is never asked about more steps than it has been trained for."""
+    steps = min(situation.account.steps_left, policy.frame.horizon_steps)
+    return Situations(situation.observation, np.array([steps], np.int64), cost_allowed(situation.account))
+
+
+def _is_shifted(policy: PolicyRuntime, prediction: Prediction) -> bool:
+    return bool(prediction.shift_score[0] > policy.manifest.observation_statistics.shift_threshold)

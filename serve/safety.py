@@ -1,0 +1,149 @@
+"""What may still be spent now, and whether a policy or its fallback has control. Values in, values out.
+
+Costs are float64 and undiscounted. Where a difference cannot be written exactly, what was spent is rounded up and what
+is left is rounded down, so that rounding never allows more than the budget.
+"""
+
+import math
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve.control_values import REASONS_IN_ORDER, Account, FallbackReason
+from serve.values import Floats
+
+Costs = tuple[float, ...]  # one per constraint
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+# --- budgets -------------------------------------------------------------------------------------------------------
+
+
+def horizon_account(budget: Costs, horizon_steps: int, step: int, cost_total: Costs) -> Account:
+    """Tell what is spent and left at a step of a session that ends; this step is among those left."""
+    return Account(
+        spent=cost_total,
+        left=tuple(max(0.0, _minus(*pair)) for pair in zip(budget, cost_total, strict=True)),
+        steps_left=horizon_steps - step,
+    )
+
+
+def rolling_account(budget: Costs, steps_ahead: int, cost_total: Costs, cost_total_then: Costs) -> Account:
+    """Tell what is spent and left in the one window that holds the next `steps_ahead` steps and those before.
+
+    Args:
+        budget: of a window of W steps, [C].
+        steps_ahead: h, steps that the prediction speaks of, 1 to W.
+        cost_total: observed up to now, [C].
+        cost_total_then: observed up to W - h steps ago, [C].
+    """
+    spent = tuple(0.0 - _minus(then, now) for now, then in zip(cost_total, cost_total_then, strict=True))
+    left = tuple(max(0.0, _minus(*pair)) for pair in zip(budget, spent, strict=True))
+    return Account(spent, left, steps_ahead)
+
+
+def steps_ahead(rolling_window_steps: int, policy_window_steps: int) -> int:
+    """Steps that the predictions of a rolling session speak of: those of the policy's window, half its own at most."""
+    return min(policy_window_steps, (rolling_window_steps + 1) // 2)
+
+
+def cost_allowed(account: Account) -> Floats:
+    """What is left as the policy's graphs take it, [1, C], never rounded up."""
+    left = [min(x, _FLOAT32_MAX) if math.isfinite(x) else x for x in account.left]
+    allowed = np.array([left], np.float32)
+    for index, exact in enumerate(left):
+        if float(allowed[0, index]) > exact:
+            allowed[0, index] = np.nextafter(allowed[0, index], np.float32(-np.inf))
+    return allowed
+
+
+def _minus(a: float, b: float) -> float:
+    """a - b, rounded down; infinity where a is infinite."""
+    difference = a - b
+    back = difference - a
+    error = (a - (difference - back)) - (b + back)  # exact difference less the rounded one (Knuth, TwoSum)
+    return math.nextafter(difference, -math.inf) if error < 0 else difference
+
+
+class CostHistory:
+    """Cost totals at the steps that changed them, as far back as a rolling window looks.
+
+    Kept packed, since it travels in every answer's state: one record of step and totals per change.
+    """
+
+    def __init__(self, constraints: int, steps_back: int, packed: bytes = b"") -> None:
+        """Begin empty, or from what `packed` gave.
+
+        Args:
+            constraints: C.
+            steps_back: how many steps the window looks back; 0: it needs no history.
+            packed: an earlier history's.
+        """
+        self._record = struct.Struct(f"<Q{constraints}d")
+        self._none: Costs = (0.0,) * constraints
+        self._steps_back = steps_back
+        self._packed = bytearray(packed)
+
+    @property
+    def packed(self) -> bytes:
+        return bytes(self._packed)
+
+    def cost_total_then(self, step: int, cost_total: Costs) -> Costs:
+        """The total `steps_back` steps before `step`, the one after the last that was recorded; zero before the first.
+
+        Args:
+            step: the step that is answered now.
+            cost_total: the total at it.
+        """
+        if self._steps_back == 0:
+            return cost_total
+        if not self._packed:
+            return self._none
+        first, *then = self._record.unpack_from(self._packed)
+        return tuple(then) if first <= step - self._steps_back else self._none
+
+    def add(self, step: int, before: Costs, cost_total: Costs) -> None:
+        """Record the total at a step, `before` that of the step before; forget what no later step looks back to."""
+        if self._steps_back == 0:
+            return
+        if cost_total != before:
+            self._packed += self._record.pack(step, *cost_total)
+        size, oldest = self._record.size, step + 1 - self._steps_back
+        while len(self._packed) >= 2 * size and self._record.unpack_from(self._packed, size)[0] <= oldest:
+            del self._packed[:size]
+
+
+# --- who has control -----------------------------------------------------------------------------------------------
+
+
+def first_reason(
+    counted: Collection[FallbackReason], *, no_answer: bool, exhausted: bool, shifted: bool, flagged: bool
+) -> FallbackReason | None:
+    """Return the reason that is told, of those that apply and count; None: the policy's action may be taken."""
+    for reason, applies in zip(REASONS_IN_ORDER, (no_answer, exhausted, shifted, flagged), strict=True):
+        if applies and reason in counted:
+            return reason
+    return None
+
+
+@dataclass(frozen=True)
+class Authority:
+    """Who has control: the policy, or the fallback and for how long."""
+
+    fallback_steps: int = 0  # in a row that the fallback has had control; 0: the policy has
+    clear_steps: int = 0  # of these the last ones, in a row, that had no reason
+
+    def after(self, reason: FallbackReason | None, recovery_steps: int) -> tuple["Authority", FallbackReason | None]:
+        """Decide a step: who has control of it, and the reason that is told where it is the fallback.
+
+        A fallback that has control keeps it for `recovery_steps` steps in a row without a reason (RECOVERING); the step
+        after them is the policy's.
+        """
+        if reason is not None:
+            return Authority(self.fallback_steps + 1), reason
+        if self.fallback_steps == 0 or self.clear_steps >= recovery_steps:
+            return Authority(), None
+        return Authority(self.fallback_steps + 1, self.clear_steps + 1), FallbackReason.RECOVERING

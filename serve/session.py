@@ -1,0 +1,318 @@
+"""One robot's session: the result of a step as a function of the session, the step and the policies that are served.
+
+No transport, no locks, and no clock but for telling how long things took. A session takes one step after another; one
+that is refused leaves it as it was.
+"""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from serve.control_values import (
+    Account,
+    ConstantAction,
+    Opening,
+    RollingWindow,
+    SessionOpened,
+    Step,
+    StepResult,
+    StepTiming,
+)
+from serve.decision import Pilot, Policies, Situation
+from serve.errors import (
+    DeadlineExceededError,
+    HorizonError,
+    InvalidRequestError,
+    SessionStateError,
+)
+from serve.runtime import PolicyRuntime
+from serve.safety import (
+    Authority,
+    CostHistory,
+    Costs,
+    horizon_account,
+    rolling_account,
+    steps_ahead,
+)
+from serve.state import Progress, StatePacker, StateSeal, Terms, unpack
+from serve.values import Deterministic, Floats, Mode
+
+_SEED_BYTES = 8
+
+
+class Session:
+    """A robot's session on one server, from its opening or from the state in which it was left elsewhere."""
+
+    def __init__(
+        self,
+        opening: Opening,
+        terms: Terms,
+        progress: Progress,
+        history: bytes,
+        policies: Policies,
+        seal: StateSeal,
+    ) -> None:
+        """Begin where `progress` says; see open_session and resume_session."""
+        selector = replace(opening.policy, name=terms.name, fingerprint=terms.fingerprint)
+        versions = progress.version, progress.backup_version
+        self._pilot = Pilot(replace(opening, policy=selector), policies, terms.seed, versions)
+        self._max_age_seconds = opening.max_age_seconds
+        self._terms = terms
+        self._progress = progress
+        self._seal = seal
+        self._has_finite_budget = any(map(math.isfinite, terms.cost_budget))
+        steps_back = 0 if terms.steps_ahead is None else terms.extent_steps - terms.steps_ahead
+        self._history = CostHistory(len(terms.cost_budget), steps_back, history)
+        self._constraints = tuple(constraint.name for constraint in self.policy.manifest.constraints)
+        self._packer = StatePacker(terms, len(self.policy.frame.action_low))
+
+    @property
+    def session_id(self) -> str:
+        """The same wherever it goes on."""
+        return self._terms.session_id.hex()
+
+    @property
+    def next_step(self) -> int:
+        """Number that the next step must have."""
+        return self._progress.next_step
+
+    @property
+    def cost_total(self) -> Costs:
+        """What was spent since the session began."""
+        return self._progress.cost_total
+
+    @property
+    def policy(self) -> PolicyRuntime:
+        """What answered last."""
+        return self._pilot.policy
+
+    def opened(self) -> SessionOpened:
+        """Tell what the session begins with."""
+        return SessionOpened(
+            session_id=self.session_id,
+            policy=self.policy.served,
+            cost_budget=self._terms.cost_budget,
+            extent_steps=self._terms.extent_steps,
+            next_step=self._progress.next_step,
+            idle_timeout_seconds=self._seal.lifetime_seconds,
+            state=self._state(),
+        )
+
+    def account(self) -> Account:
+        """What is spent and left before the next step brings its costs."""
+        return self._account(self._progress.cost_total)
+
+    def step(self, step: Step, queued_seconds: float = 0.0) -> StepResult:
+        """Answer a step.
+
+        Args:
+            step: the next one.
+            queued_seconds: how long it has waited.
+
+        Raises:
+            InvalidRequestError: names the field: a step that is repeated, left out or jumped back to, an observation or
+                cost that is missing, not finite or of another length, a total that falls.
+            HorizonError: the session is over.
+            InternalError: nothing was computed that may be sent, nor by a fallback.
+            DeadlineExceededError: it is too old. It counts, and so does its cost; after all others the session is as
+                it was before.
+        """
+        started = time.perf_counter()
+        observation, cost_total = self._check(step)
+        max_age = self._max_age_seconds
+        if max_age is not None and queued_seconds > max_age:
+            self._advance(cost_total, self._progress)
+            raise DeadlineExceededError(
+                f"Step {step.number} waited {queued_seconds * 1e3:.1f} ms; the session allows {max_age * 1e3:g} ms."
+            )
+        progress = self._progress
+        account = self._account(cost_total)
+        checked = time.perf_counter()
+        decision = self._pilot.decide(
+            Situation(step.number, observation, account, progress.authority, progress.last_action)
+        )
+        computed = time.perf_counter()
+        policy = self.policy.served
+        self._advance(
+            cost_total,
+            replace(
+                progress,
+                version=policy.version,
+                backup_version=self._pilot.backup_version,
+                authority=decision.authority,
+                last_action=decision.action,
+            ),
+        )
+        return StepResult(
+            step=step.number,
+            action=decision.action,
+            prediction=decision.prediction,
+            feasible=decision.feasible,
+            chosen=decision.chosen,
+            fallback=decision.fallback,
+            constraints=self._constraints,
+            account=account,
+            policy=policy,
+            timing=StepTiming(queued_seconds, checked - started, computed - checked),
+            state=self._state(),
+        )
+
+    def pass_over(self, step: Step) -> None:
+        """Count a step and its cost without an answer, since a newer one waits.
+
+        Raises:
+            InvalidRequestError, HorizonError: as for step.
+        """
+        _, cost_total = self._check(step)
+        self._advance(cost_total, self._progress)
+
+    def _check(self, step: Step) -> tuple[Floats, Costs]:
+        """Return the observation [1, O] and the total."""
+        expected = self._progress.next_step
+        if step.number != expected:
+            raise InvalidRequestError("step.step", f"is {step.number}; the next step of this session is {expected}")
+        if self._terms.steps_ahead is None and expected >= self._terms.extent_steps:
+            raise HorizonError(
+                f"Step {expected} is past the horizon of {self._terms.extent_steps} steps. Open a new session."
+            )
+        return self._check_observation(step.observation), self._check_costs(step.cost_total)
+
+    def _check_observation(self, values: Sequence[float]) -> Floats:
+        size = self.policy.frame.observation_size
+        if len(values) != size:
+            raise InvalidRequestError(
+                "step.observation", f"has {len(values)} values; the policy's observation has {size}"
+            )
+        observation = np.array([values], np.float32)
+        finite = np.isfinite(observation[0])
+        if not finite.all():
+            index = int(finite.argmin())
+            raise InvalidRequestError(f"step.observation[{index}]", f"is {observation[0, index]}; it must be finite")
+        return observation
+
+    def _check_costs(self, values: Sequence[float]) -> Costs:
+        before = self._progress.cost_total
+        if not values:
+            if self._has_finite_budget:
+                raise InvalidRequestError("step.cost_total", "is missing; this session has a budget. Write zeros out")
+            return before
+        if len(values) != len(before):
+            raise InvalidRequestError(
+                "step.cost_total", f"has {len(values)} values; the policy has {len(before)} constraints"
+            )
+        for index, (value, least) in enumerate(zip(values, before, strict=True)):
+            if not least <= value < math.inf:  # False for NaN
+                raise InvalidRequestError(
+                    f"step.cost_total[{index}]", f"is {value:g}; a total must be finite, and it was {least:g} before"
+                )
+        return tuple(values)
+
+    def _account(self, cost_total: Costs) -> Account:
+        terms, step = self._terms, self._progress.next_step
+        if terms.steps_ahead is None:
+            return horizon_account(terms.cost_budget, terms.extent_steps, step, cost_total)
+        then = self._history.cost_total_then(step, cost_total)
+        return rolling_account(terms.cost_budget, terms.steps_ahead, cost_total, then)
+
+    def _advance(self, cost_total: Costs, progress: Progress) -> None:
+        self._history.add(self._progress.next_step, self._progress.cost_total, cost_total)
+        self._progress = replace(progress, next_step=self._progress.next_step + 1, cost_total=cost_total)
+
+    def _state(self) -> bytes:
+        return self._seal.seal(self._packer.pack(self._progress, self._history.packed))
+
+
+def open_session(opening: Opening, digest: bytes, policies: Policies, seal: StateSeal) -> Session:
+    """Begin a session.
+
+    Args:
+        opening: what the robot asks for.
+        digest: SHA-256 of the opening as it was sent, which must be the same when the session goes on elsewhere.
+        policies: where the policies are.
+        seal: what its states are sealed with.
+
+    Raises:
+        NotFoundError, FingerprintError: there is no such policy, or the backup policy is not for the same robot.
+        InvalidRequestError: names the field: a budget below zero or NaN, an extent that is not within the policy's
+            horizon, a constant action out of bounds.
+    """
+    selector = opening.policy
+    policy = policies.select(selector.name, selector.version, selector.fingerprint)
+    frame = policy.frame
+    rolling = isinstance(opening.extent, RollingWindow)
+    extent_steps = frame.horizon_steps if opening.extent is None else opening.extent.steps
+    if not 1 <= extent_steps <= frame.horizon_steps:
+        raise InvalidRequestError(
+            "open.rolling_window_steps" if rolling else "open.horizon_steps",
+            f"is {extent_steps}; the policy's horizon is 1 to {frame.horizon_steps} steps",
+        )
+    if opening.cost_budget is None:
+        budget = tuple((frame.cost_limit * (extent_steps / frame.horizon_steps)).tolist())
+    else:
+        budget = opening.cost_budget
+    _check_budget(budget, len(frame.cost_limit))
+    if isinstance(opening.fallback.action, ConstantAction) and opening.fallback.action.action is not None:
+        _check_action(opening.fallback.action.action, policy)
+    terms = Terms(
+        session_id=os.urandom(16),
+        opening=digest,
+        name=policy.served.name,
+        fingerprint=policy.served.fingerprint,
+        cost_budget=budget,
+        extent_steps=extent_steps,
+        steps_ahead=steps_ahead(extent_steps, frame.window_steps) if rolling else None,
+        seed=_seed(opening.mode),
+    )
+    progress = Progress(policy.served.version, None, 0, (0.0,) * len(budget), Authority(), None)
+    return Session(opening, terms, progress, b"", policies, seal)
+
+
+def resume_session(opening: Opening, digest: bytes, state: bytes, policies: Policies, seal: StateSeal) -> Session:
+    """Go on with a session where a state says it was.
+
+    Args:
+        opening: as it was when the session was opened.
+        digest: of that.
+        state: of an answer of the session, from this server or another.
+        policies: where the policies are.
+        seal: what its states are sealed with.
+
+    Raises:
+        SessionStateError: the state is not to be trusted, stale, or of another opening.
+        NotFoundError, FingerprintError: the session's policy is not here.
+    """
+    terms, progress, history = unpack(seal.open(state))
+    if terms.opening != digest:
+        raise SessionStateError("The session was opened otherwise. Open as before, or open a new session.")
+    return Session(opening, terms, progress, history, policies, seal)
+
+
+def _check_budget(budget: Costs, constraints: int) -> None:
+    if len(budget) != constraints:
+        raise InvalidRequestError(
+            "open.cost_budget", f"has {len(budget)} values; the policy has {constraints} constraints"
+        )
+    for index, cost in enumerate(budget):
+        if not cost >= 0:  # True for NaN
+            raise InvalidRequestError(f"open.cost_budget[{index}]", f"is {cost:g}; it must be zero or more")
+
+
+def _check_action(action: Sequence[float], policy: PolicyRuntime) -> None:
+    field, low, high = "open.fallback.constant.action", policy.frame.action_low, policy.frame.action_high
+    if len(action) != len(low):
+        raise InvalidRequestError(field, f"has {len(action)} values; the policy's action has {len(low)}")
+    for index, value in enumerate(action):
+        if not low[index] <= np.float32(value) <= high[index]:  # True for NaN
+            raise InvalidRequestError(
+                f"{field}[{index}]", f"is {value:g}; the action space is {low[index]:g} to {high[index]:g} there"
+            )
+
+
+def _seed(mode: Mode) -> int:
+    """The seed of a session's draws: the caller's, or a new one."""
+    given = None if isinstance(mode, Deterministic) else mode.seed
+    return int.from_bytes(os.urandom(_SEED_BYTES)) if given is None else given

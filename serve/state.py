@@ -1,0 +1,156 @@
+"""What a session takes along from one server to another: its state, packed, dated and authenticated.
+
+Not encrypted: a robot may read its own. A state is one of this format's version, sealed under the same key, and not
+older than a session may be idle; all else is refused.
+"""
+
+import hmac
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve.errors import SessionStateError
+from serve.safety import Authority, Costs
+from serve.values import Floats
+
+_FORMAT = 1
+_SEAL = struct.Struct("<Bd")  # format, time of issue in seconds since 1970
+_TAG_BYTES = 32
+_SIZES = struct.Struct("<HHBB")  # constraints, actions, bytes of name and fingerprint
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a session is from its opening on."""
+
+    session_id: bytes  # 16 random bytes
+    opening: bytes  # SHA-256 of the opening
+    name: str  # of the policy
+    fingerprint: str
+    cost_budget: Costs
+    extent_steps: int  # the horizon, or the rolling window
+    steps_ahead: int | None  # that the predictions of a rolling session speak of; None: the session ends
+    seed: int  # of its draws
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a session has come."""
+
+    version: int  # that answered last
+    backup_version: int | None  # of the backup policy; None: there is none
+    next_step: int
+    cost_total: Costs
+    authority: Authority
+    last_action: Floats | None  # [1, A], that was answered last
+
+
+class StateSeal:
+    """Makes states, and reads those that were made under the same key."""
+
+    def __init__(self, key: bytes, lifetime_seconds: float, clock: Callable[[], float] = time.time) -> None:
+        """Take a key, which all replicas share that sessions shall move between.
+
+        Args:
+            key: any secret of at least 16 bytes.
+            lifetime_seconds: age at which a state is stale.
+            clock: seconds since 1970.
+        """
+        if len(key) < 16:
+            raise ValueError(f"a key of {len(key)} bytes can be guessed; give at least 16")
+        self._key = key
+        self.lifetime_seconds = lifetime_seconds
+        self._clock = clock
+
+    def seal(self, content: bytes) -> bytes:
+        """Date and authenticate."""
+        sealed = _SEAL.pack(_FORMAT, self._clock()) + content
+        return sealed + hmac.digest(self._key, sealed, "sha256")
+
+    def open(self, state: bytes) -> bytes:
+        """Return what was sealed.
+
+        Raises:
+            SessionStateError: forged, cut, of another key or format, or stale.
+        """
+        sealed, tag = state[:-_TAG_BYTES], state[-_TAG_BYTES:]
+        if not hmac.compare_digest(hmac.digest(self._key, sealed, "sha256"), tag):
+            raise SessionStateError(
+                "The state is not one that this server, or one with the same --session-key-file, has issued. Open a "
+                "new session."
+            )
+        kind, issued = _SEAL.unpack_from(sealed)
+        if kind != _FORMAT:
+            raise SessionStateError("The state was issued by another release of this service. Open a new session.")
+        age = self._clock() - issued
+        if age > self.lifetime_seconds:
+            raise SessionStateError(
+                f"The state is {age:.0f} s old; sessions are kept for {self.lifetime_seconds:g} s without a step. Open "
+                "a new session."
+            )
+        return sealed[_SEAL.size :]
+
+
+class StatePacker:
+    """Writes the states of one session; the part that does not change is written once."""
+
+    def __init__(self, terms: Terms, action_size: int) -> None:
+        name, fingerprint = terms.name.encode(), terms.fingerprint.encode()
+        sizes = len(terms.cost_budget), action_size, len(name), len(fingerprint)
+        fixed = _fixed(*sizes)
+        self._fixed = _SIZES.pack(*sizes) + fixed.pack(
+            terms.session_id,
+            terms.opening,
+            name,
+            fingerprint,
+            terms.extent_steps,
+            terms.steps_ahead or 0,
+            terms.seed,
+            *terms.cost_budget,
+        )
+        self._moving = _moving(len(terms.cost_budget), action_size)
+        self._no_action = b"\0" * (4 * action_size)
+
+    def pack(self, progress: Progress, history: bytes) -> bytes:
+        """Write a state; `history` is that of a rolling session's costs."""
+        action = progress.last_action
+        return b"".join(
+            (
+                self._fixed,
+                self._moving.pack(
+                    progress.version,
+                    progress.backup_version or 0,
+                    progress.next_step,
+                    progress.authority.fallback_steps,
+                    progress.authority.clear_steps,
+                    action is not None,
+                    self._no_action if action is None else action.astype("<f4", copy=False).tobytes(),
+                    *progress.cost_total,
+                ),
+                history,
+            )
+        )
+
+
+def unpack(content: bytes) -> tuple[Terms, Progress, bytes]:
+    """Read what StatePacker wrote, and StateSeal has vouched for."""
+    sizes = _SIZES.unpack_from(content)
+    fixed, moving = _fixed(*sizes), _moving(*sizes[:2])
+    session_id, opening, name, fingerprint, extent, ahead, seed, *budget = fixed.unpack_from(content, _SIZES.size)
+    terms = Terms(session_id, opening, name.decode(), fingerprint.decode(), tuple(budget), extent, ahead or None, seed)
+    start = _SIZES.size + fixed.size
+    version, backup, next_step, steps, clear, has_action, action, *total = moving.unpack_from(content, start)
+    last_action = np.frombuffer(action, "<f4").astype(np.float32)[None] if has_action else None
+    progress = Progress(version, backup or None, next_step, tuple(total), Authority(steps, clear), last_action)
+    return terms, progress, content[start + moving.size :]
+
+
+def _fixed(constraints: int, actions: int, name: int, fingerprint: int) -> struct.Struct:
+    return struct.Struct(f"<16s32s{name}s{fingerprint}sIIQ{constraints}d")
+
+
+def _moving(constraints: int, actions: int) -> struct.Struct:
+    return struct.Struct(f"<QQQQQ?{4 * actions}s{constraints}d")
