@@ -116,7 +116,7 @@ class SettleConfig(_Group):
     """The end of a run: smaller and smaller steps, so that its last policy is no accident of the last update."""
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.3  # of the planned steps
-    floor: Annotated[float, Field(gt=0, le=1)] = 0.1  # of the policy's learning rate and KL bounds, at the last step
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.03  # of the policy's learning rate and KL bounds, at the last step
 
 
 class ComputeConfig(_Group):

@@ -215,11 +215,11 @@ def limit_gap(episode_cost: Array, cost_limit: Array, config: TrainConfig) -> Ar
 
 
 def pace_at(config: TrainConfig, steps: int) -> float:
-    """Share of the learning rate and the KL bounds of the policy that an update takes: falls linearly from 1 to
-    `settle.floor` over the last `settle.share` of the run."""
+    """Share of the learning rate and the KL bounds of the policy that an update takes: falls from 1 to `settle.floor`
+    over the last `settle.share` of the run, by the same factor each step."""
     settle, total = config.settle, config.schedule.steps
     left = max(total - steps, 0) / total
-    return 1.0 if left >= settle.share else settle.floor + (1 - settle.floor) * left / settle.share
+    return 1.0 if left >= settle.share else settle.floor ** (1 - left / settle.share)
 
 
 def state_dict(state: LearnerState) -> dict[str, Any]:

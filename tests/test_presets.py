@@ -163,7 +163,11 @@ def test_presets_are_shown() -> None:
 
 def test_presets_are_shown_to_machines() -> None:
     shown = json.loads(succeed("presets", "SafetyCarRun-v0", "--json").out)
-    assert shown == {"SafetyCarRun-v0": {"cost_limits": [10.0], "steps": 100_000, "settings": {}}}
+    settings = PRESETS["SafetyCarRun-v0"].settings
+    assert settings["critic.discount"] == 0.98
+    assert shown == {"SafetyCarRun-v0": {"cost_limits": [10.0], "steps": 100_000, "settings": settings}}
+    shown = json.loads(succeed("presets", "SafetyPointGoal1-v0", "--json").out)
+    assert shown == {"SafetyPointGoal1-v0": {"cost_limits": [25.0], "steps": 500_000, "settings": {}}}
 
 
 def test_a_task_without_a_preset_is_answered_with_the_closest() -> None:
