@@ -56,11 +56,11 @@ _BULLET = {
     "AntCircle": 500_000,
 }
 
-# What differs from the defaults, with the result that showed it. Bullet's episodes are short, most of 100 to 300 steps, and its
-# robots learn fast. BallCircle at 30,000 steps, seed 0, return / cost of ten episodes: the defaults 605 / 7 (670 / 7 at
-# 50,000, and no more); discount 0.98 and three steps 712 / 6; with the smaller trust regions, too, 770 / 12; with these
-# but the defaults' 0.2 updates a step 686 / 7. PointCircle1, whose episodes have 500 steps, stayed at a cost of 180 to
-# 350 with them, and HalfCheetahVelocity, 1,000 steps, learned no faster.
+# What differs from the defaults, with the result that showed it. Bullet's episodes are short, most of 100 to 300 steps,
+# and its robots learn fast. BallCircle at 30,000 steps, seed 0, return / cost of ten episodes: the defaults 605 / 7
+# (670 / 7 at 50,000, and no more); discount 0.98 and three steps 712 / 6; with the smaller trust regions 770 / 12;
+# with these but the defaults' 0.2 updates a step 686 / 7. PointCircle1, whose episodes have 500 steps, stayed at a cost
+# of 180 to 350 with them, and HalfCheetahVelocity, 1,000 steps, learned no faster.
 _BULLET_SETTINGS: Mapping[str, object] = {
     "critic.discount": 0.98,
     "critic.n_step": 3,
@@ -89,7 +89,9 @@ PRESETS: Mapping[str, Preset] = {
         cost_limit=25.0,
     ),
     **_presets({f"Safety{agent}Velocity-v1": steps for agent, steps in _VELOCITY.items()}, cost_limit=25.0),
-    **_presets({f"Safety{task}-v0": steps for task, steps in _BULLET.items()}, cost_limit=10.0, settings=_BULLET_SETTINGS),
+    **_presets(
+        {f"Safety{task}-v0": steps for task, steps in _BULLET.items()}, cost_limit=10.0, settings=_BULLET_SETTINGS
+    ),
 }
 """By the id of the task, as `cvpo.envs.make_env` takes it."""
 
