@@ -79,5 +79,9 @@ class RefusedBundleError(PolicyServiceError):
     """A bundle is whole but cannot be served: its graphs do not fit its manifest, or it has no calibration."""
 
 
+class PlanError(PolicyServiceError):
+    """What is asked for of a policy's versions cannot be read, written or followed; the message says why."""
+
+
 class StartupError(PolicyServiceError):
     """The server cannot start: nothing to serve, a port in use, or an address that would be unsafe."""

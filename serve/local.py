@@ -10,9 +10,9 @@ from google.protobuf.message import Message
 
 from serve.client import M, PolicyCaller
 from serve.codec import Limits
-from serve.repository import load_repository
 from serve.service import PolicyServicer
 from serve.telemetry import Metrics
+from serve.watch import load_repository
 
 
 class LocalPolicy(PolicyCaller):

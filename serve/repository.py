@@ -1,50 +1,103 @@
-"""Versioned bundles in a folder: find them, verify them, load them, and say which one a request means."""
+"""What is served: of each policy the versions that are loaded, which of them the plan gives to whom, and why not."""
 
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-from cvpo.bundle import MANIFEST, read_bundle
-from cvpo.errors import BundleError
-from serve.errors import FingerprintError, NotFoundError, RefusedBundleError, StartupError
-from serve.runtime import PolicyRuntime, load
-from serve.telemetry import log
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
-logger = logging.getLogger(__name__)
+from serve.errors import FingerprintError, NotFoundError, PlanError, UnavailableError
+from serve.plan import ServingPlan
+from serve.runtime import PolicyRuntime
 
-_DEPTH = 2  # REPOSITORY/NAME/VERSION
+_RETRY_AFTER_SECONDS = 1.0  # about when the folder is looked at again
 
 
 @dataclass(frozen=True)
+class PolicyVersions:
+    """One policy: its versions, and who gets which."""
+
+    loaded: Mapping[int, PolicyRuntime]  # ascending
+    plan: ServingPlan
+    served: PolicyRuntime | None  # where a request names no version; None: nobody can say which
+    canary: PolicyRuntime | None = None
+    shadow: PolicyRuntime | None = None
+    problem: str = ""  # why the plan is not followed; empty: it is
+
+    def choose(self, name: str, key: str | None) -> PolicyRuntime | None:
+        """Return the version for a caller who names none: the canary for its share of the keys, else the served one."""
+        canary, trial = self.canary, self.plan.canary
+        if canary is None or trial is None or key is None:
+            return self.served
+        return canary if _share_of(f"{name}/{trial.version}/{key}") < trial.share else self.served
+
+
+def _share_of(text: str) -> float:
+    """Return a number in [0, 1) that is the same for the same text in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest()) / 2**56
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is served at one moment; never changed, only replaced."""
+
+    policies: Mapping[str, PolicyVersions] = field(default_factory=dict)  # by name, in order
+    refused: Mapping[str, str] = field(default_factory=dict)  # folder relative to the repository -> why, in order
+
+    @property
+    def ready(self) -> bool:
+        """Whether any policy answers those who name no version."""
+        return any(policy.served is not None for policy in self.policies.values())
+
+
 class Repository:
-    """What is served: of each policy, by name, its versions in ascending order."""
+    """The present snapshot. Whoever replaces it assigns `snapshot`; whoever reads takes it once."""
 
-    policies: dict[str, dict[int, PolicyRuntime]]
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
 
-    def select(self, name: str, version: int | None, fingerprint: str) -> PolicyRuntime:
-        """Return the policy that a request means.
+    @property
+    def policies(self) -> dict[str, Mapping[int, PolicyRuntime]]:
+        """The versions that are loaded, by the policy's name."""
+        return {name: policy.loaded for name, policy in self.snapshot.policies.items()}
+
+    def select(self, name: str, version: int | None, fingerprint: str, key: str | None = None) -> PolicyRuntime:
+        """Return the policy that a request means. It goes on answering when it is retired meanwhile.
 
         Args:
             name: may be empty where there is only one policy.
-            version: None for the served one, the highest.
+            version: None for the one that the plan gives to this caller.
             fingerprint: what the caller was built for; empty where it does not say.
+            key: what stays the same where the caller must stay with one version: the id of a session, or of a request
+                that stands alone. None: never a version on trial.
 
         Raises:
             NotFoundError: no such policy or version; lists those that exist.
             FingerprintError: the policy has another fingerprint.
+            UnavailableError: no version is loaded yet, or none is named and nobody can say which is meant.
         """
-        if not name and len(self.policies) == 1:
-            (name,) = self.policies
-        versions = self.policies.get(name)
-        if versions is None:
+        policies = self.snapshot.policies
+        if not name and len(policies) == 1:
+            (name,) = policies
+        policy = policies.get(name)
+        if policy is None:
+            if not policies:
+                raise UnavailableError("No policy is loaded yet. Ask again.", _RETRY_AFTER_SECONDS)
             asked = f"There is no policy {name!r}" if name else "The request names no policy"
-            raise NotFoundError(f"{asked}; this server has {', '.join(sorted(self.policies))}.")
-        runtime = versions.get(next(reversed(versions)) if version is None else version)
-        if runtime is None:
-            raise NotFoundError(
-                f"Policy {name!r} has no version {version}; this server has {', '.join(map(str, versions))}."
-            )
+            raise NotFoundError(f"{asked}; this server has {', '.join(policies)}.")
+        if version is None:
+            runtime = policy.choose(name, key)
+            if runtime is None:
+                raise UnavailableError(f"Policy {name!r}: {policy.problem}", _RETRY_AFTER_SECONDS)
+        else:
+            named = policy.loaded.get(version)
+            if named is None:
+                raise NotFoundError(
+                    f"Policy {name!r} has no version {version}; this server has {', '.join(map(str, policy.loaded))}."
+                )
+            runtime = named
         if fingerprint and fingerprint != runtime.served.fingerprint:
             raise FingerprintError(
                 f"Policy {name!r} version {runtime.served.version} has the fingerprint {runtime.served.fingerprint}, "
@@ -53,68 +106,84 @@ class Repository:
         return runtime
 
 
-def find_bundles(root: Path) -> list[Path]:
-    """Return the bundles at or under `root`, at most two folders deep; names that begin with a dot are passed over.
+def follow(loaded: Mapping[int, PolicyRuntime], plan: ServingPlan, before: PolicyRuntime | None) -> PolicyVersions:
+    """Say who gets which version under a plan. Where the version it asks for cannot be served, the one before goes on.
 
-    Raises:
-        StartupError: there is no such folder, or it cannot be read.
+    Args:
+        loaded: versions that can be served, ascending.
+        plan: what is asked for.
+        before: the version served until now, which need not be among them: its bundle may be gone.
     """
-    try:
-        if not root.is_dir():
-            raise StartupError(f"{root} is not a folder. Name a bundle or a folder of bundles.")
-        return list(_walk(root, _DEPTH))
-    except OSError as error:
-        raise StartupError(f"Cannot read {error.filename or root}: {error.strerror}.") from error
-
-
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / MANIFEST).exists():
-        yield folder
-    elif depth > 0:
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.name.startswith("."):
-                yield from _walk(child, depth - 1)
-
-
-def load_repository(root: Path, *, allow_uncalibrated: bool) -> Repository:
-    """Verify, load and warm up every bundle under `root`; those that fail are logged and left out.
-
-    Raises:
-        StartupError: nothing is left to serve.
-    """
-    found: dict[tuple[str, int], PolicyRuntime] = {}
-    paths = find_bundles(root)
-    reasons: list[str] = []
-    for path in paths:
-        try:
-            runtime = _load(path, allow_uncalibrated)
-            key = (runtime.served.name, runtime.served.version)
-            if key in found:
-                raise RefusedBundleError(
-                    f"Policy {key[0]!r} version {key[1]} is already served from another folder. Remove one of them."
-                )
-        except (BundleError, RefusedBundleError) as error:
-            reasons.append(str(error))
-            log(logger, logging.ERROR, "bundle refused", path=str(path), reason=str(error))
-        else:
-            found[key] = runtime
-            log(logger, logging.INFO, "bundle loaded", path=str(path), policy=key[0], version=key[1])
-    if not found:
-        if len(reasons) == 1:
-            raise StartupError(f"Nothing to serve: {paths[0]} is refused. {reasons[0]}")
-        what = f"all {len(paths)} bundles were refused (see the log)" if paths else "it holds no bundle"
-        raise StartupError(f"Nothing to serve in {root}: {what}. `cvpo export` writes a bundle.")
-    policies: dict[str, dict[int, PolicyRuntime]] = {}
-    for (name, version), runtime in sorted(found.items(), key=lambda item: item[0]):
-        policies.setdefault(name, {})[version] = runtime
-    return Repository(policies)
-
-
-def _load(path: Path, allow_uncalibrated: bool) -> PolicyRuntime:
-    bundle = read_bundle(path)
-    if bundle.manifest.calibration is None and not allow_uncalibrated:
-        raise RefusedBundleError(
-            "It has no calibration, so nothing backs its predicted costs. Calibrate it, or start the server with "
-            "--allow-uncalibrated to serve it with every answer flagged."
+    wanted = max(loaded.keys() - plan.on_trial, default=None) if plan.pinned is None else plan.pinned
+    served = None if wanted is None else loaded.get(wanted)
+    problems = []
+    if served is None:
+        served = before
+        why = (
+            "No version is left that is not on trial" if wanted is None else f"Version {wanted}, pinned, is not loaded"
         )
-    return load(bundle)
+        then = "nothing is served"
+        if before is not None:
+            then = f"version {before.served.version} goes on"
+            then += "" if before.served.version in loaded else " from memory, for its bundle is gone"
+        problems.append(f"{why}: {then}.")
+    canary = shadow = None
+    if served is not None:
+        loaded = dict(sorted({**loaded, served.served.version: served}.items()))
+        try:
+            canary = None if plan.canary is None else _on_trial(plan.canary.version, "canary", loaded, served)
+        except PlanError as error:
+            problems.append(str(error))
+        try:
+            shadow = None if plan.shadow is None else _on_trial(plan.shadow, "shadow", loaded, served)
+        except PlanError as error:
+            problems.append(str(error))
+    return PolicyVersions(loaded, plan, served, canary, shadow, " ".join(problems))
+
+
+def _on_trial(version: int, role: str, loaded: Mapping[int, PolicyRuntime], served: PolicyRuntime) -> PolicyRuntime:
+    """Return the version on trial, which must suit the callers of the served one."""
+    runtime = loaded.get(version)
+    if runtime is None:
+        raise PlanError(f"Version {version}, the {role}, is not loaded.")
+    if runtime is served:
+        raise PlanError(f"Version {version} is served to all, so it cannot be the {role}.")
+    if runtime.served.fingerprint != served.served.fingerprint:
+        raise PlanError(
+            f"Version {version}, the {role}, has other spaces or constraints than version {served.served.version}, "
+            "which is served."
+        )
+    return runtime
+
+
+class RepositoryCollector(Collector):
+    """The present snapshot as Prometheus metrics, read when they are asked for."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def collect(self) -> Iterator[Metric]:
+        snapshot = self._repository.snapshot
+        loaded = GaugeMetricFamily(
+            "cvpo_serve_bundle_loaded", "1 for each version that is loaded.", labels=["policy", "version"]
+        )
+        served = GaugeMetricFamily(
+            "cvpo_serve_bundle_served",
+            "1 for the version served where a request names none.",
+            labels=["policy", "version"],
+        )
+        problem = GaugeMetricFamily(
+            "cvpo_serve_plan_problem", "1 where a policy's serving.json is not followed, else 0.", labels=["policy"]
+        )
+        refused = GaugeMetricFamily(
+            "cvpo_serve_bundle_refused", "1 for each bundle in the repository that is not served.", labels=["path"]
+        )
+        for name, policy in snapshot.policies.items():
+            for version in policy.loaded:
+                loaded.add_metric([name, str(version)], 1)
+            if policy.served is not None:
+                served.add_metric([name, str(policy.served.served.version)], 1)
+            problem.add_metric([name], bool(policy.problem))
+        for path in snapshot.refused:
+            refused.add_metric([path], 1)
+        yield from (loaded, served, problem, refused)

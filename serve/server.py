@@ -18,11 +18,12 @@ from serve.gen.cvpo.v1 import policy_pb2
 from serve.gen.cvpo.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
 from serve.interceptors import Registrar
 from serve.listening import bind, check_reach
-from serve.repository import Repository, load_repository
+from serve.repository import Repository
 from serve.scheduled import ScheduledPolicyServicer
 from serve.service import PolicyServicer
 from serve.settings import Settings, split_address
 from serve.telemetry import Metrics, configure_logging, log
+from serve.watch import load_repository
 from serve.workers import Workers
 
 logger = logging.getLogger(__name__)

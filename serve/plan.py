@@ -1,0 +1,128 @@
+"""serving.json: which versions of a policy are asked for, in one file that every server on the folder follows."""
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cvpo.bundle import MANIFEST
+from serve.errors import PlanError
+
+PLAN = "serving.json"
+
+_REMEMBERED = 16  # versions; further back than anybody rolls back
+
+Version = Annotated[int, Field(gt=0, lt=2**63)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Canary(_Model):
+    """A version that a share of the callers gets instead of the served one."""
+
+    version: Version
+    share: Annotated[float, Field(ge=0, le=1)]
+
+
+class ServingPlan(_Model):
+    """What is asked for of one policy."""
+
+    pinned: Version | None = None  # served where a request names no version; None: the highest that is not on trial
+    canary: Canary | None = None
+    shadow: Version | None = None  # computes beside the served version; its answers are not used
+    history: tuple[Version, ...] = ()  # versions that plans have served, in order of time; what a rollback goes by
+
+    @property
+    def on_trial(self) -> frozenset[int]:
+        """Versions that are not served to everybody unless they are pinned."""
+        canary = () if self.canary is None else (self.canary.version,)
+        return frozenset((*canary, *(() if self.shadow is None else (self.shadow,))))
+
+    def followed_by(self, plan: "ServingPlan", *, served: int | None, then: int) -> "ServingPlan":
+        """Return `plan` with the history of this one.
+
+        Args:
+            plan: what is asked for next.
+            served: the version that is served now.
+            then: the version that `plan` serves.
+        """
+        history = list(self.history)
+        for version in (served, then):
+            if version is not None and history[-1:] != [version]:
+                history.append(version)
+        return plan.model_copy(update={"history": tuple(history[-_REMEMBERED:])})
+
+    def rolled_back(self, *, served: int | None, loaded: frozenset[int]) -> "ServingPlan | None":
+        """Return the plan that pins the version served before, without canary or shadow; None where there is none.
+
+        A second rollback goes one version further back, never forward to the one that was left.
+        """
+        history = list(self.history)
+        by_itself = self.pinned is None and history[-1:] != [served]  # as the highest, which a new bundle became
+        if not by_itself:
+            while history and (history[-1] == served or history[-1] not in loaded):
+                history.pop()
+        if by_itself or not history:
+            below = max((version for version in loaded if served is not None and version < served), default=None)
+            if below is None:
+                return None
+            history.append(below)
+        return ServingPlan(pinned=history[-1], history=tuple(history))
+
+
+def plan_path(root: Path, name: str) -> Path | None:
+    """Return where the plan of a policy belongs; None where it can have none: that folder is a bundle itself."""
+    folder = root / name
+    return None if (root / MANIFEST).exists() or (folder / MANIFEST).exists() else folder / PLAN
+
+
+def read_plan(path: Path) -> ServingPlan:
+    """Read a plan; where there is no file, nothing is asked for.
+
+    Raises:
+        PlanError: it cannot be read, or is not a plan.
+    """
+    try:
+        return ServingPlan.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return ServingPlan()
+    except OSError as error:
+        raise PlanError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise PlanError(f"{path}: {where + ': ' if where else ''}{first['msg']}. Correct the file.") from error
+
+
+def write_plan(root: Path, name: str, plan: ServingPlan) -> None:
+    """Write a policy's plan in place of the one before, whole or not at all.
+
+    Raises:
+        PlanError: the repository cannot be written, or has no place for a plan.
+    """
+    path = plan_path(root, name)
+    if path is None:
+        raise PlanError(
+            f"There is no place for {PLAN}: {root} or {root / name} is itself a bundle, and bundles are immutable. "
+            f"Arrange the bundles as {root.name}/{name}/VERSION."
+        )
+    temporary = path.with_name(f".{PLAN}.{uuid.uuid4().hex}")  # its own: several servers may write at once
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with temporary.open("xb") as file:
+            file.write(plan.model_dump_json(indent=2).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise PlanError(
+            f"Cannot write {path}: {error.strerror}. Where the server may only read the repository, change the file "
+            "where it is made."
+        ) from error

@@ -1,0 +1,311 @@
+"""Follows the folder of bundles: what is new is verified, loaded and served; what is bad is refused, visibly."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+from cvpo.bundle import MANIFEST, Bundle, read_bundle
+from serve.errors import PlanError, RefusedBundleError, StartupError, UnavailableError
+from serve.plan import ServingPlan, plan_path, read_plan, write_plan
+from serve.repository import PolicyVersions, Repository, Snapshot, follow
+from serve.runtime import PolicyRuntime, load
+from serve.telemetry import log
+
+logger = logging.getLogger(__name__)
+
+_DEPTH = 2  # REPOSITORY/NAME/VERSION
+
+# Names, sizes and times of files: as long as it is the same, nothing was written.
+Signature: TypeAlias = tuple[tuple[str | int, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A folder that holds a bundle."""
+
+    signature: Signature
+    runtime: PolicyRuntime | None = None  # as it was verified, whatever happened to the folder since
+    refused: str = ""  # why what is there now is not served
+    settled: bool = False  # nothing more to try until the files change
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is asked for of one policy."""
+
+    signature: Signature
+    plan: ServingPlan | None  # the last that could be read
+    refused: str = ""  # why what is there now cannot
+
+
+class Watcher:
+    """Keeps a repository as its folder says. `poll` is one look; `start` has a thread of its own look again and again.
+
+    Everything slow happens in the thread that looks, and a snapshot is replaced by one assignment, so whoever answers
+    requests never waits for it.
+    """
+
+    def __init__(self, root: Path, *, allow_uncalibrated: bool) -> None:
+        self.repository = Repository(Snapshot())
+        self._root = root
+        self._allow_uncalibrated = allow_uncalibrated
+        self._found: dict[Path, _Found] = {}
+        self._plans: dict[str, _Plan] = {}
+        self._unreadable = ""  # why the repository itself cannot be read
+        self._published = threading.Condition()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, poll_seconds: float, published: Callable[[], None]) -> None:
+        """Look again every so many seconds, until `stop`; `published` is called, in that thread, after each look."""
+
+        def run() -> None:
+            while True:
+                self._wake.wait(poll_seconds)
+                self._wake.clear()
+                if self._stopping:
+                    return
+                try:
+                    self.poll()
+                    published()
+                except Exception as error:  # what is served goes on, and the next look may be luckier
+                    log(logger, logging.ERROR, "looking at the repository failed", exception=error)
+
+        self._thread = threading.Thread(target=run, name="watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; waits for a look that has begun."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def set_plan(self, name: str, plan: ServingPlan, timeout_seconds: float) -> PolicyVersions:
+        """Write the plan of a policy, and return the policy once this process follows it.
+
+        Raises:
+            PlanError: it cannot be written.
+            UnavailableError: it is written, but not followed in time.
+        """
+        write_plan(self._root, name, plan)
+        self._wake.set()
+
+        def followed() -> PolicyVersions | None:
+            policy = self.repository.snapshot.policies.get(name)
+            return policy if policy is not None and policy.plan == plan else None
+
+        with self._published:
+            policy = self._published.wait_for(followed, timeout_seconds)
+        if policy is None:
+            raise UnavailableError(
+                f"The plan of {name!r} is written, but this server does not follow it yet, or another was written "
+                "meanwhile. Ask what is served."
+            )
+        return policy
+
+    def poll(self, *, first: bool = False) -> None:
+        """Look at the folder once, and serve what is asked for now.
+
+        A bundle that fails while its files still change is being copied: it is looked at again before it is refused.
+
+        Args:
+            first: take every file as it is, and refuse at once.
+
+        Raises:
+            StartupError: at the first look, the folder cannot be read; later what is served goes on.
+        """
+        self._publish()  # plans before bundles: they take no time
+        try:
+            paths = find_bundles(self._root)
+        except StartupError as error:
+            if first:
+                raise
+            if str(error) != self._unreadable:
+                log(logger, logging.ERROR, "repository unreadable", reason=str(error))
+            self._unreadable = str(error)
+        else:
+            self._unreadable = ""
+            present = frozenset(paths)
+            for path in paths:
+                if self._look(path, present, first):
+                    self._publish()
+            self._found = {path: found for path, found in self._found.items() if path in present}
+        self._publish()
+
+    def _look(self, path: Path, present: frozenset[Path], first: bool) -> bool:
+        """Verify and load the bundle in a folder where its files are not those of last time; return whether it is new.
+
+        Args:
+            path: the folder.
+            present: all folders that hold a bundle now.
+            first: refuse at once.
+        """
+        before = self._found.get(path)
+        signature = _sign(path)
+        unchanged = before is not None and before.signature == signature
+        if before is not None and unchanged and before.settled:
+            return False
+        runtime = None if before is None else before.runtime
+        try:
+            bundle = read_bundle(path)
+            if runtime is None:
+                runtime = self._load(bundle, present)
+                self._found[path] = _Found(signature, runtime, settled=True)
+                served = runtime.served
+                log(logger, logging.INFO, "bundle loaded", path=str(path), policy=served.name, version=served.version)
+                return True
+            if bundle.manifest != runtime.manifest:
+                raise RefusedBundleError(
+                    f"It was loaded as version {runtime.served.version} of {runtime.served.name!r} and changed since. "
+                    "Bundles are immutable: the one in memory goes on. Put the new one into a folder of its own, under "
+                    "a new version."
+                )
+            self._found[path] = _Found(signature, runtime, settled=True)
+        except Exception as error:  # whatever is wrong with one bundle, the others are looked at
+            settled = first or unchanged
+            self._found[path] = _Found(signature, runtime, str(error) if settled else "", settled)
+            if settled:
+                log(logger, logging.ERROR, "bundle refused", path=str(path), reason=str(error))
+        return False
+
+    def _load(self, bundle: Bundle, present: frozenset[Path]) -> PolicyRuntime:
+        manifest = bundle.manifest
+        for path, found in self._found.items():
+            served = None if found.runtime is None else found.runtime.served
+            if (
+                served is not None
+                and path in present
+                and (served.name, served.version) == (manifest.name, manifest.version)
+            ):
+                raise RefusedBundleError(
+                    f"Policy {served.name!r} version {served.version} is already served from {path}. Remove one of "
+                    "them."
+                )
+        if manifest.calibration is None and not self._allow_uncalibrated:
+            raise RefusedBundleError(
+                "It has no calibration, so nothing backs its predicted costs. Calibrate it, or start the server with "
+                "--allow-uncalibrated to serve it with every answer flagged."
+            )
+        return load(bundle)
+
+    def _publish(self) -> None:
+        """Replace the snapshot by what was found and is asked for."""
+        before = self.repository.snapshot
+        versions: dict[str, dict[int, PolicyRuntime]] = {name: {} for name in before.policies}
+        for found in self._found.values():
+            if found.runtime is not None:
+                versions.setdefault(found.runtime.served.name, {})[found.runtime.served.version] = found.runtime
+        policies = {}
+        for name, loaded in sorted(versions.items()):
+            old = before.policies.get(name)
+            policy = self._follow(name, dict(sorted(loaded.items())), None if old is None else old.served)
+            if policy.loaded:
+                policies[name] = policy
+            _log_changes(name, old, policy)
+        refused = {
+            str(path.relative_to(self._root)): found.refused for path, found in self._found.items() if found.refused
+        }
+        if self._unreadable:
+            refused["."] = self._unreadable
+        with self._published:
+            self.repository.snapshot = Snapshot(policies, refused)
+            self._published.notify_all()
+
+    def _follow(self, name: str, loaded: dict[int, PolicyRuntime], before: PolicyRuntime | None) -> PolicyVersions:
+        """Say what is served of a policy, by its plan as it is now, or as it was when it could last be read."""
+        path = plan_path(self._root, name)
+        if path is None:
+            return follow(loaded, ServingPlan(), before)
+        signature = _sign(path.parent, path.name)
+        known = self._plans.get(name)
+        if known is None or known.signature != signature:
+            try:
+                known = _Plan(signature, read_plan(path))
+            except PlanError as error:
+                known = _Plan(signature, None if known is None else known.plan, str(error))
+            self._plans[name] = known
+        if known.plan is None:  # nobody knows which version was meant, and a guess may be the one that was pinned away
+            return PolicyVersions(loaded, ServingPlan(), None, problem=f"{known.refused} Nothing is served until then.")
+        policy = follow(loaded, known.plan, before)
+        if known.refused:
+            return replace(policy, problem=f"{known.refused} The plan before goes on. {policy.problem}".rstrip())
+        return policy
+
+
+def _log_changes(name: str, old: PolicyVersions | None, new: PolicyVersions) -> None:
+    """Log what changed for those who ask, and which versions are gone."""
+    roles = _roles(new)
+    if old is None or roles != _roles(old):
+        log(logger, logging.INFO, "serving", policy=name, roles=roles)
+    if new.problem and (old is None or old.problem != new.problem):
+        log(logger, logging.ERROR, "plan not followed", policy=name, reason=new.problem)
+    for version in () if old is None else old.loaded.keys() - new.loaded.keys():
+        log(logger, logging.INFO, "version retired", policy=name, version=version)
+
+
+def _roles(policy: PolicyVersions) -> dict[str, object]:
+    """Return the version in each role, and the canary's share."""
+    runtimes = {"version": policy.served, "canary": policy.canary, "shadow": policy.shadow}
+    versions = {role: None if runtime is None else runtime.served.version for role, runtime in runtimes.items()}
+    share = policy.plan.canary.share if policy.canary is not None and policy.plan.canary is not None else None
+    return {**versions, "share": share}
+
+
+def _sign(folder: Path, name: str | None = None) -> Signature:
+    """Return what changes when the files of a folder do, or one of them; empty where it cannot be read."""
+    try:
+        paths = sorted(folder.iterdir()) if name is None else [folder / name]
+        states = [(path.name, path.stat()) for path in paths]
+    except OSError:
+        return ()
+    return tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in states)
+
+
+def find_bundles(root: Path) -> list[Path]:
+    """Return the bundles at or under `root`, at most two folders deep; names that begin with a dot are passed over.
+
+    Raises:
+        StartupError: there is no such folder, or it cannot be read.
+    """
+    try:
+        if not root.is_dir():
+            raise StartupError(f"{root} is not a folder. Name a bundle or a folder of bundles.")
+        return list(_walk(root, _DEPTH))
+    except OSError as error:
+        raise StartupError(f"Cannot read {error.filename or root}: {error.strerror}.") from error
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / MANIFEST).exists():
+        yield folder
+    elif depth > 0:
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and not child.name.startswith("."):
+                yield from _walk(child, depth - 1)
+
+
+def load_repository(root: Path, *, allow_uncalibrated: bool) -> Repository:
+    """Verify, load and warm up what is under `root` now; bundles that fail are logged and left out.
+
+    Raises:
+        StartupError: nothing is left to serve.
+    """
+    watcher = Watcher(root, allow_uncalibrated=allow_uncalibrated)
+    watcher.poll(first=True)
+    snapshot = watcher.repository.snapshot
+    if not snapshot.policies:
+        if len(snapshot.refused) == 1:
+            ((path, reason),) = snapshot.refused.items()
+            raise StartupError(f"Nothing to serve: {root / path} is refused. {reason}")
+        what = (
+            f"all {len(snapshot.refused)} bundles were refused (see the log)"
+            if snapshot.refused
+            else "it holds no bundle"
+        )
+        raise StartupError(f"Nothing to serve in {root}: {what}. `cvpo export` writes a bundle.")
+    return watcher.repository

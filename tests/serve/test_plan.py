@@ -1,0 +1,120 @@
+"""serving.json: what it may say, that it is whole or not there, and what a rollback goes back to."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serve.errors import PlanError
+from serve.plan import PLAN, Canary, ServingPlan, plan_path, read_plan, write_plan
+from tests.serve import bundles
+
+FULL = ServingPlan(pinned=3, canary=Canary(version=4, share=0.25), shadow=5, history=(2, 3))
+
+
+def test_what_is_written_is_read_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    for plan in (ServingPlan(pinned=1), FULL):
+        write_plan(tmp_path, "goal", plan)
+        assert read_plan(tmp_path / "goal" / PLAN) == plan
+    assert [path.name for path in (tmp_path / "goal").iterdir()] == [PLAN]
+
+
+def test_a_person_may_write_no_more_than_is_meant(tmp_path: Path) -> None:
+    path = tmp_path / PLAN
+    path.write_text('{"pinned": 3}')
+    assert read_plan(path) == ServingPlan(pinned=3)
+    path.write_text('{"canary": {"version": 4, "share": 1}}')
+    assert read_plan(path) == ServingPlan(canary=Canary(version=4, share=1.0))
+
+
+def test_no_file_asks_for_nothing(tmp_path: Path) -> None:
+    assert read_plan(tmp_path / PLAN) == ServingPlan()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "JSON"),
+        ('{"pinned": 3', "JSON"),
+        ('{"pinned": 0}', "pinned"),
+        ('{"pinned": "3"}', "pinned"),
+        ('{"pinned": 3.0}', "pinned"),
+        ('{"pined": 3}', "pined"),
+        ('{"canary": {"version": 4}}', "canary.share"),
+        ('{"canary": {"version": 4, "share": 1.5}}', "canary.share"),
+        ('{"canary": {"version": 4, "share": NaN}}', "canary.share"),
+        ("[]", "object"),
+    ],
+)
+def test_what_is_no_plan_is_refused_with_its_place(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / PLAN
+    path.write_text(text)
+    with pytest.raises(PlanError, match=says) as caught:
+        read_plan(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_folder_that_is_a_bundle_has_no_plan(tmp_path: Path) -> None:
+    bundle = bundles.write(tmp_path / "goal")
+    assert plan_path(bundle, "goal") is None
+    assert plan_path(tmp_path, "goal") is None
+    assert plan_path(tmp_path, "other") == tmp_path / "other" / PLAN
+    for root in (bundle, tmp_path):
+        before = sorted(bundle.rglob("*"))
+        with pytest.raises(PlanError, match="is itself a bundle"):
+            write_plan(root, "goal", FULL)
+        assert sorted(bundle.rglob("*")) == before
+
+
+def test_where_nothing_can_be_written_the_plan_before_stays(tmp_path: Path) -> None:
+    write_plan(tmp_path, "goal", FULL)
+    (tmp_path / "other").write_text("a file where the folder would be")
+    with pytest.raises(PlanError, match="change the file where it is made"):
+        write_plan(tmp_path, "other", FULL)
+    assert json.loads((tmp_path / "goal" / PLAN).read_text())["pinned"] == 3
+
+
+def test_a_rollback_goes_to_the_version_that_the_plan_before_served() -> None:
+    # 5 was served as the highest, then 2 was pinned, then 4.
+    loaded = frozenset({1, 2, 3, 4, 5})
+    plan = ServingPlan().followed_by(ServingPlan(pinned=2), served=5, then=2)
+    plan = plan.followed_by(ServingPlan(pinned=4, canary=Canary(version=5, share=0.1), shadow=3), served=2, then=4)
+    assert plan.history == (5, 2, 4)
+    back = plan.rolled_back(served=4, loaded=loaded)
+    assert back == ServingPlan(pinned=2, history=(5, 2))  # without canary and shadow
+    further = back.rolled_back(served=2, loaded=loaded)
+    assert further == ServingPlan(pinned=5, history=(5,))  # not forward to 4
+
+
+def test_a_rollback_from_what_became_the_highest_by_itself_goes_to_the_next_below() -> None:
+    plan = ServingPlan()
+    back = plan.rolled_back(served=3, loaded=frozenset({1, 2, 3}))
+    assert back == ServingPlan(pinned=2, history=(2,))
+    # The plan that unpinned served 5; then 6 and 7 arrived.
+    plan = ServingPlan(history=(1, 5))
+    assert plan.rolled_back(served=7, loaded=frozenset({1, 5, 6, 7})) == ServingPlan(pinned=6, history=(1, 5, 6))
+
+
+def test_a_rollback_passes_over_versions_that_are_gone() -> None:
+    plan = ServingPlan(pinned=4, history=(1, 2, 3, 4))
+    assert plan.rolled_back(served=4, loaded=frozenset({1, 4})) == ServingPlan(pinned=1, history=(1,))
+
+
+def test_a_rollback_of_a_plan_without_history_goes_to_the_next_below() -> None:
+    assert ServingPlan(pinned=4).rolled_back(served=4, loaded=frozenset({1, 2, 4, 5})) == ServingPlan(
+        pinned=2, history=(2,)
+    )
+
+
+def test_there_is_no_rollback_from_the_first_version() -> None:
+    assert ServingPlan().rolled_back(served=1, loaded=frozenset({1})) is None
+    assert ServingPlan(pinned=1, history=(1,)).rolled_back(served=1, loaded=frozenset({1, 2})) is None
+    assert ServingPlan().rolled_back(served=None, loaded=frozenset()) is None
+
+
+def test_history_keeps_the_latest_versions_and_names_none_twice_in_a_row() -> None:
+    plan = ServingPlan()
+    for version in range(1, 31):
+        plan = plan.followed_by(ServingPlan(pinned=version), served=max(version - 1, 1), then=version)
+    assert plan.history == tuple(range(15, 31))
+    assert plan.followed_by(ServingPlan(pinned=30), served=30, then=30).history == plan.history

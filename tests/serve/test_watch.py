@@ -1,0 +1,443 @@
+"""What happens to a server's versions when the files of its repository change."""
+
+import gc
+import logging
+import os
+import shutil
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cvpo.bundle import MANIFEST
+from serve.errors import NotFoundError, PlanError, StartupError, UnavailableError
+from serve.plan import PLAN, Canary, ServingPlan, write_plan
+from serve.runtime import PolicyRuntime
+from serve.values import Deterministic, Situations
+from serve.watch import Watcher, find_bundles, load_repository
+from tests.serve import bundles
+
+PATIENCE_SECONDS = 30.0
+
+
+@pytest.fixture
+def watcher(tmp_path: Path) -> Watcher:
+    """Has looked at version 1 of goal in REPOSITORY/goal/1."""
+    bundles.write(tmp_path / "goal" / "1", bundles.manifest(version=1))
+    watcher = Watcher(tmp_path, allow_uncalibrated=False)
+    watcher.poll(first=True)
+    return watcher
+
+
+def add(root: Path, version: int, **fields: object) -> Path:
+    return bundles.write(root / "goal" / str(version), bundles.manifest(version=version, **fields))  # type: ignore[arg-type]
+
+
+def served(watcher: Watcher) -> int:
+    return watcher.repository.select("goal", None, "").served.version
+
+
+def loaded(watcher: Watcher) -> list[int]:
+    return list(watcher.repository.snapshot.policies["goal"].loaded)
+
+
+def problem(watcher: Watcher) -> str:
+    return watcher.repository.snapshot.policies["goal"].problem
+
+
+# --- bundles --------------------------------------------------------------------------------------------------------
+
+
+def test_bundles_are_found_at_most_two_folders_deep(tmp_path: Path) -> None:
+    for name in ("a", "b/1", "b/2", "c/d/e", ".hidden", "b/.3.partial", "plain"):
+        (tmp_path / name).mkdir(parents=True)
+        if name != "plain":
+            (tmp_path / name / MANIFEST).write_text("{}")
+    (tmp_path / "file").write_text("")
+    assert [str(path.relative_to(tmp_path)) for path in find_bundles(tmp_path)] == ["a", "b/1", "b/2"]
+
+
+def test_a_bundle_is_a_repository_of_one(tmp_path: Path) -> None:
+    path = bundles.write(tmp_path / "bundle", bundles.manifest("goal", 3))
+    assert find_bundles(path) == [path]
+    repository = load_repository(path, allow_uncalibrated=False)
+    assert {name: list(policy.loaded) for name, policy in repository.snapshot.policies.items()} == {"goal": [3]}
+
+
+def test_name_and_version_come_from_the_manifest_and_versions_ascend(tmp_path: Path) -> None:
+    bundles.write(tmp_path / "x" / "first", bundles.manifest("goal", 10))
+    bundles.write(tmp_path / "x" / "second", bundles.manifest("goal", 9))
+    repository = load_repository(tmp_path, allow_uncalibrated=False)
+    assert list(repository.snapshot.policies["goal"].loaded) == [9, 10]
+    assert repository.select("goal", None, "").served.version == 10
+
+
+def test_a_second_bundle_of_the_same_version_is_refused_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundles.write(tmp_path / "a")
+    bundles.write(tmp_path / "b")
+    with caplog.at_level(logging.INFO):
+        snapshot = load_repository(tmp_path, allow_uncalibrated=False).snapshot
+    assert list(snapshot.policies["goal"].loaded) == [1]
+    assert list(snapshot.refused) == ["b"]
+    assert "already served" in snapshot.refused["b"]
+    (refused,) = [record for record in caplog.records if record.getMessage() == "bundle refused"]
+    assert vars(refused)["fields"] == {"path": str(tmp_path / "b"), "reason": snapshot.refused["b"]}
+
+
+def test_an_altered_bundle_is_left_out_and_the_others_are_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundles.write(tmp_path / "1", bundles.manifest(version=1))
+    newest = bundles.write(tmp_path / "2", bundles.manifest(version=2))
+    (newest / "policy.onnx").write_bytes(b"altered")
+    repository = load_repository(tmp_path, allow_uncalibrated=False)
+    assert repository.select("goal", None, "").served.version == 1
+    assert "bundle refused" in caplog.messages
+
+
+def test_a_bundle_without_calibration_is_served_only_with_leave(tmp_path: Path) -> None:
+    bundles.write(tmp_path / "bundle", bundles.manifest(calibration=None))
+    with pytest.raises(StartupError, match="--allow-uncalibrated"):
+        load_repository(tmp_path, allow_uncalibrated=False)
+    assert load_repository(tmp_path, allow_uncalibrated=True).snapshot.policies
+
+
+def test_an_empty_folder_says_what_writes_a_bundle(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="cvpo export"):
+        load_repository(tmp_path, allow_uncalibrated=False)
+
+
+def test_many_refused_bundles_point_to_the_log(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        bundles.write(tmp_path / name, bundles.manifest(calibration=None))
+    with pytest.raises(StartupError, match="all 2 bundles were refused"):
+        load_repository(tmp_path, allow_uncalibrated=False)
+
+
+@pytest.mark.parametrize("name", ["missing", "file"])
+def test_a_repository_that_is_no_folder_is_one_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartupError, match="is not a folder"):
+        load_repository(tmp_path / name, allow_uncalibrated=False)
+
+
+# --- bundles that come and go ---------------------------------------------------------------------------------------
+
+
+def test_a_new_version_is_served_and_the_one_before_by_number(watcher: Watcher, tmp_path: Path) -> None:
+    add(tmp_path, 2)
+    watcher.poll()
+    assert served(watcher) == 2
+    assert loaded(watcher) == [1, 2]
+
+
+def test_a_first_bundle_is_served_when_it_comes(tmp_path: Path) -> None:
+    watcher = Watcher(tmp_path, allow_uncalibrated=False)
+    watcher.poll(first=True)
+    assert not watcher.repository.snapshot.ready
+    add(tmp_path, 1)
+    watcher.poll()
+    assert watcher.repository.snapshot.ready
+    assert served(watcher) == 1
+
+
+@pytest.mark.parametrize("spoil", ["altered", "uncalibrated", "graph"])
+def test_a_bad_bundle_is_refused_and_the_old_goes_on(
+    watcher: Watcher, tmp_path: Path, spoil: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if spoil == "altered":
+        (add(tmp_path, 2) / "critic.onnx").write_bytes(b"")
+    elif spoil == "uncalibrated":
+        add(tmp_path, 2, calibration=None)
+    else:
+        out_of_bounds = bundles.policy_graph(lambda text: text.replace("1.0, 2.0", "9.0, 2.0"))
+        bundles.write(tmp_path / "goal" / "2", bundles.manifest(version=2), policy=out_of_bounds)
+    for _ in range(4):
+        watcher.poll()
+    assert served(watcher) == 1
+    assert list(watcher.repository.snapshot.refused) == ["goal/2"]
+    assert watcher.repository.snapshot.refused["goal/2"]
+    assert caplog.messages.count("bundle refused") == 1  # told once, and not tried again
+
+
+def test_a_refused_bundle_is_tried_again_when_its_files_change(watcher: Watcher, tmp_path: Path) -> None:
+    path = add(tmp_path, 2)
+    whole = (path / "critic.onnx").read_bytes()
+    (path / "critic.onnx").write_bytes(b"")
+    watcher.poll()
+    watcher.poll()
+    assert watcher.repository.snapshot.refused
+    (path / "critic.onnx").write_bytes(whole)
+    watcher.poll()
+    assert served(watcher) == 2
+    assert not watcher.repository.snapshot.refused
+
+
+def test_a_bundle_that_is_being_copied_is_waited_for(
+    watcher: Watcher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = bundles.write(tmp_path / ".source", bundles.manifest(version=2))
+    target = tmp_path / "goal" / "2"
+    target.mkdir()
+    for file in (MANIFEST, "MODEL_CARD.md", "critic.onnx"):
+        shutil.copy(source / file, target)
+        watcher.poll()
+        assert served(watcher) == 1
+    content = (source / "policy.onnx").read_bytes()
+    with (target / "policy.onnx").open("wb") as copy:
+        for begin in range(0, len(content), len(content) // 3):
+            copy.write(content[begin : begin + len(content) // 3])
+            copy.flush()
+            watcher.poll()
+    watcher.poll()
+    assert served(watcher) == 2
+    assert "bundle refused" not in caplog.messages
+
+
+def test_a_version_whose_folder_is_gone_is_retired(watcher: Watcher, tmp_path: Path) -> None:
+    path = add(tmp_path, 2)
+    watcher.poll()
+    shutil.rmtree(path)
+    watcher.poll()
+    assert served(watcher) == 1
+    with pytest.raises(NotFoundError, match="this server has 1"):
+        watcher.repository.select("goal", 2, "")
+
+
+def test_the_last_version_goes_on_without_its_folder_until_another_comes(watcher: Watcher, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "goal")
+    for _ in range(2):
+        watcher.poll()
+        assert served(watcher) == 1
+        assert "its bundle is gone" in problem(watcher)
+    add(tmp_path, 3)
+    watcher.poll()
+    assert loaded(watcher) == [3]
+    assert not problem(watcher)
+
+
+def test_a_repository_that_is_gone_for_a_while_changes_nothing(watcher: Watcher, tmp_path: Path) -> None:
+    add(tmp_path, 2)
+    watcher.poll()
+    away = tmp_path.with_name(tmp_path.name + "-away")
+    tmp_path.rename(away)
+    watcher.poll()
+    assert loaded(watcher) == [1, 2]
+    assert "is not a folder" in watcher.repository.snapshot.refused["."]
+    away.rename(tmp_path)
+    watcher.poll()
+    assert loaded(watcher) == [1, 2]
+    assert not watcher.repository.snapshot.refused
+
+
+def test_a_bundle_that_moves_is_the_same_version(watcher: Watcher, tmp_path: Path) -> None:
+    (tmp_path / "goal" / "1").rename(tmp_path / "goal" / "one")
+    watcher.poll()
+    assert served(watcher) == 1
+    assert not problem(watcher)
+    assert not watcher.repository.snapshot.refused
+
+
+def test_a_bundle_replaced_in_place_is_refused_and_the_one_in_memory_goes_on(watcher: Watcher, tmp_path: Path) -> None:
+    path = tmp_path / "goal" / "1"
+    for file in path.iterdir():
+        os.utime(file)  # touched, not changed
+    watcher.poll()
+    assert not watcher.repository.snapshot.refused
+    runtime = watcher.repository.select("goal", 1, "")
+    shutil.rmtree(path)
+    add(tmp_path, 1, cost_limit=(1.0, 1.0))
+    watcher.poll()
+    watcher.poll()
+    assert watcher.repository.select("goal", 1, "") is runtime
+    assert "immutable" in watcher.repository.snapshot.refused["goal/1"]
+
+
+def test_retired_versions_are_let_go(watcher: Watcher, tmp_path: Path) -> None:
+    in_flight = watcher.repository.select("goal", None, "")
+    first = weakref.ref(in_flight)
+    shutil.rmtree(tmp_path / "goal" / "1")
+    second = None
+    for version in (2, 3):
+        path = add(tmp_path, version)
+        watcher.poll()
+        if version == 2:
+            second = weakref.ref(watcher.repository.select("goal", None, ""))
+        shutil.rmtree(path)
+    add(tmp_path, 4)
+    watcher.poll()
+    assert loaded(watcher) == [4]
+    gc.collect()
+    assert second is not None
+    assert second() is None
+    assert first() is in_flight  # a request that began with it ends with it
+    assert act(in_flight) == [0.25, -2.0]
+    del in_flight
+    gc.collect()
+    assert first() is None
+
+
+def act(runtime: PolicyRuntime) -> list[float]:
+    situations = Situations(
+        observation=np.array([[1, 2, -1]], np.float32),
+        steps_left=np.array([10]),
+        cost_allowed=np.array([[1, 1]], np.float32),
+    )
+    action: list[float] = runtime.act(situations, Deterministic()).action[0].tolist()
+    return action
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_followed_and_so_is_its_removal(watcher: Watcher, tmp_path: Path) -> None:
+    add(tmp_path, 2)
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    watcher.poll()
+    assert served(watcher) == 1
+    write_plan(tmp_path, "goal", ServingPlan(canary=Canary(version=2, share=1.0)))
+    watcher.poll()
+    assert served(watcher) == 1
+    assert watcher.repository.select("goal", None, "", "session").served.version == 2
+    (tmp_path / "goal" / PLAN).unlink()
+    watcher.poll()
+    assert served(watcher) == 2
+
+
+def test_a_plan_that_is_there_first_holds_when_the_bundle_comes(tmp_path: Path) -> None:
+    add(tmp_path, 1)
+    write_plan(tmp_path, "goal", ServingPlan(shadow=2))
+    watcher = Watcher(tmp_path, allow_uncalibrated=False)
+    watcher.poll(first=True)
+    assert problem(watcher) == "Version 2, the shadow, is not loaded."
+    add(tmp_path, 2)
+    watcher.poll()
+    assert served(watcher) == 1
+    assert not problem(watcher)
+
+
+def test_a_broken_plan_is_told_and_the_one_before_goes_on(
+    watcher: Watcher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    watcher.poll()
+    (tmp_path / "goal" / PLAN).write_text('{"pinned": ')
+    add(tmp_path, 2)
+    for _ in range(3):
+        watcher.poll()
+        assert served(watcher) == 1
+        assert "JSON" in problem(watcher)
+    assert caplog.messages.count("plan not followed") == 1
+    write_plan(tmp_path, "goal", ServingPlan(pinned=2))
+    watcher.poll()
+    assert served(watcher) == 2
+    assert not problem(watcher)
+
+
+def test_a_broken_plan_at_first_serves_nothing_rather_than_a_guess(tmp_path: Path) -> None:
+    add(tmp_path, 1)
+    (tmp_path / "goal" / PLAN).write_text("{}}")
+    watcher = Watcher(tmp_path, allow_uncalibrated=False)
+    watcher.poll(first=True)
+    assert not watcher.repository.snapshot.ready
+    with pytest.raises(UnavailableError, match=PLAN):
+        served(watcher)
+    (tmp_path / "goal" / PLAN).write_text("{}")
+    watcher.poll()
+    assert served(watcher) == 1
+
+
+def test_a_pinned_version_whose_folder_is_gone_goes_on(watcher: Watcher, tmp_path: Path) -> None:
+    add(tmp_path, 2)
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    watcher.poll()
+    shutil.rmtree(tmp_path / "goal" / "1")
+    watcher.poll()
+    assert served(watcher) == 1
+    assert "its bundle is gone" in problem(watcher)
+
+
+# --- the thread -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(watcher: Watcher) -> Iterator[Callable[[float], threading.Semaphore]]:
+    """Start the thread of the watcher, and return what is released after each look."""
+    looks = threading.Semaphore(0)
+
+    def start(poll_seconds: float) -> threading.Semaphore:
+        watcher.start(poll_seconds, looks.release)
+        return looks
+
+    yield start
+    watcher.stop()
+    assert "watch" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_the_thread_finds_what_is_new(
+    watcher: Watcher, tmp_path: Path, start: Callable[[float], threading.Semaphore]
+) -> None:
+    looks = start(0.01)
+    add(tmp_path, 2)
+    while served(watcher) == 1:  # looks of before count too
+        assert looks.acquire(timeout=PATIENCE_SECONDS)
+    assert served(watcher) == 2
+
+
+def test_a_plan_that_is_set_is_followed_at_once_and_is_what_others_read(
+    watcher: Watcher, tmp_path: Path, start: Callable[[float], threading.Semaphore]
+) -> None:
+    add(tmp_path, 2)
+    watcher.poll()
+    other = Watcher(tmp_path, allow_uncalibrated=False)
+    other.poll(first=True)
+    start(3600)  # nobody waits for the next look
+    policy = watcher.set_plan("goal", ServingPlan(pinned=1), PATIENCE_SECONDS)
+    assert policy.served is watcher.repository.select("goal", None, "")
+    assert served(watcher) == 1
+    other.poll()
+    assert served(other) == 1
+
+
+def test_a_plan_that_is_not_followed_in_time_is_unavailable(watcher: Watcher) -> None:
+    with pytest.raises(UnavailableError, match="is written, but"):
+        watcher.set_plan("goal", ServingPlan(pinned=1), 0.01)  # no thread looks
+
+
+def test_where_a_plan_cannot_be_written_nothing_changes(tmp_path: Path) -> None:
+    bundle = bundles.write(tmp_path / "bundle")
+    watcher = Watcher(bundle, allow_uncalibrated=False)
+    watcher.poll(first=True)
+    with pytest.raises(PlanError, match="is itself a bundle"):
+        watcher.set_plan("goal", ServingPlan(pinned=1), PATIENCE_SECONDS)
+    watcher.poll()
+    assert served(watcher) == 1
+    assert not problem(watcher)
+
+
+def test_the_thread_outlives_what_goes_wrong(
+    watcher: Watcher,
+    tmp_path: Path,
+    start: Callable[[float], threading.Semaphore],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failed = threading.Event()
+
+    def fail(root: Path) -> None:
+        failed.set()
+        raise RuntimeError("of a kind that nobody thought of")
+
+    add(tmp_path, 2)
+    monkeypatch.setattr("serve.watch.find_bundles", fail)
+    looks = start(0.01)
+    assert failed.wait(PATIENCE_SECONDS)
+    monkeypatch.undo()
+    while served(watcher) == 1:
+        assert looks.acquire(timeout=PATIENCE_SECONDS)
+    assert "looking at the repository failed" in caplog.messages
