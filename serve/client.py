@@ -8,49 +8,23 @@ It needs numpy, grpcio, protobuf and googleapis-common-protos, no more.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Self
 
 import grpc
-from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2, status_pb2
 from numpy.typing import ArrayLike
 
-from serve.codec import (
-    decode_act_response,
-    decode_description,
-    decode_evaluate_response,
-    encode_act_request,
-    encode_situated_actions,
-    encode_situations,
-)
-from serve.errors import (
-    DeadlineExceededError,
-    FingerprintError,
-    InternalError,
-    InvalidRequestError,
-    NotFoundError,
-    PolicyServiceError,
-    ResourceExhaustedError,
-    UnavailableError,
-)
+from serve import calls
+from serve.calls import Call, R
+from serve.channel import Addresses, Attempts, Dialer, Tls
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.values import ActResult, Deterministic, EvaluateActionResult, Mode, PolicyDescription
 
-M = TypeVar("M", bound=Message)
-
-_CHANNEL_OPTIONS = (
-    ("grpc.enable_retries", 0),  # an answer that comes late is worth less than knowing at once
-    ("grpc.enable_http_proxy", 0),  # a control loop does not go through a web proxy that happens to be set
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),  # is also how long one attempt to connect may take
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
-
 
 class PolicyCaller(ABC):
-    """Turns arrays into requests and answers into arrays; how a request travels is its children's business."""
+    """Asks a policy; how a request travels is its children's business."""
 
     def __init__(self, policy: str, version: int | None, fingerprint: str) -> None:
         self._selector = pb.PolicySelector(name=policy, version=version, fingerprint=fingerprint)
@@ -78,10 +52,7 @@ class PolicyCaller(ABC):
         Raises:
             PolicyServiceError: there is no answer; see the class.
         """
-        situations, single = encode_situations(observation, steps_left, cost_allowed)
-        request = encode_act_request(self._selector, situations, mode)
-        result = decode_act_response(self._call("Act", request, pb.ActResponse))
-        return result.single() if single else result
+        return self._ask(calls.act(self._selector, observation, steps_left, cost_allowed, mode))
 
     def evaluate_action(
         self,
@@ -102,58 +73,61 @@ class PolicyCaller(ABC):
         Raises:
             PolicyServiceError: there is no answer; see the class.
         """
-        situated_actions, single = encode_situated_actions(observation, action, steps_left, cost_allowed)
-        request = pb.EvaluateActionRequest(policy=self._selector, situated_actions=situated_actions)
-        result = decode_evaluate_response(self._call("EvaluateAction", request, pb.EvaluateActionResponse))
-        return result.single() if single else result
+        return self._ask(calls.evaluate_action(self._selector, observation, action, steps_left, cost_allowed))
 
     def list_policies(self) -> tuple[PolicyDescription, ...]:
         """Describe the served version of every policy, by name."""
-        response = self._call("ListPolicies", pb.ListPoliciesRequest(), pb.ListPoliciesResponse)
-        return tuple(decode_description(policy) for policy in response.policies)
+        return self._ask(calls.list_policies())
 
     def get_policy(self) -> PolicyDescription:
         """Describe the policy that this object asks: spaces, constraints, calibration, safe action."""
-        response = self._call("GetPolicy", pb.GetPolicyRequest(policy=self._selector), pb.GetPolicyResponse)
-        return decode_description(response.policy)
+        return self._ask(calls.get_policy(self._selector))
 
     @abstractmethod
-    def _call(self, method: str, request: Message, response_type: type[M]) -> M:
+    def _ask(self, call: Call[R]) -> R:
         """Bring a request to PolicyService and its answer back."""
 
 
 class PolicyClient(PolicyCaller):
-    """A policy service at an address. Safe to use from several threads; close it, or use it in a `with` block."""
+    """A policy service. Safe to use from several threads; close it, or use it in a `with` block."""
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         policy: str = "",
         *,
         version: int | None = None,
         fingerprint: str = "",
         timeout_seconds: float = 0.5,
+        tls: Tls | None = None,
     ) -> None:
         """Prepare to ask; the connection is made with the first call.
 
         Args:
-            address: HOST:PORT or unix:PATH.
+            address: HOST:PORT or unix:PATH; or several, of servers that serve the same. The first is asked until it
+                fails; then, at once, the next, which is asked from then on.
             policy: name of the policy; may be empty where the server has only one.
             version: None for the served one.
             fingerprint: of the policy this robot was built for, as get_policy tells it; another one is refused. Empty:
                 not checked.
-            timeout_seconds: of every call. The default bears a first connection on a busy machine; a control loop sets
-                its own, below its period.
+            timeout_seconds: of every call, over all the addresses it tries. The default bears a first connection on a
+                busy machine; a control loop sets its own, below its period.
+            tls: None: in the clear.
+
+        Raises:
+            InvalidRequestError: no address, or a file of `tls` that cannot be read.
         """
         super().__init__(policy, version, fingerprint)
-        self._address = address
         self._timeout_seconds = timeout_seconds
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._stub = PolicyServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
+        self._addresses = Addresses(address)
+        self._dialer = Dialer(tls)
+        self._channels = {address: self._dialer.channel(address) for address in self._addresses.in_order()}
+        self._stubs = {address: PolicyServiceStub(channel) for address, channel in self._channels.items()}  # type: ignore[no-untyped-call]  # generated
 
     def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
+        """Close the connections."""
+        for channel in self._channels.values():
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -163,67 +137,15 @@ class PolicyClient(PolicyCaller):
     ) -> None:
         self.close()
 
-    def _call(self, method: str, request: Message, response_type: type[M]) -> M:
-        try:
-            response: M = getattr(self._stub, method)(request, timeout=self._timeout_seconds)
-        except grpc.RpcError as error:
-            self._raise(error)
-        return response
-
-    def _raise(self, error: Any) -> NoReturn:
-        """Raise the error that a status stands for."""
-        code: grpc.StatusCode = error.code()
-        message = str(error.details())
-        match code:
-            case grpc.StatusCode.INVALID_ARGUMENT:
-                bad_request = _detail(error, error_details_pb2.BadRequest())
-                violations = bad_request.field_violations if bad_request else ()
-                if violations:
-                    raise InvalidRequestError(violations[0].field, violations[0].description) from error
-                raise InvalidRequestError("request", message) from error
-            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
-                # We never cancel: CANCELLED is what a stopping server says of calls that it has not taken up yet
-                # (grpc/grpc issue 41785).
-                retry = _detail(error, error_details_pb2.RetryInfo())
-                if retry:
-                    raise UnavailableError(
-                        f"{self._address}: {message}", retry.retry_delay.ToTimedelta().total_seconds()
-                    ) from error
-                raise UnavailableError(
-                    f"No server answers at {self._address}; start one with `cvpo serve BUNDLES`, or check the address "
-                    f"({message})."
-                ) from error
-            case grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise DeadlineExceededError(
-                    f"No answer from {self._address} within {self._timeout_seconds:g} s; allow more time with "
-                    "timeout_seconds, or look at the server's load."
-                ) from error
-            case grpc.StatusCode.NOT_FOUND:
-                raise NotFoundError(f"{self._address}: {message}") from error
-            case grpc.StatusCode.FAILED_PRECONDITION:
-                raise FingerprintError(f"{self._address}: {message}") from error
-            case grpc.StatusCode.RESOURCE_EXHAUSTED:
-                raise ResourceExhaustedError(
-                    f"{self._address} takes no message of this size, or has too many calls at once ({message})."
-                ) from error
-            case grpc.StatusCode.INTERNAL:
-                raise InternalError(f"{self._address}: {message}") from error
-            case grpc.StatusCode.UNIMPLEMENTED:
-                raise PolicyServiceError(
-                    f"The server at {self._address} is no policy service of this version ({message})."
-                ) from error
-            case _:
-                raise PolicyServiceError(f"{self._address} answered {code.name}: {message}") from error
-
-
-def _detail(error: Any, wanted: M) -> M | None:
-    """Fill `wanted` from the rich error's detail of its type and return it; None where there is none."""
-    for key, value in error.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
+    def _ask(self, call: Call[R]) -> R:
+        attempts = Attempts(self._addresses, self._timeout_seconds)
+        for attempt in attempts:
             try:
-                details = status_pb2.Status.FromString(value).details
-            except DecodeError:
-                return None
-            if any(detail.Unpack(wanted) for detail in details):
-                return wanted
-    return None
+                stub = self._stubs[attempt.address]
+                response = getattr(stub, call.method)(call.request, timeout=attempt.timeout_seconds)
+            except grpc.RpcError as error:
+                attempts.failed(attempt, error)
+            else:
+                attempts.worked(attempt)
+                return call.decode(response)
+        raise AssertionError("the last attempt answers or raises")

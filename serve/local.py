@@ -6,9 +6,8 @@ the extra `serve`.
 
 from pathlib import Path
 
-from google.protobuf.message import Message
-
-from serve.client import M, PolicyCaller
+from serve.calls import Call, R
+from serve.client import PolicyCaller
 from serve.codec import Limits
 from serve.service import PolicyServicer
 from serve.telemetry import Metrics
@@ -40,6 +39,5 @@ class LocalPolicy(PolicyCaller):
         loaded = load_repository(repository, allow_uncalibrated=allow_uncalibrated)
         return cls(PolicyServicer(loaded, Limits(), Metrics()), policy, version, fingerprint)
 
-    def _call(self, method: str, request: Message, response_type: type[M]) -> M:
-        response: M = getattr(self._servicer, method)(request, None)
-        return response
+    def _ask(self, call: Call[R]) -> R:
+        return call.decode(getattr(self._servicer, call.method)(call.request, None))

@@ -1,0 +1,104 @@
+"""AsyncPolicyClient: PolicyClient's twin for asyncio.
+
+async with AsyncPolicyClient("127.0.0.1:50051", timeout_seconds=0.02) as policy:
+    answer = await policy.act(observation)
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import grpc
+from numpy.typing import ArrayLike
+
+from serve import calls
+from serve.calls import Call, R
+from serve.channel import Addresses, Attempts, Dialer, Tls
+from serve.gen.cvpo.v1 import policy_pb2 as pb
+from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
+from serve.values import ActResult, Deterministic, EvaluateActionResult, Mode, PolicyDescription
+
+
+class AsyncPolicyClient:
+    """A policy service, asked from one event loop. Arguments, answers and errors are those of PolicyClient."""
+
+    def __init__(
+        self,
+        address: str | Sequence[str],
+        policy: str = "",
+        *,
+        version: int | None = None,
+        fingerprint: str = "",
+        timeout_seconds: float = 0.5,
+        tls: Tls | None = None,
+    ) -> None:
+        """Prepare to ask; see PolicyClient."""
+        self._selector = pb.PolicySelector(name=policy, version=version, fingerprint=fingerprint)
+        self._timeout_seconds = timeout_seconds
+        self._addresses = Addresses(address)
+        self._dialer = Dialer(tls)
+        self._channels: list[grpc.aio.Channel] = []  # made when first asked, for the event loop that asks
+        self._stubs: dict[str, PolicyServiceStub] = {}  # by address
+
+    async def act(
+        self,
+        observation: ArrayLike,
+        *,
+        steps_left: ArrayLike | None = None,
+        cost_allowed: ArrayLike | None = None,
+        mode: Mode = Deterministic(),  # noqa: B008  # frozen
+    ) -> ActResult:
+        """Ask for an action; see PolicyCaller.act."""
+        return await self._ask(calls.act(self._selector, observation, steps_left, cost_allowed, mode))
+
+    async def evaluate_action(
+        self,
+        observation: ArrayLike,
+        action: ArrayLike,
+        *,
+        steps_left: ArrayLike | None = None,
+        cost_allowed: ArrayLike | None = None,
+    ) -> EvaluateActionResult:
+        """Ask what an action from elsewhere would cost; see PolicyCaller.evaluate_action."""
+        return await self._ask(calls.evaluate_action(self._selector, observation, action, steps_left, cost_allowed))
+
+    async def list_policies(self) -> tuple[PolicyDescription, ...]:
+        """Describe the served version of every policy, by name."""
+        return await self._ask(calls.list_policies())
+
+    async def get_policy(self) -> PolicyDescription:
+        """Describe the policy that this object asks."""
+        return await self._ask(calls.get_policy(self._selector))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _ask(self, call: Call[R]) -> R:
+        attempts = Attempts(self._addresses, self._timeout_seconds)
+        for attempt in attempts:
+            try:
+                stub = self._stub(attempt.address)
+                response = await getattr(stub, call.method)(call.request, timeout=attempt.timeout_seconds)
+            except grpc.RpcError as error:
+                attempts.failed(attempt, error)
+            else:
+                attempts.worked(attempt)
+                return call.decode(response)
+        raise AssertionError("the last attempt answers or raises")
+
+    def _stub(self, address: str) -> PolicyServiceStub:
+        if address not in self._stubs:
+            channel = self._dialer.aio_channel(address)
+            self._channels.append(channel)
+            self._stubs[address] = PolicyServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        return self._stubs[address]

@@ -1,0 +1,211 @@
+"""Where the servers are: several addresses, which of them to ask next, and channels to them, with TLS or without."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from serve.errors import InvalidRequestError
+from serve.status import call_details, call_error, retry_after_seconds
+
+_OPTIONS = (
+    ("grpc.enable_retries", 0),  # an answer that comes late is worth less than knowing at once
+    ("grpc.enable_http_proxy", 0),  # a control loop does not go through a web proxy that happens to be set
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),  # is also how long one attempt to connect may take
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, which a balancer may bring elsewhere
+)
+_SHORTEST_BACKOFF_SECONDS = 0.1
+_LONGEST_BACKOFF_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Who is believed to be the server, and how this client shows who it is: files in PEM."""
+
+    certificate_authority: Path | None = None  # that signed the server's certificate; None: those of the system
+    certificate: Path | None = None  # of this client, for servers that ask for one
+    key: Path | None = None  # of that certificate
+    server_name: str = ""  # in the server's certificate, where it is not the host of the address
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Read the files.
+
+        Raises:
+            InvalidRequestError: one cannot be read, or there is a certificate without a key or the reverse.
+        """
+        if (self.certificate is None) != (self.key is None):
+            raise InvalidRequestError("tls.key", "and tls.certificate go together; give both or none")
+        return grpc.ssl_channel_credentials(
+            root_certificates=_read("tls.certificate_authority", self.certificate_authority),
+            private_key=_read("tls.key", self.key),
+            certificate_chain=_read("tls.certificate", self.certificate),
+        )
+
+
+def _read(name: str, path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidRequestError(name, f"cannot be read: {error}") from error
+
+
+class Dialer:
+    """Makes channels, all with the same credentials. A new channel is a new connection."""
+
+    def __init__(self, tls: Tls | None) -> None:
+        self._credentials = None if tls is None else tls.credentials()
+        self._options: tuple[tuple[str, int | str], ...] = _OPTIONS
+        if tls is not None and tls.server_name:
+            self._options += (("grpc.ssl_target_name_override", tls.server_name),)
+
+    def channel(self, address: str) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(address, options=self._options)
+        return grpc.secure_channel(address, self._credentials, options=self._options)
+
+    def aio_channel(self, address: str) -> grpc.aio.Channel:
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(address, options=self._options)
+        return grpc.aio.secure_channel(address, self._credentials, options=self._options)
+
+
+@dataclass
+class _Record:
+    works: bool = False  # it answered when it was asked last
+    failures: int = 0  # in a row
+    wait_until: float = 0.0  # on the clock
+
+
+class Addresses:
+    """Servers that are as good as each other: the one that worked last is asked first, those that failed are left alone
+    for a while, longer each time. Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """Begin with the first.
+
+        Args:
+            addresses: HOST:PORT or unix:PATH, one or several.
+            clock: seconds.
+            draw: a number from 0 to 1, so that clients of one server do not come back all at once.
+        """
+        self._addresses = [addresses] if isinstance(addresses, str) else list(addresses)
+        if not self._addresses:
+            raise InvalidRequestError("address", "is empty; give at least one")
+        self._clock = clock
+        self._draw = draw
+        self._records = {address: _Record() for address in self._addresses}
+        self._lock = threading.Lock()
+
+    def __str__(self) -> str:
+        return ", ".join(self._addresses)
+
+    def __len__(self) -> int:
+        return len(self._addresses)
+
+    def in_order(self) -> list[str]:
+        """All of them, the best to ask first; those that are left alone come last."""
+        with self._lock:
+            now = self._clock()
+            return sorted(self._addresses, key=lambda address: max(now, self._records[address].wait_until))
+
+    def wait_seconds(self) -> float:
+        """How long to wait before any of them is worth asking; 0: one is."""
+        with self._lock:
+            return max(0.0, min(record.wait_until for record in self._records.values()) - self._clock())
+
+    def works(self, address: str) -> bool:
+        """Whether it answered when it was asked last."""
+        return self._records[address].works
+
+    def worked(self, address: str) -> None:
+        """Ask this one first from now on."""
+        with self._lock:
+            self._records[address] = _Record(works=True)
+            if self._addresses[0] != address:
+                self._addresses.remove(address)
+                self._addresses.insert(0, address)
+
+    def failed(self, address: str, retry_after_seconds: float | None = None) -> None:
+        """Leave this one alone for a while; at least as long as it says itself."""
+        with self._lock:
+            record = self._records[address]
+            record.works = False
+            longest = min(_SHORTEST_BACKOFF_SECONDS * 2.0**record.failures, _LONGEST_BACKOFF_SECONDS)
+            record.failures += 1
+            backoff = longest * (0.5 + 0.5 * self._draw())
+            record.wait_until = self._clock() + max(backoff, retry_after_seconds or 0.0)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of a call."""
+
+    address: str
+    timeout_seconds: float
+
+
+class Attempts:
+    """The tries of one call, over several addresses, that share its deadline.
+
+    for attempt in attempts:
+        try:
+            response = ...
+        except grpc.RpcError as error:
+            attempts.failed(attempt, error)  # raises where the next address would not help
+        else:
+            attempts.worked(attempt)
+            return response
+    """
+
+    def __init__(self, addresses: Addresses, timeout_seconds: float) -> None:
+        self._addresses = addresses
+        self._timeout_seconds = timeout_seconds
+        self._deadline = time.monotonic() + timeout_seconds
+        self._left = addresses.in_order()
+
+    def __iter__(self) -> Iterator[Attempt]:
+        """Each address once. One that has not shown yet that it works leaves those after it their share of the time."""
+        while self._left:
+            address = self._left.pop(0)
+            shares = 1 if self._addresses.works(address) else 1 + len(self._left)
+            yield Attempt(address, self._remaining() / shares)
+
+    def worked(self, attempt: Attempt) -> None:
+        """Ask this address first from now on."""
+        self._addresses.worked(attempt.address)
+
+    def failed(self, attempt: Attempt, error: Any) -> None:
+        """Go on with the next address, or raise.
+
+        Raises:
+            PolicyServiceError: no other server would answer otherwise, or none is left.
+        """
+        code, retry = error.code(), retry_after_seconds(call_details(error))
+        elsewhere = code in _ELSEWHERE or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry is not None)
+        if elsewhere:
+            self._addresses.failed(attempt.address, retry)
+        if not (elsewhere and self._left and self._remaining() > 0):
+            where = str(self._addresses) if elsewhere else attempt.address
+            raise call_error(error, where, self._timeout_seconds) from error
+
+    def _remaining(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+
+# What another server may answer otherwise.
+_ELSEWHERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)

@@ -1,0 +1,127 @@
+"""Which server is asked next, for how long, and how it is reached."""
+
+from pathlib import Path
+
+import grpc
+import pytest
+
+from serve.channel import Addresses, Attempts, Dialer, Tls
+from serve.errors import DeadlineExceededError, InvalidRequestError, UnavailableError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Status(grpc.RpcError):
+    """What a call that failed raises."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "so it is"
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+
+def test_the_address_that_works_is_asked_first_from_then_on() -> None:
+    addresses = Addresses(["a", "b", "c"])
+    assert addresses.in_order() == ["a", "b", "c"]
+    addresses.worked("b")
+    assert addresses.in_order() == ["b", "a", "c"]
+    assert addresses.works("b")
+    addresses.failed("b")
+    assert addresses.in_order() == ["a", "c", "b"]
+    assert not addresses.works("b")
+
+
+def test_an_address_that_fails_is_left_alone_for_longer_each_time_up_to_five_seconds() -> None:
+    clock = Clock()
+    addresses = Addresses("a", clock, draw=lambda: 1.0)
+    waits = []
+    for _ in range(8):
+        addresses.failed("a")
+        waits.append(addresses.wait_seconds())
+        clock.now += waits[-1]
+        assert addresses.wait_seconds() == 0.0
+    assert waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+    addresses.worked("a")
+    addresses.failed("a")
+    assert addresses.wait_seconds() == pytest.approx(0.1)
+
+
+def test_the_jitter_takes_up_to_half_of_the_wait() -> None:
+    addresses = Addresses("a", Clock(), draw=lambda: 0.0)
+    addresses.failed("a")
+    assert addresses.wait_seconds() == pytest.approx(0.05)
+
+
+def test_an_address_is_left_alone_at_least_as_long_as_it_says_itself() -> None:
+    addresses = Addresses(["a", "b"], Clock(), draw=lambda: 1.0)
+    addresses.failed("a", retry_after_seconds=3.0)
+    addresses.failed("b")
+    assert addresses.in_order() == ["b", "a"]
+    assert addresses.wait_seconds() == pytest.approx(0.1)
+
+
+def test_no_address_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="address: is empty"):
+        Addresses([])
+
+
+def test_tries_share_the_deadline_until_an_address_has_shown_that_it_works() -> None:
+    addresses = Addresses(["a", "b", "c", "d"])
+    first = next(iter(Attempts(addresses, 40.0)))
+    assert first.address == "a"
+    assert first.timeout_seconds == pytest.approx(10.0, rel=0.1)
+    addresses.worked("a")
+    assert next(iter(Attempts(addresses, 40.0))).timeout_seconds == pytest.approx(40.0, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED]
+)
+def test_a_try_that_another_server_may_answer_goes_on_there(code: grpc.StatusCode) -> None:
+    addresses = Addresses(["a", "b"])
+    attempts = Attempts(addresses, 60.0)
+    tries = iter(attempts)
+    first = next(tries)
+    attempts.failed(first, Status(code))
+    second = next(tries)
+    with pytest.raises((UnavailableError, DeadlineExceededError), match="a, b"):
+        attempts.failed(second, Status(code))
+    assert [first.address, second.address] == ["a", "b"]
+    assert addresses.wait_seconds() > 0
+
+
+def test_what_no_server_would_answer_is_told_at_once() -> None:
+    addresses = Addresses(["a", "b"])
+    attempts = Attempts(addresses, 60.0)
+    with pytest.raises(InvalidRequestError):
+        attempts.failed(next(iter(attempts)), Status(grpc.StatusCode.INVALID_ARGUMENT))
+    assert addresses.wait_seconds() == 0.0
+
+
+def test_no_try_begins_after_the_deadline() -> None:
+    attempts = Attempts(Addresses(["a", "b"]), 0.0)
+    with pytest.raises(UnavailableError):
+        attempts.failed(next(iter(attempts)), Status(grpc.StatusCode.UNAVAILABLE))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"tls\.certificate_authority: cannot be read: .*missing\.pem"):
+        Dialer(Tls(tmp_path / "missing.pem"))
+
+
+def test_a_certificate_without_its_key_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=r"tls\.key"):
+        Dialer(Tls(certificate=tmp_path / "robot.pem"))
