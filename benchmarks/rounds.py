@@ -82,17 +82,19 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def finish(name: str, headline: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+def finish(name: str, headline: Mapping[str, Any], details: Mapping[str, Any], *, save: bool = True) -> None:
     """Write `results/NAME.json`, and print the headline as the last line.
 
     Args:
         name: of the benchmark.
         headline: what the line of JSON holds.
         details: settings, rounds, versions of the contestants: what else a reader needs to judge it.
+        save: or only print.
     """
     document = {**headline, **provenance(), **details}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    if save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(headline))
 
 

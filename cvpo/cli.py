@@ -341,6 +341,52 @@ def query(
     typer.echo(text)
 
 
+@app.command(epilog="Example: cvpo loadtest 127.0.0.1:50051 --stream --clients 16 --rate 100 --figure waits.png")
+def loadtest(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="HOST:PORT or unix:PATH of a policy service.")],
+    policy: Annotated[str, typer.Option(help="Name of the policy, where the server has several.")] = "",
+    stream: Annotated[
+        bool, typer.Option("--stream/--unary", help="One control stream per client, or one call per question.")
+    ] = False,
+    clients: Annotated[int, typer.Option(min=1, max=1024, help="Robots that ask at the same time.")] = 1,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0.01, metavar="HZ", help="Of each client.  [default: the policy's control rate, or 50]"),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
+    observation: Annotated[
+        str | None, typer.Option(help="JSON list of numbers.  [default: zeros, within the bounds]")
+    ] = None,
+    timeout_seconds: Annotated[float, typer.Option(min=0.001, help="Longest wait for one answer.")] = 1.0,
+    figure: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the histogram, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how long a policy service makes robots wait.
+
+    Each client has a connection of its own and asks on a fixed schedule. A question that falls due while the answer
+    before it is still out is counted from when it was due, so a server that stalls is late for each question that the
+    stall delays. Prints percentiles, the share that came later than the policy's control period or not at all, errors
+    by code, and a histogram. Run it beside the robot, not beside the server: the client takes processor time, too.
+    """
+    from cvpo.loadtest import LoadTest, run_load_test
+
+    report = run_load_test(
+        LoadTest(
+            address,
+            policy=policy,
+            way="stream" if stream else "unary",
+            clients=clients,
+            rate_hz=rate,
+            seconds=seconds,
+            observation=None if observation is None else _numbers(observation),
+            timeout_seconds=timeout_seconds,
+        )
+    )
+    typer.echo(json.dumps(report.document()) if as_json else report.text())
+    if figure is not None:
+        report.draw(figure)
+
+
 @app.command(epilog="Example: cvpo plot runs/circle runs/circle-2 --out curves.png")
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
