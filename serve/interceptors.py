@@ -65,18 +65,22 @@ class Registrar:
     caller gets its status. `request_id(context)` tells them the request's id.
     """
 
-    def __init__(self, server: grpc.aio.Server, metrics: Metrics, *, max_requests: int, max_streams: int) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, metrics: Metrics, draining: asyncio.Event, *, max_requests: int, max_streams: int
+    ) -> None:
         """Wrap the handlers of one server.
 
         Args:
             server: takes the wrapped handlers.
             metrics: counts the calls.
+            draining: once it is set, the server is stopping and new calls are refused.
             max_requests: unary calls at work or waiting at once; more are refused.
             max_streams: open streams; more are refused.
         """
-        self.draining = asyncio.Event()  # set: the server is stopping, and new calls are refused
         self._server = server
         self._metrics = metrics
+        self._draining = draining
+        self.names: list[str] = []  # of the services, in order
         self._requests = _Room("requests at once", max_requests)
         self._streams = _Room("streams", max_streams)
 
@@ -85,6 +89,7 @@ class Registrar:
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
         """Wrap the handlers of a service and hand them to the server."""
+        self.names.append(service)
         wrapped = {method: self._wrap(method, handler) for method, handler in handlers.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
 
@@ -118,7 +123,7 @@ class Registrar:
                 check_deadline(context)
                 return encode(await behavior(decode(raw), context))
             except asyncio.CancelledError:
-                code = _why_cancelled(context)
+                code = grpc.StatusCode.CANCELLED  # the caller has left, mostly because its deadline has passed
                 raise
             except Exception as error:
                 failure, code = error, code_of(error)
@@ -140,7 +145,7 @@ class Registrar:
                 self._admit(room)
                 return await behavior(requests, context)
             except asyncio.CancelledError:
-                code = _why_cancelled(context)
+                code = grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:
                 failure, code = error, code_of(error)
@@ -152,7 +157,7 @@ class Registrar:
         return converse
 
     def _admit(self, room: "_Room") -> None:
-        if self.draining.is_set():
+        if self._draining.is_set():
             raise UnavailableError("The server is stopping. Ask again, or ask another one.", _RETRY_AFTER_SECONDS)
         if room.taken > room.size:
             raise ResourceExhaustedError(
@@ -227,11 +232,6 @@ def _decoder(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message]:
             raise InvalidRequestError("request", "is not the message that this call takes") from error
 
     return decode
-
-
-def _why_cancelled(context: Context) -> grpc.StatusCode:
-    late = context.time_remaining() == 0
-    return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
 
 
 async def _abort(context: Context, error: Exception, code: grpc.StatusCode, method: str) -> NoReturn:

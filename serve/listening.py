@@ -8,54 +8,83 @@ import grpc
 
 from serve.errors import StartupError
 from serve.settings import Settings, is_loopback, split_address
+from serve.tls import CertificateFiles
 
 _UNIX = "unix:"
 
 
 def check_reach(settings: Settings) -> None:
-    """Refuse an address that other machines can reach, unless the operator said so."""
-    for address in (settings.address, settings.metrics_address):
-        if address is None or (address == settings.address and address.startswith(_UNIX)):
-            continue
+    """Refuse an address that other machines can reach, unless there is TLS or the operator said so.
+
+    Raises:
+        StartupError: names the address.
+    """
+    if settings.tls_certificate is not None or settings.allow_plaintext_network:
+        return
+    asked = [address for address in (settings.address, settings.admin_address) if address is not None]
+    reached = [address for address in asked if not address.startswith(_UNIX)]
+    if settings.metrics_address is not None:
+        reached.append(settings.metrics_address)
+    for address in reached:
         host, _ = split_address(address)
-        if not (is_loopback(host) or settings.allow_plaintext_network):
+        if not is_loopback(host):
             raise StartupError(
                 f"{address} can be reached from other machines, and requests travel unencrypted and unauthenticated. "
-                "Use 127.0.0.1 or unix:PATH, or accept the risk with --allow-plaintext-network."
+                "Use 127.0.0.1 or unix:PATH, or TLS (--tls-certificate), or accept the risk with "
+                "--allow-plaintext-network."
             )
 
 
-def bind(server: grpc.aio.Server, address: str) -> str:
-    """Open the port and return the address that clients use."""
+def bind(
+    server: grpc.aio.Server, address: str, certificates: CertificateFiles | None, *, shared: bool, flag: str
+) -> str:
+    """Open a port and return the address that clients use, with the real port where 0 was asked for.
+
+    Args:
+        server: not started yet.
+        address: HOST:PORT or unix:PATH.
+        certificates: None for plaintext.
+        shared: whether other processes may listen on the same port.
+        flag: what sets the address.
+
+    Raises:
+        StartupError: the address or the certificates cannot be had.
+    """
     if address.startswith(_UNIX):
-        _check_socket_free(address.removeprefix(_UNIX))
+        if shared:
+            raise StartupError(f"{address} cannot be shared. Use HOST:PORT with --share-port.")
+        _check_socket_free(address.removeprefix(_UNIX), flag)
     else:
-        _check_port_free(address)
+        _check_port_free(address, flag, shared=shared)
     try:
-        port = server.add_insecure_port(address)
+        if certificates is None:
+            port = server.add_insecure_port(address)
+        else:  # credentials that are renewed serve one port only
+            port = server.add_secure_port(address, certificates.credentials())
     except RuntimeError as error:
-        raise StartupError(f"Cannot listen on {address}. Choose another --address.") from error
+        raise StartupError(f"Cannot listen on {address}. Choose another {flag}.") from error
     return address if address.startswith(_UNIX) else f"{address.rpartition(':')[0]}:{port}"
 
 
-def _check_port_free(address: str) -> None:
+def _check_port_free(address: str, flag: str, *, shared: bool) -> None:
     """Say why an address cannot be had: gRPC does not tell."""
     host, port = split_address(address)
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: closed connections may linger
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
             probe.bind(target)
     except OSError as error:
-        raise StartupError(f"Cannot listen on {address}: {error.strerror}. Choose another --address.") from error
+        raise StartupError(f"Cannot listen on {address}: {error.strerror}. Choose another {flag}.") from error
 
 
-def _check_socket_free(path: str) -> None:
+def _check_socket_free(path: str, flag: str) -> None:
     """Refuse a path that is taken: gRPC would silently take the place of a server that answers there."""
     if not os.access(Path(path).parent, os.W_OK):
         raise StartupError(f"Cannot listen on unix:{path}: the folder is not there, or cannot be written.")
     if Path(path).exists() and not Path(path).is_socket():
-        raise StartupError(f"{path} exists and is no socket. Choose another --address.")
+        raise StartupError(f"{path} exists and is no socket. Choose another {flag}.")
     with socket.socket(socket.AF_UNIX) as probe:
         if probe.connect_ex(path) == 0:
-            raise StartupError(f"Another server answers on unix:{path}. Stop it, or choose another --address.")
+            raise StartupError(f"Another server answers on unix:{path}. Stop it, or choose another {flag}.")

@@ -40,9 +40,10 @@ class RunningServer:
     """A server that answers, on the event loop that started it."""
 
     address: str  # what a client connects to; the real port where 0 was asked for
+    admin_address: str | None
     metrics_address: str | None
     repository: Repository
-    _server: grpc.aio.Server
+    _servers: tuple[grpc.aio.Server, ...]
     _health: health.aio.HealthServicer
     _metrics_server: WSGIServer | None
     _draining: asyncio.Event
@@ -57,7 +58,7 @@ class RunningServer:
         self._draining.set()
         notice = min(_NOTICE_SECONDS, drain_seconds)
         await asyncio.sleep(notice)
-        await self._server.stop(drain_seconds - notice)
+        await asyncio.gather(*(server.stop(drain_seconds - notice) for server in self._servers))
         self._workers.close()
         if self._metrics_server is not None:
             self._metrics_server.shutdown()
@@ -65,46 +66,76 @@ class RunningServer:
 
 
 async def start(settings: Settings) -> RunningServer:
-    """Load the repository and answer on the configured address.
+    """Load the repository and answer on the configured addresses.
 
     Raises:
-        StartupError: there is nothing to serve, or the address is in use, malformed, or open to the network without
-            leave.
+        StartupError: there is nothing to serve; an address is in use, malformed, or open to the network without leave;
+            a certificate cannot be used.
     """
     check_reach(settings)
+    certificates = settings.certificate_files
     repository = load_repository(settings.repository, allow_uncalibrated=settings.allow_uncalibrated)
     metrics = Metrics()
     for name, versions in repository.policies.items():
         for version in versions:
             metrics.bundle_loaded(name, version)
-
-    server = grpc.aio.server(
-        options=(
-            ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a silent sharing
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ),
-    )
-    registrar = Registrar(
-        server, metrics, max_requests=settings.max_concurrent_requests, max_streams=settings.max_streams
-    )
+    draining = asyncio.Event()
     workers = Workers(settings.threads)
+
+    server, services = _grpc_server(settings, metrics, draining)
     answers = PolicyServicer(repository, settings.limits, metrics)
     add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
-        ScheduledPolicyServicer(answers, workers), registrar
+        ScheduledPolicyServicer(answers, workers), services
     )
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    reflection.enable_server_reflection((*services.names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    address = bind(server, settings.address, certificates, shared=settings.share_port, flag="--address")
+    servers = [server]
 
-    address = bind(server, settings.address)
+    admin_address = None
+    if settings.admin_address is not None:
+        admin, admin_services = _grpc_server(settings, metrics, draining)
+        reflection.enable_server_reflection((*admin_services.names, reflection.SERVICE_NAME), admin)
+        admin_address = bind(
+            admin, settings.admin_address, certificates, shared=settings.share_port, flag="--admin-address"
+        )
+        servers.append(admin)
+
     metrics_server, metrics_address = _serve_metrics(settings, metrics)
-    await server.start()
-    for service in ("", SERVICE_NAME):
-        await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+    for each in servers:
+        await each.start()
+    for name in ("", *services.names):
+        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     return RunningServer(
-        address, metrics_address, repository, server, health_servicer, metrics_server, registrar.draining, workers
+        address,
+        admin_address,
+        metrics_address,
+        repository,
+        tuple(servers),
+        health_servicer,
+        metrics_server,
+        draining,
+        workers,
     )
+
+
+def _grpc_server(settings: Settings, metrics: Metrics, draining: asyncio.Event) -> tuple[grpc.aio.Server, Registrar]:
+    """Return a server without a port, and what our services are added to."""
+    server = grpc.aio.server(
+        options=(
+            ("grpc.so_reuseport", int(settings.share_port)),  # without leave, a second server on a port is an error
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+        )
+    )
+    registrar = Registrar(
+        server,
+        metrics,
+        draining,
+        max_requests=settings.max_concurrent_requests,
+        max_streams=settings.max_streams,
+    )
+    return server, registrar
 
 
 def run(settings: Settings) -> int:
@@ -126,6 +157,7 @@ async def _run(settings: Settings) -> int:
     ready = {
         "event": "ready",
         "address": server.address,
+        "admin_address": server.admin_address,
         "metrics_address": server.metrics_address,
         "policies": [
             {"name": name, "versions": list(versions)} for name, versions in server.repository.policies.items()

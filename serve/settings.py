@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSetting
 
 from serve.codec import Limits
 from serve.errors import StartupError
+from serve.tls import CertificateFiles
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -40,9 +41,22 @@ class Settings(BaseSettings):
     metrics_address: str | None = Field(
         default=None, description="HOST:PORT for Prometheus at /metrics, such as 127.0.0.1:9464; off where not given"
     )
+    admin_address: str | None = Field(
+        default=None, description="HOST:PORT or unix:PATH for PolicyAdminService; off where not given"
+    )
+    share_port: bool = Field(
+        default=False, description="let other processes with this flag listen on the same ports; each call goes to one"
+    )
+    tls_certificate: Path | None = Field(
+        default=None, description="PEM file of the server's certificate and those up to its root; turns TLS on"
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file of the certificate's key, unencrypted")
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM file of who signs clients' certificates; clients without one are turned away"
+    )
     allow_plaintext_network: bool = Field(
         default=False,
-        description="listen beyond this machine although anyone there can read and send requests (no TLS)",
+        description="listen beyond this machine without TLS although anyone there can read and send requests",
     )
     allow_uncalibrated: bool = Field(
         default=False, description="serve bundles without calibration; every one of their answers is flagged"
@@ -56,6 +70,17 @@ class Settings(BaseSettings):
         default=128, ge=1, description="requests in work or waiting at once, at most; more are refused"
     )
     max_streams: int = Field(default=1024, ge=1, description="open streams, at most; more are refused")
+    session_key_file: Path | None = Field(
+        default=None,
+        description="file of a secret that authenticates sessions' state, the same for all replicas; a random one for "
+        "each process where not given",
+    )
+    session_idle_seconds: float = Field(
+        default=60.0, gt=0, description="a stream without a step, and a session's state, last for this long"
+    )
+    strict_observations: bool = Field(
+        default=False, description="refuse observations outside the observation space instead of flagging them"
+    )
     threads: int = Field(
         default=4, ge=1, description="large requests computed at the same time, at most; small ones need no thread"
     )
@@ -69,6 +94,19 @@ class Settings(BaseSettings):
     @property
     def limits(self) -> Limits:
         return Limits(self.max_batch, self.max_candidates)
+
+    @property
+    def certificate_files(self) -> CertificateFiles | None:
+        """The files of TLS; None without.
+
+        Raises:
+            StartupError: only some of them are given.
+        """
+        if self.tls_certificate is not None and self.tls_key is not None:
+            return CertificateFiles(self.tls_certificate, self.tls_key, self.tls_client_ca)
+        if self.tls_certificate or self.tls_key or self.tls_client_ca:
+            raise StartupError("TLS needs both --tls-certificate and --tls-key.")
+        return None
 
 
 def parse(arguments: list[str], program: str) -> Settings:

@@ -26,6 +26,7 @@ from serve.settings import Settings, is_loopback, parse, split_address
 from serve.values import Mode, Shielded
 from serve.workers import INLINE_ROWS
 from tests.serve import bundles
+from tests.serve.certificates import Authority
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess, spawn
 from tests.serve.running import ServerThread
 
@@ -114,6 +115,14 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
             1,
         ),
         (["{repository}", "--address", "unix:/nowhere/policy.sock"], "the folder is not there", 1),
+        (["{repository}", "--address", "127.0.0.1:0", "--admin-address", "0.0.0.0:0"], "0.0.0.0:0 can be reached", 1),
+        (["{repository}", "--address", "unix:{empty}/policy.sock", "--share-port"], "cannot be shared", 1),
+        (["{repository}", "--tls-certificate", "/nowhere.pem"], "both --tls-certificate and --tls-key", 1),
+        (
+            ["{repository}", "--address", "127.0.0.1:0", "--tls-certificate", "/nowhere.pem", "--tls-key", "/nowhere"],
+            "Cannot read /nowhere.pem: No such file or directory. Check --tls-certificate.",
+            1,
+        ),
         (["{repository}", "--max-batch", "0"], "--max-batch: ", 2),
         (["{repository}", "--drain-seconds", "soon"], "--drain-seconds: ", 2),
     ],
@@ -129,6 +138,36 @@ def test_an_address_beyond_this_machine_needs_leave(repository: Path, serve_proc
     server = serve_process(str(repository / "goal"), "--address", "0.0.0.0:0", "--allow-plaintext-network")
     with PolicyClient(server.address, timeout_seconds=PATIENCE_SECONDS) as client:
         assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+
+
+def test_with_tls_an_address_beyond_this_machine_needs_no_leave(
+    repository: Path, tmp_path: Path, serve_process: Serve
+) -> None:
+    authority = Authority(tmp_path, "authority")
+    certificate, key = authority.issue("server")
+    server = serve_process(
+        *(str(repository / "goal"), "--address", "0.0.0.0:0", "--metrics-address", "0.0.0.0:0"),
+        *("--tls-certificate", str(certificate), "--tls-key", str(key)),
+    )
+    credentials = grpc.ssl_channel_credentials(authority.certificate.read_bytes())
+    with grpc.secure_channel(server.address.replace("0.0.0.0", "127.0.0.1"), credentials) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_SECONDS)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_two_processes_share_a_port_only_where_both_say_so(repository: Path, serve_process: Serve) -> None:
+    goal = str(repository / "goal")
+    first = serve_process(goal, "--address", "127.0.0.1:0", "--share-port")
+    second = serve_process(goal, "--address", first.address, "--share-port")
+    assert second.address == first.address
+    assert "Address already in use" in refused(goal, "--address", first.address)
+    for left in (second, None):
+        for _ in range(8):  # the kernel picks one for each connection
+            with PolicyClient(first.address, timeout_seconds=PATIENCE_SECONDS) as client:
+                assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+        if left is not None:
+            assert left.terminate() == 0  # the other goes on
 
 
 def test_a_flag_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
