@@ -58,11 +58,6 @@ class Repository:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
 
-    @property
-    def policies(self) -> dict[str, Mapping[int, PolicyRuntime]]:
-        """The versions that are loaded, by the policy's name."""
-        return {name: policy.loaded for name, policy in self.snapshot.policies.items()}
-
     def select(self, name: str, version: int | None, fingerprint: str, key: str | None = None) -> PolicyRuntime:
         """Return the policy that a request means. It goes on answering when it is retired meanwhile.
 

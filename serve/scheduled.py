@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceServicer
-from serve.interceptors import Context, check_deadline
+from serve.interceptors import Context, check_deadline, request_id
 from serve.service import PolicyServicer
 from serve.workers import INLINE_ROWS, Workers
 
@@ -40,9 +40,10 @@ class ScheduledPolicyServicer(PolicyServiceServicer):
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:  # noqa: N802
         return self._answers.GetPolicy(request, None)
 
-    async def _answer(self, ask: Callable[[Q, object], A], request: Q, context: Context, rows: int) -> A:
+    async def _answer(self, ask: Callable[[Q, str | None], A], request: Q, context: Context, rows: int) -> A:
+        named = request_id(context)
         if rows <= INLINE_ROWS:
-            return ask(request, None)
+            return ask(request, named)
         return await self._workers.run(
-            lambda request: ask(request, None), request, functools.partial(check_deadline, context)
+            lambda request: ask(request, named), request, functools.partial(check_deadline, context)
         )

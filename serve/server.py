@@ -18,17 +18,15 @@ from serve.gen.cvpo.v1 import policy_pb2
 from serve.gen.cvpo.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
 from serve.interceptors import Registrar
 from serve.listening import bind, check_reach
-from serve.repository import Repository
+from serve.repository import RepositoryCollector
 from serve.scheduled import ScheduledPolicyServicer
 from serve.service import PolicyServicer
 from serve.settings import Settings, split_address
 from serve.telemetry import Metrics, configure_logging, log
-from serve.watch import load_repository
+from serve.watch import Watcher
 from serve.workers import Workers
 
 logger = logging.getLogger(__name__)
-
-SERVICE_NAME = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
 
 # Time in which those who go on asking a stopping server get an answer that says when to ask again. Requests in flight
 # do not need it, but when the port closes, gRPC cancels those that it has not taken up yet (grpc/grpc issue 41785).
@@ -42,7 +40,7 @@ class RunningServer:
     address: str  # what a client connects to; the real port where 0 was asked for
     admin_address: str | None
     metrics_address: str | None
-    repository: Repository
+    watcher: Watcher
     _servers: tuple[grpc.aio.Server, ...]
     _health: health.aio.HealthServicer
     _metrics_server: WSGIServer | None
@@ -60,30 +58,32 @@ class RunningServer:
         await asyncio.sleep(notice)
         await asyncio.gather(*(server.stop(drain_seconds - notice) for server in self._servers))
         self._workers.close()
+        await asyncio.to_thread(self.watcher.stop)
         if self._metrics_server is not None:
             self._metrics_server.shutdown()
             self._metrics_server.server_close()
 
 
 async def start(settings: Settings) -> RunningServer:
-    """Load the repository and answer on the configured addresses.
+    """Load the repository, answer on the configured addresses, and follow the repository from then on.
+
+    A repository without anything to serve is waited for; the health of our services says so.
 
     Raises:
-        StartupError: there is nothing to serve; an address is in use, malformed, or open to the network without leave;
-            a certificate cannot be used.
+        StartupError: the repository is no folder or cannot be read; an address is in use, malformed, or open to the
+            network without leave; a certificate cannot be used.
     """
     check_reach(settings)
     certificates = settings.certificate_files
-    repository = load_repository(settings.repository, allow_uncalibrated=settings.allow_uncalibrated)
+    watcher = Watcher(settings.repository, allow_uncalibrated=settings.allow_uncalibrated)
+    watcher.poll(first=True)
     metrics = Metrics()
-    for name, versions in repository.policies.items():
-        for version in versions:
-            metrics.bundle_loaded(name, version)
+    metrics.registry.register(RepositoryCollector(watcher.repository))
     draining = asyncio.Event()
     workers = Workers(settings.threads)
 
     server, services = _grpc_server(settings, metrics, draining)
-    answers = PolicyServicer(repository, settings.limits, metrics)
+    answers = PolicyServicer(watcher.repository, settings.limits, metrics)
     add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
         ScheduledPolicyServicer(answers, workers), services
     )
@@ -105,13 +105,22 @@ async def start(settings: Settings) -> RunningServer:
     metrics_server, metrics_address = _serve_metrics(settings, metrics)
     for each in servers:
         await each.start()
-    for name in ("", *services.names):
-        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def tell_health() -> None:
+        ready = watcher.repository.snapshot.ready
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in services.names:
+            await health_servicer.set(name, status)
+
+    await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)  # the process lives, whatever it serves
+    await tell_health()
+    loop = asyncio.get_running_loop()
+    watcher.start(settings.poll_seconds, lambda: asyncio.run_coroutine_threadsafe(tell_health(), loop))
     return RunningServer(
         address,
         admin_address,
         metrics_address,
-        repository,
+        watcher,
         tuple(servers),
         health_servicer,
         metrics_server,
@@ -160,10 +169,13 @@ async def _run(settings: Settings) -> int:
         "admin_address": server.admin_address,
         "metrics_address": server.metrics_address,
         "policies": [
-            {"name": name, "versions": list(versions)} for name, versions in server.repository.policies.items()
+            {"name": name, "versions": list(policy.loaded)}
+            for name, policy in server.watcher.repository.snapshot.policies.items()
         ],
     }
     print(json.dumps(ready), flush=True)
+    if not server.watcher.repository.snapshot.ready:
+        log(logger, logging.WARNING, "nothing to serve yet", repository=str(settings.repository))
     number = await told
     log(logger, logging.INFO, "stopping", signal=number.name, drain_seconds=settings.drain_seconds)
     await server.stop(settings.drain_seconds)

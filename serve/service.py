@@ -1,5 +1,7 @@
 """PolicyService: decode, ask the policy, encode. Errors are raised as they are; the interceptor gives them a status."""
 
+from collections.abc import Iterable
+
 from serve.codec import (
     Limits,
     decode_mode,
@@ -25,38 +27,41 @@ from serve.values import (
 
 
 class PolicyServicer(PolicyServiceServicer):
-    """Answers from a repository. The context is never used: LocalPolicy calls the same methods without one."""
+    """Answers from a repository. A request comes with its id, which decides whether a version on trial answers it."""
 
     def __init__(self, repository: Repository, limits: Limits, metrics: Metrics) -> None:
         self._repository = repository
         self._limits = limits
         self._metrics = metrics
 
-    def Act(self, request: pb.ActRequest, context: object) -> pb.ActResponse:  # noqa: N802
-        policy = self._select(request.policy)
+    def Act(self, request: pb.ActRequest, request_id: str | None) -> pb.ActResponse:  # noqa: N802
+        policy = self._select(request.policy, request_id)
         mode = decode_mode(request, self._limits)
         situations = decode_situations(request.situations, policy.frame, self._limits)
         result = policy.act(situations, mode)
         self._count(policy, result.prediction)
         return encode_act_response(result)
 
-    def EvaluateAction(self, request: pb.EvaluateActionRequest, context: object) -> pb.EvaluateActionResponse:  # noqa: N802
-        policy = self._select(request.policy)
+    def EvaluateAction(self, request: pb.EvaluateActionRequest, request_id: str | None) -> pb.EvaluateActionResponse:  # noqa: N802
+        policy = self._select(request.policy, request_id)
         situations, action = decode_situated_actions(request.situated_actions, policy.frame, self._limits)
         result = policy.evaluate_action(situations, action)
         self._count(policy, result.prediction)
         return encode_evaluate_response(result)
 
-    def ListPolicies(self, request: pb.ListPoliciesRequest, context: object) -> pb.ListPoliciesResponse:  # noqa: N802
-        served = [self._repository.select(name, None, "") for name in self._repository.policies]
-        return pb.ListPoliciesResponse(policies=[encode_description(self._describe(policy)) for policy in served])
+    def ListPolicies(self, request: pb.ListPoliciesRequest, request_id: str | None) -> pb.ListPoliciesResponse:  # noqa: N802
+        policies = self._repository.snapshot.policies.values()
+        served = [(policy.served, policy.loaded) for policy in policies if policy.served is not None]
+        return pb.ListPoliciesResponse(policies=[encode_description(_describe(*policy)) for policy in served])
 
-    def GetPolicy(self, request: pb.GetPolicyRequest, context: object) -> pb.GetPolicyResponse:  # noqa: N802
-        return pb.GetPolicyResponse(policy=encode_description(self._describe(self._select(request.policy))))
+    def GetPolicy(self, request: pb.GetPolicyRequest, request_id: str | None) -> pb.GetPolicyResponse:  # noqa: N802
+        policy = self._select(request.policy, None)
+        loaded = self._repository.snapshot.policies[policy.served.name].loaded
+        return pb.GetPolicyResponse(policy=encode_description(_describe(policy, loaded)))
 
-    def _select(self, selector: pb.PolicySelector) -> PolicyRuntime:
+    def _select(self, selector: pb.PolicySelector, request_id: str | None) -> PolicyRuntime:
         version = selector.version if selector.HasField("version") else None
-        return self._repository.select(selector.name, version, selector.fingerprint)
+        return self._repository.select(selector.name, version, selector.fingerprint, request_id)
 
     def _count(self, policy: PolicyRuntime, prediction: Prediction) -> None:
         name, version = policy.served.name, policy.served.version
@@ -69,47 +74,48 @@ class PolicyServicer(PolicyServiceServicer):
             ):
                 self._metrics.count_flags(name, version, constraint, count)
 
-    def _describe(self, policy: PolicyRuntime) -> PolicyDescription:
-        manifest = policy.manifest
-        calibration = manifest.calibration
-        infinity = float("inf")
-        spaces = [
-            Space(
-                space.names,
-                low=tuple(-infinity if bound is None else bound for bound in space.low),
-                high=tuple(infinity if bound is None else bound for bound in space.high),
-            )
-            for space in (manifest.observation, manifest.action)
-        ]
-        return PolicyDescription(
-            policy=policy.served,
-            environment=manifest.provenance.environment,
-            observation=spaces[0],
-            action=spaces[1],
-            constraints=tuple(
-                ConstraintDescription(
-                    name=c.name,
-                    unit=c.unit,
-                    cost_limit=infinity if c.cost_limit is None else c.cost_limit,
-                    discount=c.discount,
-                    cost_threshold=c.threshold(),
-                )
-                for c in manifest.constraints
-            ),
-            horizon_steps=manifest.horizon_steps,
-            window_steps=manifest.window_steps,
-            control_period_seconds=None if manifest.control_period_ms is None else manifest.control_period_ms / 1000,
-            safe_action=manifest.safe_action,
-            calibration=None
-            if calibration is None
-            else CalibrationDescription(
-                method=calibration.method,
-                modes=tuple(m.mode if m.candidates == 1 else f"{m.mode}({m.candidates})" for m in calibration.modes),
-                confidence=calibration.confidence,
-                miss_rate=calibration.miss_rate,
-                alarm_levels=calibration.alarm_levels,
-                episodes=calibration.episodes,
-            ),
-            shift_threshold=manifest.observation_statistics.shift_threshold,
-            versions=tuple(self._repository.policies[manifest.name]),
+
+def _describe(policy: PolicyRuntime, versions: Iterable[int]) -> PolicyDescription:
+    manifest = policy.manifest
+    calibration = manifest.calibration
+    infinity = float("inf")
+    spaces = [
+        Space(
+            space.names,
+            low=tuple(-infinity if bound is None else bound for bound in space.low),
+            high=tuple(infinity if bound is None else bound for bound in space.high),
         )
+        for space in (manifest.observation, manifest.action)
+    ]
+    return PolicyDescription(
+        policy=policy.served,
+        environment=manifest.provenance.environment,
+        observation=spaces[0],
+        action=spaces[1],
+        constraints=tuple(
+            ConstraintDescription(
+                name=c.name,
+                unit=c.unit,
+                cost_limit=infinity if c.cost_limit is None else c.cost_limit,
+                discount=c.discount,
+                cost_threshold=c.threshold(),
+            )
+            for c in manifest.constraints
+        ),
+        horizon_steps=manifest.horizon_steps,
+        window_steps=manifest.window_steps,
+        control_period_seconds=None if manifest.control_period_ms is None else manifest.control_period_ms / 1000,
+        safe_action=manifest.safe_action,
+        calibration=None
+        if calibration is None
+        else CalibrationDescription(
+            method=calibration.method,
+            modes=tuple(m.mode if m.candidates == 1 else f"{m.mode}({m.candidates})" for m in calibration.modes),
+            confidence=calibration.confidence,
+            miss_rate=calibration.miss_rate,
+            alarm_levels=calibration.alarm_levels,
+            episodes=calibration.episodes,
+        ),
+        shift_threshold=manifest.observation_statistics.shift_threshold,
+        versions=tuple(versions),
+    )

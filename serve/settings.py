@@ -18,8 +18,9 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 class Settings(BaseSettings):
     """Answers a robot's observations with actions and predicted costs, over gRPC.
 
-    REPOSITORY is a bundle, or a folder of bundles (REPOSITORY/NAME/VERSION or REPOSITORY/ANYTHING). Of each policy the
-    highest version is served where a request names none. Every option is also an environment variable:
+    REPOSITORY is a bundle, or a folder of bundles (REPOSITORY/NAME/VERSION or REPOSITORY/ANYTHING), and is followed
+    while the server runs. Of each policy the highest version is served where a request names none, or what
+    REPOSITORY/NAME/serving.json asks for. Every option is also an environment variable:
     CVPO_SERVE_ADDRESS, CVPO_SERVE_MAX_BATCH, ...
     """
 
@@ -60,6 +61,9 @@ class Settings(BaseSettings):
     )
     allow_uncalibrated: bool = Field(
         default=False, description="serve bundles without calibration; every one of their answers is flagged"
+    )
+    poll_seconds: float = Field(
+        default=1.0, gt=0, description="time between two looks at the repository for what is new or gone"
     )
     max_batch: int = Field(default=Limits.max_batch, ge=1, description="situations in one request, at most")
     max_candidates: int = Field(

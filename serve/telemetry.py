@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 # From a cached forward pass to a full batch on a busy machine.
 _LATENCY_BUCKETS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
@@ -41,12 +41,6 @@ class Metrics:
             ["policy", "version", "constraint"],
             registry=self.registry,
         )
-        self._bundles = Gauge(
-            "cvpo_serve_bundle_loaded",
-            "1 for each version that is loaded.",
-            ["policy", "version"],
-            registry=self.registry,
-        )
 
     def count_request(self, method: str, code: str, seconds: float) -> None:
         self._requests.labels(method, code).inc()
@@ -60,9 +54,6 @@ class Metrics:
 
     def count_flags(self, policy: str, version: int, constraint: str, count: int) -> None:
         self._flags.labels(policy, version, constraint).inc(count)
-
-    def bundle_loaded(self, policy: str, version: int) -> None:
-        self._bundles.labels(policy, version).set(1)
 
 
 class JsonFormatter(logging.Formatter):

@@ -60,7 +60,7 @@ class Watcher:
         self._stopping = False
         self._thread: threading.Thread | None = None
 
-    def start(self, poll_seconds: float, published: Callable[[], None]) -> None:
+    def start(self, poll_seconds: float, published: Callable[[], object]) -> None:
         """Look again every so many seconds, until `stop`; `published` is called, in that thread, after each look."""
 
         def run() -> None:

@@ -102,8 +102,6 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
     ("arguments", "says", "status"),
     [
         (["{repository}/missing"], "is not a folder", 1),
-        (["{empty}"], "it holds no bundle", 1),
-        (["{repository}/other"], "--allow-uncalibrated", 1),
         (["{repository}", "--address", "nowhere"], "is not an address", 1),
         (["{repository}", "--address", "127.0.0.1:99999"], "is not an address", 1),
         (["{repository}", "--address", "host.invalid:1", "--allow-plaintext-network"], "Cannot listen on", 1),
@@ -116,7 +114,7 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
         ),
         (["{repository}", "--address", "unix:/nowhere/policy.sock"], "the folder is not there", 1),
         (["{repository}", "--address", "127.0.0.1:0", "--admin-address", "0.0.0.0:0"], "0.0.0.0:0 can be reached", 1),
-        (["{repository}", "--address", "unix:{empty}/policy.sock", "--share-port"], "cannot be shared", 1),
+        (["{repository}", "--address", "unix:{repository}/policy.sock", "--share-port"], "cannot be shared", 1),
         (["{repository}", "--tls-certificate", "/nowhere.pem"], "both --tls-certificate and --tls-key", 1),
         (
             ["{repository}", "--address", "127.0.0.1:0", "--tls-certificate", "/nowhere.pem", "--tls-key", "/nowhere"],
@@ -127,10 +125,8 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
         (["{repository}", "--drain-seconds", "soon"], "--drain-seconds: ", 2),
     ],
 )
-def test_a_wrong_argument_is_one_sentence(
-    arguments: list[str], says: str, status: int, repository: Path, tmp_path: Path
-) -> None:
-    filled = [argument.format(repository=repository, empty=tmp_path) for argument in arguments]
+def test_a_wrong_argument_is_one_sentence(arguments: list[str], says: str, status: int, repository: Path) -> None:
+    filled = [argument.format(repository=repository) for argument in arguments]
     assert says in refused(*filled, status=status)
 
 
@@ -251,11 +247,11 @@ def slow_server(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
     begun, release = Event(), Event()
     act = PolicyServicer.Act
 
-    def wait(self: PolicyServicer, request: pb.ActRequest, context: object) -> pb.ActResponse:
+    def wait(self: PolicyServicer, request: pb.ActRequest, request_id: str | None) -> pb.ActResponse:
         if len(request.situations) > INLINE_ROWS:
             begun.set()
             release.wait(PATIENCE_SECONDS)
-        return act(self, request, context)
+        return act(self, request, request_id)
 
     monkeypatch.setattr(PolicyServicer, "Act", wait)
     running = ServerThread(Settings(repository=repository / "goal", address="127.0.0.1:0"))
