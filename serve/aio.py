@@ -14,9 +14,14 @@ from numpy.typing import ArrayLike
 from serve import calls
 from serve.calls import Call, R
 from serve.channel import Addresses, Attempts, Dialer, Tls
+from serve.control_aio import AsyncControlSession
+from serve.control_codec import decode_selector
+from serve.control_values import Fallback, Horizon, Opening, RollingWindow
+from serve.conversation import Conversation, vector
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.values import ActResult, Deterministic, EvaluateActionResult, Mode, PolicyDescription
+from serve.watchdog import Watchdog
 
 
 class AsyncPolicyClient:
@@ -69,6 +74,34 @@ class AsyncPolicyClient:
     async def get_policy(self) -> PolicyDescription:
         """Describe the policy that this object asks."""
         return await self._ask(calls.get_policy(self._selector))
+
+    async def control(
+        self,
+        *,
+        cost_budget: ArrayLike | None = None,
+        extent: Horizon | RollingWindow | None = None,
+        mode: Mode = Deterministic(),  # noqa: B008  # frozen
+        max_age_seconds: float | None = None,
+        fallback: Fallback = Fallback(),  # noqa: B008  # frozen
+        watchdog: Watchdog = Watchdog(),  # noqa: B008  # frozen
+    ) -> AsyncControlSession:
+        """Open a session for one robot's control loop; see PolicyCaller.control.
+
+        async with await policy.control() as session:
+            answer = await session.step(observation, cost=cost)
+        """
+        opening = Opening(
+            policy=decode_selector(self._selector),
+            cost_budget=None if cost_budget is None else tuple(vector("cost_budget", cost_budget)),
+            extent=extent,
+            mode=mode,
+            max_age_seconds=max_age_seconds,
+            fallback=fallback,
+        )
+        conversation = Conversation(opening, await self.get_policy(), watchdog, self._addresses, self._timeout_seconds)
+        session = AsyncControlSession(conversation, self._addresses, self._dialer, self._selector)
+        await session.open(self._timeout_seconds)
+        return session
 
     async def close(self) -> None:
         """Close the connections."""

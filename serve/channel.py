@@ -103,7 +103,7 @@ class Addresses:
             clock: seconds.
             draw: a number from 0 to 1, so that clients of one server do not come back all at once.
         """
-        self._addresses = [addresses] if isinstance(addresses, str) else list(addresses)
+        self._addresses = [addresses] if isinstance(addresses, str) else list(dict.fromkeys(addresses))
         if not self._addresses:
             raise InvalidRequestError("address", "is empty; give at least one")
         self._clock = clock

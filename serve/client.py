@@ -18,9 +18,14 @@ from numpy.typing import ArrayLike
 from serve import calls
 from serve.calls import Call, R
 from serve.channel import Addresses, Attempts, Dialer, Tls
+from serve.control_client import ControlSession, RemoteControlSession
+from serve.control_codec import decode_selector
+from serve.control_values import Fallback, Horizon, Opening, RollingWindow
+from serve.conversation import Conversation, vector
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.values import ActResult, Deterministic, EvaluateActionResult, Mode, PolicyDescription
+from serve.watchdog import Watchdog
 
 
 class PolicyCaller(ABC):
@@ -83,9 +88,48 @@ class PolicyCaller(ABC):
         """Describe the policy that this object asks: spaces, constraints, calibration, safe action."""
         return self._ask(calls.get_policy(self._selector))
 
+    def control(
+        self,
+        *,
+        cost_budget: ArrayLike | None = None,
+        extent: Horizon | RollingWindow | None = None,
+        mode: Mode = Deterministic(),  # noqa: B008  # frozen
+        max_age_seconds: float | None = None,
+        fallback: Fallback = Fallback(),  # noqa: B008  # frozen
+        watchdog: Watchdog = Watchdog(),  # noqa: B008  # frozen
+    ) -> ControlSession:
+        """Open a session for one robot's control loop.
+
+        Args:
+            cost_budget: undiscounted cost that may be spent over the extent, [C]; infinity: unconstrained. None: the
+                policy's limits, in proportion to the steps.
+            extent: how long the budget must last. None: a horizon as long as the policy's.
+            mode: how actions are chosen.
+            max_age_seconds: how old a step may be, on the server's clock, when its computation begins. None: as long as
+                the watchdog waits.
+            fallback: what is done instead of the policy's own action, and when.
+            watchdog: how long to wait for the answer of a step, and what is done without one.
+
+        Raises:
+            PolicyServiceError: it cannot be opened; see the class.
+        """
+        opening = Opening(
+            policy=decode_selector(self._selector),
+            cost_budget=None if cost_budget is None else tuple(vector("cost_budget", cost_budget)),
+            extent=extent,
+            mode=mode,
+            max_age_seconds=max_age_seconds,
+            fallback=fallback,
+        )
+        return self._open(opening, watchdog)
+
     @abstractmethod
     def _ask(self, call: Call[R]) -> R:
         """Bring a request to PolicyService and its answer back."""
+
+    @abstractmethod
+    def _open(self, opening: Opening, watchdog: Watchdog) -> ControlSession:
+        """Open a session."""
 
 
 class PolicyClient(PolicyCaller):
@@ -149,3 +193,9 @@ class PolicyClient(PolicyCaller):
                 attempts.worked(attempt)
                 return call.decode(response)
         raise AssertionError("the last attempt answers or raises")
+
+    def _open(self, opening: Opening, watchdog: Watchdog) -> ControlSession:
+        conversation = Conversation(opening, self.get_policy(), watchdog, self._addresses, self._timeout_seconds)
+        session = RemoteControlSession(conversation, self._addresses, self._dialer, self._selector)
+        session.open(self._timeout_seconds)
+        return session

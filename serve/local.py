@@ -1,25 +1,55 @@
 """LocalPolicy: PolicyClient's twin in the same process, for evaluation and for robots that need no server.
 
-Requests go through the same messages and the same code as the service's, so the answers are equal to the bit. Needs
-the extra `serve`.
+Requests and the steps of a session go through the same messages and the same code as the service's, so the answers are
+equal to the bit. Needs the extra `serve`.
 """
 
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from numpy.typing import ArrayLike
+
+from serve.answer import ControlAnswer
 from serve.calls import Call, R
+from serve.channel import Addresses
 from serve.client import PolicyCaller
 from serve.codec import Limits
+from serve.control_client import ControlSession
+from serve.control_codec import (
+    decode_opening,
+    decode_step,
+    encode_opened,
+    encode_result,
+    encode_step_error,
+    opening_digest,
+)
+from serve.control_values import Opening, SessionOpened
+from serve.conversation import Connected, Conversation, Event, Received
+from serve.errors import PolicyServiceError
+from serve.gen.cvpo.v1 import control_pb2 as pb
+from serve.interceptors import status_of
+from serve.repository import Repository
 from serve.service import PolicyServicer
+from serve.session import Session, open_session
+from serve.state import StateSeal
 from serve.telemetry import Metrics
 from serve.watch import load_repository
+from serve.watchdog import Watchdog
+
+_HERE = "this process"
+_LIFETIME_SECONDS = 86_400.0 * 365  # of a state, which nobody goes on from
 
 
 class LocalPolicy(PolicyCaller):
     """A policy of a bundle or a folder of bundles, without a server."""
 
-    def __init__(self, servicer: PolicyServicer, policy: str, version: int | None, fingerprint: str) -> None:
+    def __init__(self, repository: Repository, policy: str, version: int | None, fingerprint: str) -> None:
         super().__init__(policy, version, fingerprint)
-        self._servicer = servicer
+        self._repository = repository
+        self._servicer = PolicyServicer(repository, Limits(), Metrics())
 
     @classmethod
     def load(
@@ -37,7 +67,92 @@ class LocalPolicy(PolicyCaller):
             StartupError: there is nothing that may be served.
         """
         loaded = load_repository(repository, allow_uncalibrated=allow_uncalibrated)
-        return cls(PolicyServicer(loaded, Limits(), Metrics()), policy, version, fingerprint)
+        return cls(loaded, policy, version, fingerprint)
 
     def _ask(self, call: Call[R]) -> R:
         return call.decode(getattr(self._servicer, call.method)(call.request, None))
+
+    def _open(self, opening: Opening, watchdog: Watchdog) -> ControlSession:
+        conversation = Conversation(opening, self.get_policy(), watchdog, Addresses(_HERE), call_timeout_seconds=1.0)
+        return _LocalControlSession(conversation, self._repository)
+
+
+class _LocalControlSession(ControlSession):
+    """A session in this process. Each step is answered when it is sent, so the watchdog never finds it late."""
+
+    def __init__(self, conversation: Conversation, repository: Repository) -> None:
+        super().__init__(conversation.description)
+        self._conversation = conversation
+        self._events: deque[Event] = deque([Connected(_LocalLink(repository, self._deliver))])
+        self._settle()
+
+    def step(
+        self, observation: ArrayLike, *, cost: ArrayLike | None = None, cost_total: ArrayLike | None = None
+    ) -> ControlAnswer:
+        self._conversation.begin(observation, cost, cost_total)
+        answer = self._settle()
+        assert answer is not None, "a step without an answer"
+        return answer
+
+    @property
+    def opened(self) -> SessionOpened:
+        opened = self._conversation.opened
+        assert opened is not None, "the session is not open"
+        return opened
+
+    def close(self) -> None:
+        self._conversation.finish()
+
+    def _deliver(self, stream: "_LocalStream", response: pb.ControlResponse) -> None:
+        self._events.append(Received(stream, response))
+
+    def _settle(self) -> ControlAnswer | None:
+        """Take in all that has happened; return the answer, if there is one."""
+        while self._events:
+            answer = self._conversation.handle(self._events.popleft())
+            if answer is not None:
+                return answer
+        return None
+
+
+@dataclass(frozen=True)
+class _LocalLink:
+    """Policies to open a session with."""
+
+    repository: Repository
+    deliver: Callable[["_LocalStream", pb.ControlResponse], None]
+
+    def open(self, opening: pb.ControlRequest) -> "_LocalStream":
+        """Raises what the session does that cannot be opened."""
+        message = opening.open
+        seal = StateSeal(os.urandom(32), _LIFETIME_SECONDS)
+        session = open_session(decode_opening(message, Limits()), opening_digest(message), self.repository, seal)
+        stream = _LocalStream(session, self.deliver)
+        self.deliver(stream, encode_opened(session.opened()))
+        return stream
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _LocalStream:
+    """A session that answers a step when it is sent."""
+
+    def __init__(self, session: Session, deliver: Callable[["_LocalStream", pb.ControlResponse], None]) -> None:
+        self.address = _HERE
+        self._session = session
+        self._deliver = deliver
+
+    def send(self, message: pb.ControlRequest) -> None:
+        step = decode_step(message.step)
+        try:
+            response = encode_result(self._session.step(step))
+        except PolicyServiceError as error:
+            response = encode_step_error(step.number, status_of(error, _HERE), self._session.next_step)
+        self._deliver(self, response)
+
+    def finish(self) -> None:
+        """Nothing is open."""
+
+    def cancel(self) -> None:
+        """Nothing is open."""

@@ -11,15 +11,19 @@ from google.rpc import error_details_pb2, status_pb2
 from serve.errors import (
     DeadlineExceededError,
     FingerprintError,
+    HorizonError,
     InternalError,
     InvalidRequestError,
     NotFoundError,
     PolicyServiceError,
     ResourceExhaustedError,
+    SupersededError,
     UnavailableError,
 )
 
 M = TypeVar("M", bound=Message)
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def call_error(error: Any, where: str, timeout_seconds: float) -> PolicyServiceError:
@@ -30,21 +34,28 @@ def call_error(error: Any, where: str, timeout_seconds: float) -> PolicyServiceE
         where: address, or addresses, that were asked.
         timeout_seconds: how long the call might take.
     """
-    code: grpc.StatusCode = error.code()
-    message = str(error.details())
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceededError(
             f"No answer from {where} within {timeout_seconds:g} s; allow more time with timeout_seconds, or look at "
             "the server's load."
         )
-    details = call_details(error)
-    # We never cancel: CANCELLED is what a stopping server says of calls that it has not taken up yet
-    # (grpc/grpc issue 41785).
+    return stream_error(error, where)
+
+
+def stream_error(error: Any, where: str) -> PolicyServiceError:
+    """Return the error that the status of a stream, which has no deadline of its own, stands for."""
+    code, message, details = error.code(), str(error.details()), call_details(error)
+    # A server that stops says CANCELLED of calls that it has not taken up yet (grpc/grpc issue 41785).
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) and retry_after_seconds(details) is None:
         return UnavailableError(
             f"No server answers at {where}; start one with `cvpo serve BUNDLES`, or check the address ({message})."
         )
     return _error(code, message, details, where)
+
+
+def step_error(status: status_pb2.Status, where: str) -> PolicyServiceError:
+    """Return the error that the status of a step stands for."""
+    return _error(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status.details, where)
 
 
 def call_details(error: Any) -> Sequence[AnyMessage]:
@@ -86,6 +97,10 @@ def _error(code: grpc.StatusCode, message: str, details: Sequence[AnyMessage], w
                 f"{where} takes no message of this size, or has too many calls at once ({message}).",
                 retry_after_seconds(details),
             )
+        case grpc.StatusCode.OUT_OF_RANGE:
+            return HorizonError(f"{where}: {message}")
+        case grpc.StatusCode.ABORTED:
+            return SupersededError(f"{where}: {message}")
         case grpc.StatusCode.INTERNAL:
             return InternalError(f"{where}: {message}")
         case grpc.StatusCode.UNIMPLEMENTED:

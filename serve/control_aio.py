@@ -1,0 +1,222 @@
+"""A control session through the service, for asyncio: what `serve.control_client` does with threads, with tasks."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from numpy.typing import ArrayLike
+
+from serve.answer import ControlAnswer
+from serve.channel import Addresses, Dialer
+from serve.control_values import SessionOpened
+from serve.conversation import CHECK_SECONDS, CLOSING_SECONDS, Connected, Conversation, Ended, Event, Received, leave
+from serve.errors import DeadlineExceededError, PolicyServiceError, UnavailableError
+from serve.gen.cvpo.v1 import control_pb2 as pb
+from serve.gen.cvpo.v1 import policy_pb2
+from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceStub
+from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
+from serve.status import call_details, call_error, retry_after_seconds, stream_error
+
+
+class AsyncControlSession:
+    """One robot's control loop. Not for several tasks at once; `AsyncPolicyClient.control` opens one."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        addresses: Addresses,
+        dialer: Dialer,
+        selector: policy_pb2.PolicySelector,
+    ) -> None:
+        """Prepare; `open` opens it. Arguments are those of RemoteControlSession."""
+        self.description = conversation.description  # of the policy, at the opening
+        self._conversation = conversation
+        self._addresses = addresses
+        self._dialer = dialer
+        self._check = policy_pb2.GetPolicyRequest(policy=selector)
+        self._inbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._wanted = asyncio.Event()
+        self._streams: list[_Stream] = []
+        self._seeker: asyncio.Task[None] | None = None
+
+    @property
+    def opened(self) -> SessionOpened:
+        """What the session began with: its id, its budget, for how many steps."""
+        opened = self._conversation.opened
+        assert opened is not None, "the session is not open"
+        return opened
+
+    async def open(self, timeout_seconds: float) -> None:
+        """Open the session; raises what RemoteControlSession.open does."""
+        conversation = self._conversation
+        self._seeker = asyncio.create_task(self._seek())
+        self._wanted.set()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while conversation.opened is None:
+                    conversation.handle(await self._inbox.get())
+                    if conversation.lost is not None:
+                        raise conversation.lost
+        except TimeoutError:
+            await self.close()
+            raise conversation.trouble or DeadlineExceededError(
+                f"No session within {timeout_seconds:g} s from {self._addresses}; allow more time with timeout_seconds."
+            ) from None
+        except PolicyServiceError:
+            await self.close()
+            raise
+
+    async def step(
+        self, observation: ArrayLike, *, cost: ArrayLike | None = None, cost_total: ArrayLike | None = None
+    ) -> ControlAnswer:
+        """Ask for the next action; see ControlSession.step."""
+        conversation = self._conversation
+        try:
+            async with asyncio.timeout(conversation.timeout_seconds):
+                while not self._inbox.empty():
+                    conversation.handle(self._inbox.get_nowait())
+                conversation.begin(observation, cost, cost_total)
+                while conversation.lost is None:
+                    answer = conversation.handle(await self._inbox.get())
+                    if answer is not None:
+                        return answer
+        except TimeoutError:
+            return conversation.overdue()
+        return conversation.no_session()
+
+    async def close(self) -> None:
+        """End the session."""
+        if self._seeker is not None:
+            self._seeker.cancel()
+            await asyncio.wait([self._seeker])
+        self._conversation.finish()
+        for stream in self._streams:
+            await stream.wait(CLOSING_SECONDS)
+        while not self._inbox.empty():
+            event = self._inbox.get_nowait()
+            if isinstance(event, Connected):
+                event.link.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def open_stream(self, channel: grpc.aio.Channel, address: str, opening: pb.ControlRequest) -> "_Stream":
+        """Open a stream, and read it."""
+        stream = _Stream(channel, address, opening, self._deliver)
+        self._streams = [*(stream for stream in self._streams if stream.running), stream]
+        return stream
+
+    def _deliver(self, event: Event) -> None:
+        """Take what the reader of a stream has to tell."""
+        if leave(event, self._addresses):
+            self._wanted.set()
+        self._inbox.put_nowait(event)
+
+    async def _seek(self) -> None:
+        """Seek a server whenever one is wanted."""
+        while await self._wanted.wait():
+            self._wanted.clear()
+            link = None
+            while link is None:
+                await asyncio.sleep(self._addresses.wait_seconds())
+                link = await self._try(self._addresses.in_order()[0])
+            self._inbox.put_nowait(Connected(link))
+
+    async def _try(self, address: str) -> "_Link | None":
+        channel = self._dialer.aio_channel(address)
+        try:
+            stub = PolicyServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+            await stub.GetPolicy(self._check, timeout=CHECK_SECONDS)
+        except grpc.RpcError as error:
+            await channel.close()
+            self._addresses.failed(address, retry_after_seconds(call_details(error)))
+            self._conversation.trouble = call_error(error, address, CHECK_SECONDS)
+            return None
+        except asyncio.CancelledError:
+            await channel.close()
+            raise
+        return _Link(self, channel, address)
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A channel to a server that answers."""
+
+    session: AsyncControlSession
+    channel: grpc.aio.Channel
+    address: str
+
+    def open(self, opening: pb.ControlRequest) -> "_Stream":
+        return self.session.open_stream(self.channel, self.address, opening)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().create_task(self.channel.close())
+
+
+class _Stream:
+    """A stream with a task that reads and one that writes, and its channel, which is closed with it."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, address: str, opening: pb.ControlRequest, deliver: Callable[[Event], None]
+    ) -> None:
+        self.address = address
+        self._channel = channel
+        self._deliver = deliver
+        self._finished = False
+        self._requests: asyncio.Queue[pb.ControlRequest | None] = asyncio.Queue()
+        self._requests.put_nowait(opening)
+        self._call: Any = ControlServiceStub(channel).Control()  # type: ignore[no-untyped-call]  # generated
+        self._writer = asyncio.create_task(self._write())
+        self._reader = asyncio.create_task(self._read())
+
+    @property
+    def running(self) -> bool:
+        return not self._reader.done()
+
+    def send(self, message: pb.ControlRequest) -> None:
+        self._requests.put_nowait(message)
+
+    def finish(self) -> None:
+        self._finished = True
+        self._requests.put_nowait(None)
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """Wait for the end, and bring it about if it does not come."""
+        await asyncio.wait([self._reader], timeout=timeout_seconds)
+        if self.running:
+            self.cancel()
+            await asyncio.wait([self._reader])
+
+    async def _write(self) -> None:
+        """Write one message after the other: gRPC takes the next when it has sent the one before."""
+        try:
+            while (message := await self._requests.get()) is not None:
+                await self._call.write(message)
+            await self._call.done_writing()
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            pass  # the stream has ended, which the reader tells
+
+    async def _read(self) -> None:
+        try:
+            async for response in self._call:
+                self._deliver(Received(self, response))
+            error: PolicyServiceError = UnavailableError(f"{self.address} has ended the stream.")
+        except grpc.RpcError as status:
+            error = stream_error(status, self.address)
+        except asyncio.CancelledError:  # of the call, by `cancel`
+            error = UnavailableError(f"{self.address} has said nothing for too long.")
+        self._writer.cancel()
+        await self._channel.close()
+        if not self._finished:
+            self._deliver(Ended(self, error))

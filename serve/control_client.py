@@ -1,0 +1,261 @@
+"""A control session through the service: one stream, a watchdog over each step, and a search for another server.
+
+Per session three threads: gRPC's that sends, one that reads, one that seeks a server when the stream breaks or its
+server stops. Measured, a reader that hands over through a queue costs nothing beside a bare stream that the caller
+reads from itself, which no watchdog can wake; an event loop in a thread costs the same, and gRPC shares its events
+badly between several loops.
+"""
+
+import queue
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import grpc
+from numpy.typing import ArrayLike
+
+from serve.answer import ControlAnswer
+from serve.channel import Addresses, Dialer
+from serve.control_values import SessionOpened
+from serve.conversation import CHECK_SECONDS, CLOSING_SECONDS, Connected, Conversation, Ended, Event, Received, leave
+from serve.errors import DeadlineExceededError, PolicyServiceError, UnavailableError
+from serve.gen.cvpo.v1 import control_pb2 as pb
+from serve.gen.cvpo.v1 import policy_pb2
+from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceStub
+from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
+from serve.status import call_details, call_error, retry_after_seconds, stream_error
+from serve.values import PolicyDescription
+
+
+class ControlSession(ABC):
+    """One robot's control loop; how steps travel is the children's business. Not for several threads at once."""
+
+    def __init__(self, description: PolicyDescription) -> None:
+        self.description = description  # of the policy, at the opening
+
+    @property
+    @abstractmethod
+    def opened(self) -> SessionOpened:
+        """What the session began with: its id, its budget, for how many steps."""
+
+    @abstractmethod
+    def step(
+        self, observation: ArrayLike, *, cost: ArrayLike | None = None, cost_total: ArrayLike | None = None
+    ) -> ControlAnswer:
+        """Ask for the next action; returns within the watchdog's time, with its action where there is no answer.
+
+        Args:
+            observation: [O], in the order and units of training.
+            cost: observed since the step before, [C]; a number where there is one constraint. It is added to the total
+                even if this step is refused: do not give it again.
+            cost_total: observed since the session began, [C]; instead of `cost`. A session with a budget needs one of
+                the two at every step, zeros too.
+
+        Raises:
+            InvalidRequestError: something given is wrong; names the field. The session is as it was.
+            HorizonError: the session is over.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the session."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class RemoteControlSession(ControlSession):
+    """A session on a server; `PolicyClient.control` opens one."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        addresses: Addresses,
+        dialer: Dialer,
+        selector: policy_pb2.PolicySelector,
+    ) -> None:
+        """Prepare; `open` opens it.
+
+        Args:
+            conversation: that is held.
+            addresses: of servers.
+            dialer: makes channels.
+            selector: of the policy, which a server must have to be taken.
+        """
+        super().__init__(conversation.description)
+        self._conversation = conversation
+        self._addresses = addresses
+        self._dialer = dialer
+        self._check = policy_pb2.GetPolicyRequest(policy=selector)
+        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._streams: list[_Stream] = []
+        self._wanted = threading.Event()
+        self._closing = threading.Event()
+        self._seeker = threading.Thread(target=self._seek, name="control session seeker", daemon=True)
+
+    @property
+    def opened(self) -> SessionOpened:
+        opened = self._conversation.opened
+        assert opened is not None, "the session is not open"
+        return opened
+
+    def open(self, timeout_seconds: float) -> None:
+        """Open the session.
+
+        Raises:
+            PolicyServiceError: it cannot be opened, or not in time.
+        """
+        conversation, deadline = self._conversation, time.monotonic() + timeout_seconds
+        self._seeker.start()
+        self._wanted.set()
+        try:
+            while conversation.opened is None:
+                self._handle_next(deadline - time.monotonic())
+                if conversation.lost is not None:
+                    raise conversation.lost
+        except queue.Empty:
+            self.close()
+            raise conversation.trouble or DeadlineExceededError(
+                f"No session within {timeout_seconds:g} s from {self._addresses}; allow more time with timeout_seconds."
+            ) from None
+        except PolicyServiceError:
+            self.close()
+            raise
+
+    def step(
+        self, observation: ArrayLike, *, cost: ArrayLike | None = None, cost_total: ArrayLike | None = None
+    ) -> ControlAnswer:
+        conversation = self._conversation
+        deadline = time.monotonic() + conversation.timeout_seconds
+        while not self._inbox.empty():
+            conversation.handle(self._inbox.get_nowait())
+        conversation.begin(observation, cost, cost_total)
+        try:
+            while conversation.lost is None:
+                answer = self._handle_next(deadline - time.monotonic())
+                if answer is not None:
+                    return answer
+        except queue.Empty:
+            return conversation.overdue()
+        return conversation.no_session()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._wanted.set()
+        self._conversation.finish()
+        for stream in self._streams:
+            stream.wait(CLOSING_SECONDS)
+        self._seeker.join()
+        while not self._inbox.empty():
+            event = self._inbox.get_nowait()
+            if isinstance(event, Connected):
+                event.link.close()
+
+    def _handle_next(self, timeout_seconds: float) -> ControlAnswer | None:
+        """Raises queue.Empty when nothing happens in time."""
+        return self._conversation.handle(self._inbox.get(timeout=max(0.0, timeout_seconds)))
+
+    def _deliver(self, event: Event) -> None:
+        """Take what the reader of a stream has to tell."""
+        if leave(event, self._addresses):
+            self._wanted.set()
+        self._inbox.put(event)
+
+    def _seek(self) -> None:
+        """Seek a server whenever one is wanted."""
+        while self._wanted.wait() and not self._closing.is_set():
+            self._wanted.clear()
+            while not self._closing.wait(self._addresses.wait_seconds()):
+                address = self._addresses.in_order()[0]
+                channel = self._dialer.channel(address)
+                try:
+                    stub = PolicyServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+                    stub.GetPolicy(self._check, timeout=CHECK_SECONDS)
+                except grpc.RpcError as error:
+                    channel.close()
+                    self._addresses.failed(address, retry_after_seconds(call_details(error)))
+                    self._conversation.trouble = call_error(error, address, CHECK_SECONDS)
+                else:
+                    self._inbox.put(Connected(_Link(self, channel, address)))
+                    break
+
+    def open_stream(self, channel: grpc.Channel, address: str, opening: pb.ControlRequest) -> "_Stream":
+        """Open a stream, and read it."""
+        stream = _Stream(channel, address, opening, self._deliver)
+        self._streams = [*(stream for stream in self._streams if stream.running), stream]
+        return stream
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A channel to a server that answers."""
+
+    session: RemoteControlSession
+    channel: grpc.Channel
+    address: str
+
+    def open(self, opening: pb.ControlRequest) -> "_Stream":
+        return self.session.open_stream(self.channel, self.address, opening)
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+class _Stream:
+    """A stream, whose messages a thread reads, and its channel, which is closed with it."""
+
+    def __init__(
+        self, channel: grpc.Channel, address: str, opening: pb.ControlRequest, deliver: Callable[[Event], None]
+    ) -> None:
+        self.address = address
+        self._channel = channel
+        self._deliver = deliver
+        self._finished = False
+        self._requests: queue.SimpleQueue[pb.ControlRequest | None] = queue.SimpleQueue()
+        self._requests.put(opening)
+        stub = ControlServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        self._call = stub.Control(iter(self._requests.get, None))
+        self._reader = threading.Thread(target=self._read, name=f"control stream {address}", daemon=True)
+        self._reader.start()
+
+    @property
+    def running(self) -> bool:
+        return self._reader.is_alive()
+
+    def send(self, message: pb.ControlRequest) -> None:
+        self._requests.put(message)
+
+    def finish(self) -> None:
+        self._finished = True
+        self._requests.put(None)
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Wait for the end, and bring it about if it does not come."""
+        self._reader.join(timeout_seconds)
+        if self.running:
+            self.cancel()
+            self._reader.join()
+
+    def _read(self) -> None:
+        try:
+            for response in self._call:
+                self._deliver(Received(self, response))
+            error: PolicyServiceError = UnavailableError(f"{self.address} has ended the stream.")
+        except grpc.RpcError as status:
+            error = stream_error(status, self.address)
+        self._requests.put(None)  # lets go of gRPC's thread that sends
+        self._channel.close()
+        if not self._finished:
+            self._deliver(Ended(self, error))

@@ -1,0 +1,373 @@
+"""The client's side of one control session: what is sent, what an answer means, and where the session goes on.
+
+No transport and no threads: what happens comes in as events, and streams are whatever can be sent to. The clients in
+`serve.control_client` and `serve.control_aio` and the in-process `serve.local` all hold the same conversation.
+
+A session outlives its streams. Each answer brings the state to go on from; a new stream begins with the last one, so
+that a step which is in flight can be sent right behind it. Answers are told apart by their stream and step number, so
+that one that comes too late is never taken for that of the step after.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from serve.answer import ControlAnswer, answer_of, before_the_first, watchdog_answer
+from serve.channel import Addresses
+from serve.control_codec import decode_opened, decode_result, encode_opening, encode_step
+from serve.control_values import Opening, SessionOpened, Step
+from serve.errors import (
+    FingerprintError,
+    HorizonError,
+    InvalidRequestError,
+    NotFoundError,
+    PolicyServiceError,
+    ResourceExhaustedError,
+    SessionStateError,
+    UnavailableError,
+)
+from serve.gen.cvpo.v1 import control_pb2 as pb
+from serve.status import step_error
+from serve.values import PolicyDescription
+from serve.watchdog import StandIn, Watchdog, WatchdogReason, step_timeout_seconds
+
+# No other try at the same server would end otherwise.
+_REFUSALS = (InvalidRequestError, NotFoundError, FingerprintError, SessionStateError)
+
+# A stream on which nothing comes for so long is given up, even if nothing says that it is broken.
+_SILENCE_SECONDS = 1.0
+
+CHECK_SECONDS = 1.0  # in which a server that is sought must answer
+CLOSING_SECONDS = 1.0  # in which a server may end a stream that is finished
+
+
+class Stream(Protocol):
+    """A stream to a server. None of its methods waits."""
+
+    @property
+    def address(self) -> str: ...
+
+    def send(self, message: pb.ControlRequest) -> None:
+        """Send a message after those before."""
+
+    def finish(self) -> None:
+        """Send nothing more; the server ends the stream."""
+
+    def cancel(self) -> None:
+        """Give it up."""
+
+
+class Link(Protocol):
+    """A connection to a server that answers, on which a stream can be opened at once."""
+
+    def open(self, opening: pb.ControlRequest) -> Stream:
+        """Open the stream, with its first message."""
+
+    def close(self) -> None:
+        """Close the connection, which is not needed."""
+
+
+@dataclass(frozen=True)
+class Connected:
+    """There is a server to go on with."""
+
+    link: Link
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message came."""
+
+    stream: Stream
+    response: pb.ControlResponse
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A stream has ended."""
+
+    stream: Stream
+    error: PolicyServiceError
+
+
+Event = Connected | Received | Ended
+
+
+@dataclass
+class _Leg:
+    """A session on one stream."""
+
+    stream: Stream
+    next_step: int
+    sent: int | None = None  # number of the last step that was sent
+    opened: bool = False
+    silent_since: float | None = None  # when the first step was sent after the last message came
+
+
+class Conversation:
+    """One session. Call `begin` for a step, then `handle` for each event until there is an answer, else `overdue`."""
+
+    def __init__(
+        self,
+        opening: Opening,
+        description: PolicyDescription,
+        watchdog: Watchdog,
+        addresses: Addresses,
+        call_timeout_seconds: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Prepare; the session is opened on the first link that comes.
+
+        Args:
+            opening: what is asked for. It is sent with the fingerprint of the description, and where it sets no age,
+                with that at which the watchdog gives up.
+            description: of the policy.
+            watchdog: what to do without an answer.
+            addresses: are told which of them works.
+            call_timeout_seconds: how long a step may take where neither the watchdog nor the description says.
+            clock: seconds.
+
+        Raises:
+            InvalidRequestError: the watchdog does not fit the policy.
+        """
+        self.description = description
+        self.timeout_seconds = step_timeout_seconds(watchdog, description, call_timeout_seconds)
+        self.opened: SessionOpened | None = None  # set once the session is open
+        self.lost: PolicyServiceError | None = None  # why no server goes on with it
+        self.trouble: PolicyServiceError | None = None  # why there is no connection, as far as that is known
+        self._opening = replace(
+            opening,
+            policy=replace(opening.policy, fingerprint=description.policy.fingerprint),
+            max_age_seconds=self.timeout_seconds if opening.max_age_seconds is None else opening.max_age_seconds,
+        )
+        self._stand_in = StandIn(watchdog, description)
+        self._addresses = addresses
+        self._clock = clock
+        self._state = b""
+        self._next_step = 0  # the one after the state
+        self._cost_total = np.zeros(len(description.constraints))
+        self._last: ControlAnswer | None = None  # what stands for the last answer of a server
+        self._refusals: dict[str, PolicyServiceError] = {}  # by address, since a server went on with the session
+        self._leg: _Leg | None = None
+        self._previous: _Leg | None = None  # goes on to be one that answers until the present one is opened
+        self._link: Link | None = None  # where the session goes on next
+        self._leaving = False  # the present server is stopping
+        self._in_flight: Step | None = None
+        self._began = 0.0
+
+    # --- one step ---
+
+    def begin(self, observation: ArrayLike, cost: ArrayLike | None, cost_total: ArrayLike | None) -> None:
+        """Send a step, if there is a stream.
+
+        Raises:
+            InvalidRequestError: names the argument; the session is as it was.
+        """
+        values = vector("observation", observation)
+        total = self._totals(cost, cost_total)
+        self._began = self._clock()
+        self._switch()
+        self._in_flight = Step(0, values, total)
+        self._send()
+
+    def handle(self, event: Event) -> ControlAnswer | None:
+        """Take in what happened; return the answer of the step in flight, if this was it.
+
+        Raises:
+            InvalidRequestError: the step is wrong; names the field.
+            HorizonError: the session is over.
+        """
+        match event:
+            case Connected(link):
+                self._connected(link)
+            case Ended(stream, error):
+                self._ended(stream, error)
+            case Received(stream, response) if self._leg is not None and stream is self._leg.stream:
+                return self._received(self._leg, response)
+        return None
+
+    def overdue(self) -> ControlAnswer:
+        """Give the step in flight up, and return the watchdog's answer."""
+        leg = self._leg
+        if leg is None:
+            return self._substitute(WatchdogReason.DISCONNECTED, str(self.trouble or "The connection broke."))
+        if leg.silent_since is not None and self._clock() - leg.silent_since > _SILENCE_SECONDS:
+            leg.stream.cancel()  # its end is an event, and then a server is sought
+        waited = 1e3 * (self._clock() - self._began)
+        return self._substitute(WatchdogReason.LATE, f"No answer from {leg.stream.address} within {waited:.1f} ms.")
+
+    def no_session(self) -> ControlAnswer:
+        """Return the watchdog's answer in a session that is lost."""
+        return self._substitute(
+            WatchdogReason.SESSION_LOST, f"No server goes on with the session: {self.lost}. Open a new one."
+        )
+
+    def finish(self) -> None:
+        """End the session on all streams."""
+        for leg in (self._leg, self._previous):
+            if leg is not None:
+                leg.stream.finish()
+        if self._link is not None:
+            self._link.close()
+        self._leg = self._previous = self._link = None
+
+    def _send(self) -> None:
+        leg, step = self._leg, self._in_flight
+        if leg is None or step is None:
+            return
+        leg.sent = leg.next_step
+        leg.next_step += 1
+        if leg.silent_since is None:
+            leg.silent_since = self._clock()
+        leg.stream.send(pb.ControlRequest(step=encode_step(Step(leg.sent, step.observation, step.cost_total))))
+
+    def _totals(self, cost: ArrayLike | None, cost_total: ArrayLike | None) -> tuple[float, ...]:
+        """The total to send, none where none was given."""
+        if cost_total is not None:
+            if cost is not None:
+                raise InvalidRequestError("cost", "and cost_total cannot both be given")
+            self._cost_total = np.array(vector("cost_total", cost_total, len(self._cost_total)))
+        elif cost is not None:
+            spent = np.array(vector("cost", cost, len(self._cost_total)))
+            wrong = ~(spent >= 0) | np.isinf(spent)  # True for NaN
+            if wrong.any():
+                index = int(wrong.argmax())
+                raise InvalidRequestError(f"cost[{index}]", f"is {spent[index]:g}; it must be finite, and zero or more")
+            self._cost_total = self._cost_total + spent
+        else:
+            return ()
+        return tuple(self._cost_total.tolist())
+
+    # --- streams ---
+
+    def _connected(self, link: Link) -> None:
+        if self._leg is not None and not self._leaving:
+            link.close()  # sought when there was none; there is one by now
+            return
+        if self._link is not None:
+            self._link.close()
+        self._link = link
+        if self._leg is None:
+            self._switch()
+            self._send()
+
+    def _switch(self) -> None:
+        """Go on with the session on the link that waits, if one does."""
+        link, self._link = self._link, None
+        if link is None or self.lost is not None:
+            return
+        self._previous, self._leaving = self._leg, False
+        opening = pb.ControlRequest(open=encode_opening(self._opening, self._state))
+        self._leg = _Leg(link.open(opening), self._next_step)
+
+    def _ended(self, stream: Stream, error: PolicyServiceError) -> None:
+        if self._previous is not None and stream is self._previous.stream:
+            self._previous = None
+        leg = self._leg
+        if leg is None or stream is not leg.stream:
+            return
+        self.trouble = error
+        self._leg, self._previous = self._previous, None
+        self._leaving = self._leg is not None
+        if self._leg is None:
+            self._switch()
+        if isinstance(error, _REFUSALS) and not leg.opened:
+            self._refusals[stream.address] = error
+            everywhere = isinstance(error, InvalidRequestError) or len(self._refusals) == len(self._addresses)
+            if everywhere and self._leg is None:
+                self.lost = error
+        self._send()
+
+    def _received(self, leg: _Leg, response: pb.ControlResponse) -> ControlAnswer | None:
+        leg.silent_since = None
+        match response.WhichOneof("response"):
+            case "opened":
+                self._opened(leg, decode_opened(response.opened))
+            case "result":
+                return self._result(leg, response.result)
+            case "error":
+                return self._refused(leg, response.error)
+            case "notice":
+                self._leaving = self._leaving or response.notice.kind == pb.NOTICE_KIND_DRAINING
+        return None
+
+    def _opened(self, leg: _Leg, opened: SessionOpened) -> None:
+        if self.opened is None:
+            self.opened = opened
+            self._last = before_the_first(opened, self.description)
+        leg.opened = True
+        self._state, self._next_step = opened.state, opened.next_step
+        self._refusals.clear()
+        self._addresses.worked(leg.stream.address)
+        if self._previous is not None:
+            self._previous.stream.finish()
+            self._previous = None
+
+    def _result(self, leg: _Leg, message: pb.ControlResult) -> ControlAnswer | None:
+        self._state, self._next_step = message.state, message.step + 1
+        answer = answer_of(decode_result(message), self._clock() - self._began)
+        self._last = answer
+        if self._in_flight is None or message.step != leg.sent:
+            return None  # too late
+        self._in_flight = None
+        self._stand_in.answered(answer.action)
+        return answer
+
+    def _refused(self, leg: _Leg, message: pb.StepError) -> ControlAnswer | None:
+        if message.step != leg.sent:
+            return None  # too late, or of a step before the one that is to be answered
+        leg.next_step = message.next_step
+        if self._in_flight is None:
+            return None
+        error = step_error(message.status, leg.stream.address)
+        match error:
+            case InvalidRequestError(field="step.step"):
+                self._send()  # the server counts otherwise, after steps that it refused; now its number is known
+                return None
+            case InvalidRequestError() | HorizonError():
+                self._in_flight = None
+                raise error
+        return self._substitute(WatchdogReason.REFUSED, str(error))
+
+    def _substitute(self, reason: WatchdogReason, message: str) -> ControlAnswer:
+        self._in_flight = None
+        assert self._last is not None, "a step before the session is open"
+        action, taken = self._stand_in.act(reason, message)
+        return watchdog_answer(self._last, action, taken, self._clock() - self._began)
+
+
+def leave(event: Event, addresses: Addresses) -> bool:
+    """Whether another server must be sought; leaves the address alone that must be left."""
+    match event:
+        case Ended(stream, UnavailableError() | ResourceExhaustedError() as error):
+            addresses.failed(stream.address, error.retry_after_seconds)
+        case Ended(stream, _):
+            addresses.failed(stream.address)
+        case Received(stream, response) if response.notice.kind == pb.NOTICE_KIND_DRAINING:
+            addresses.failed(stream.address)
+        case _:
+            return False
+    return True
+
+
+def vector(name: str, value: ArrayLike, size: int | None = None) -> list[float]:
+    """Return the numbers of a vector; of a single number, where the size is 1.
+
+    Raises:
+        InvalidRequestError: it is no vector, or has another size.
+    """
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(name, f"is not an array of numbers: {error}") from error
+    if array.ndim == 0 and size == 1:
+        array = array[None]
+    if array.ndim != 1 or size not in (None, len(array)):
+        expected = "one vector" if size is None else f"{size} values"
+        raise InvalidRequestError(name, f"has shape {array.shape}; give {expected}")
+    numbers: list[float] = array.tolist()
+    return numbers

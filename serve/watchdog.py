@@ -1,0 +1,93 @@
+"""What a robot does when no answer comes in time: hold the last action for a while, then take a safe one."""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from serve.errors import InvalidRequestError
+from serve.values import Floats, PolicyDescription
+
+
+class WatchdogReason(Enum):
+    """Why there is no answer."""
+
+    LATE = "late"  # none came in time
+    DISCONNECTED = "disconnected"  # there is no connection now; one is being sought
+    REFUSED = "refused"  # the server answers without an action: overloaded, too late, or it could not compute one
+    SESSION_LOST = "session lost"  # no server goes on with the session; open another one
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """When to give up on an answer, and what to do instead."""
+
+    timeout_seconds: float | None = (
+        None  # of a step; None: half the policy's control period, else as the client's calls
+    )
+    safe_action: tuple[float, ...] | None = None  # [A], environment units; None: that of the policy's description
+    hold_steps: int = 0  # steps in a row that the last answered action is held, before the safe action is taken
+
+
+@dataclass(frozen=True)
+class WatchdogTaken:
+    """The watchdog at work."""
+
+    reason: WatchdogReason
+    message: str  # for a person: what happened, where
+    steps: int  # in a row that there was no answer, this one included
+    held: bool  # the action is the last one that was answered; else it is the safe one
+
+
+class StandIn:
+    """Chooses the action where there is no answer."""
+
+    def __init__(self, watchdog: Watchdog, description: PolicyDescription) -> None:
+        """Check the options against the policy.
+
+        Raises:
+            InvalidRequestError: a safe action of another length or out of bounds, a timeout or a number of steps that
+                makes no sense.
+        """
+        safe_action = description.safe_action if watchdog.safe_action is None else watchdog.safe_action
+        space = description.action
+        if len(safe_action) != len(space.names):
+            raise InvalidRequestError(
+                "watchdog.safe_action", f"has {len(safe_action)} values; the policy's action has {len(space.names)}"
+            )
+        for index, (value, low, high) in enumerate(zip(safe_action, space.low, space.high, strict=True)):
+            if not low <= value <= high:  # True for NaN
+                raise InvalidRequestError(
+                    f"watchdog.safe_action[{index}]", f"is {value:g}; the action space is {low:g} to {high:g} there"
+                )
+        if watchdog.timeout_seconds is not None and not 0 < watchdog.timeout_seconds < math.inf:
+            raise InvalidRequestError(
+                "watchdog.timeout_seconds", f"is {watchdog.timeout_seconds:g}; above zero, please"
+            )
+        if watchdog.hold_steps < 0:
+            raise InvalidRequestError("watchdog.hold_steps", f"is {watchdog.hold_steps}; zero or more, please")
+        self._safe_action = np.array(safe_action, np.float32)
+        self._hold_steps = watchdog.hold_steps
+        self._last_action: Floats | None = None
+        self._steps = 0
+
+    def answered(self, action: Floats) -> None:
+        """An answer came in time, with this action [A]."""
+        self._last_action = action
+        self._steps = 0
+
+    def act(self, reason: WatchdogReason, message: str) -> tuple[Floats, WatchdogTaken]:
+        """Return the action [A] of a step without an answer."""
+        self._steps += 1
+        held = self._last_action is not None and self._steps <= self._hold_steps
+        action = self._last_action if self._last_action is not None and held else self._safe_action
+        return action.copy(), WatchdogTaken(reason, message, self._steps, held)
+
+
+def step_timeout_seconds(watchdog: Watchdog, description: PolicyDescription, otherwise: float) -> float:
+    """How long a step may take: as asked for, else half the control period, which leaves the robot the other half."""
+    if watchdog.timeout_seconds is not None:
+        return watchdog.timeout_seconds
+    period = description.control_period_seconds
+    return otherwise if period is None else period / 2
