@@ -14,7 +14,6 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from serve.errors import StartupError
-from serve.gen.cvpo.v1 import policy_pb2
 from serve.gen.cvpo.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
 from serve.interceptors import Registrar
 from serve.listening import bind, check_reach

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serve.server import SERVICE_NAME
+from serve.gen.cvpo.v1 import policy_pb2
 from serve.settings import Settings, parse, split_address
 from tests.deploy.files import (
     KUBERNETES,
@@ -136,7 +136,8 @@ def test_a_stop_has_time_to_drain(settings: Settings) -> None:
 
 
 def test_readiness_depends_on_the_policies_and_liveness_does_not() -> None:
-    assert CONTAINER["readinessProbe"]["grpc"]["service"] == SERVICE_NAME
+    service = policy_pb2.DESCRIPTOR.services_by_name["PolicyService"].full_name
+    assert CONTAINER["readinessProbe"]["grpc"]["service"] == service
     assert "service" not in CONTAINER["livenessProbe"]["grpc"]
 
 
