@@ -13,7 +13,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from serve.admin import AdminServicer
 from serve.errors import StartupError
+from serve.gen.cvpo.v1.admin_pb2_grpc import add_PolicyAdminServiceServicer_to_server
 from serve.gen.cvpo.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
 from serve.interceptors import Registrar
 from serve.listening import bind, check_reach
@@ -95,6 +97,9 @@ async def start(settings: Settings) -> RunningServer:
     admin_address = None
     if settings.admin_address is not None:
         admin, admin_services = _grpc_server(settings, metrics, draining)
+        add_PolicyAdminServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
+            AdminServicer(watcher), admin_services
+        )
         reflection.enable_server_reflection((*admin_services.names, reflection.SERVICE_NAME), admin)
         admin_address = bind(
             admin, settings.admin_address, certificates, shared=settings.share_port, flag="--admin-address"

@@ -132,7 +132,7 @@ class Watcher:
             self._unreadable = ""
             present = frozenset(paths)
             for path in paths:
-                if self._look(path, present, first):
+                if self._look(path, present, first) and not first:
                     self._publish()
             self._found = {path: found for path, found in self._found.items() if path in present}
         self._publish()

@@ -309,6 +309,18 @@ def test_a_plan_is_followed_and_so_is_its_removal(watcher: Watcher, tmp_path: Pa
     assert served(watcher) == 2
 
 
+def test_a_plan_is_followed_from_the_first_look_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for version in (1, 2, 3):
+        add(tmp_path, version)
+    write_plan(tmp_path, "goal", ServingPlan(pinned=2))
+    with caplog.at_level(logging.INFO):
+        watcher = Watcher(tmp_path, allow_uncalibrated=False)
+        watcher.poll(first=True)
+    assert served(watcher) == 2
+    assert caplog.messages.count("serving") == 1
+    assert "plan not followed" not in caplog.messages
+
+
 def test_a_plan_that_is_there_first_holds_when_the_bundle_comes(tmp_path: Path) -> None:
     add(tmp_path, 1)
     write_plan(tmp_path, "goal", ServingPlan(shadow=2))

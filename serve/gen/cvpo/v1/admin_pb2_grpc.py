@@ -83,7 +83,8 @@ class PolicyAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Serves the version that was served before the present one, pinned, without canary.
+        """Serves the version that was served before the present one, pinned, without canary or shadow. A second rollback goes
+        one version further back, never forward to the one that was left. FAILED_PRECONDITION where there is none before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

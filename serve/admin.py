@@ -1,0 +1,112 @@
+"""PolicyAdminService: tells what is served, and changes it by writing the plan that every server follows."""
+
+import asyncio
+
+from pydantic import ValidationError
+
+from serve.errors import InvalidRequestError, NotFoundError, PlanError
+from serve.gen.cvpo.v1 import admin_pb2 as pb
+from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceServicer
+from serve.plan import Canary, ServingPlan
+from serve.repository import PolicyVersions, follow
+from serve.watch import Watcher
+
+# Writing takes milliseconds, and plans are followed before bundles are looked at; but a look may just have begun.
+_FOLLOW_SECONDS = 10.0
+
+
+class AdminServicer(PolicyAdminServiceServicer):
+    """Changes one plan at a time."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._changing = asyncio.Lock()
+
+    async def GetServing(self, request: pb.GetServingRequest, context: object) -> pb.GetServingResponse:  # noqa: N802
+        snapshot = self._watcher.repository.snapshot
+        policies = {request.name: self._find(request.name)} if request.name else snapshot.policies
+        return pb.GetServingResponse(
+            policies=[_encode(name, policy) for name, policy in policies.items()],
+            refused=[pb.RefusedBundle(path=path, reason=reason) for path, reason in sorted(snapshot.refused.items())],
+        )
+
+    async def SetServing(self, request: pb.SetServingRequest, context: object) -> pb.SetServingResponse:  # noqa: N802
+        plan = _decode(request)
+        async with self._changing:
+            policy = self._find(request.name)
+            then = _check(request.name, policy, plan)
+            plan = policy.plan.followed_by(plan, served=_version(policy), then=then)
+            return pb.SetServingResponse(policy=await self._change(request.name, plan))
+
+    async def Rollback(self, request: pb.RollbackRequest, context: object) -> pb.RollbackResponse:  # noqa: N802
+        async with self._changing:
+            policy = self._find(request.name)
+            plan = policy.plan.rolled_back(served=_version(policy), loaded=frozenset(policy.loaded))
+            if plan is None:
+                raise PlanError(f"No version of {request.name!r} that is loaded was served before.")
+            return pb.RollbackResponse(policy=await self._change(request.name, plan))
+
+    def _find(self, name: str) -> PolicyVersions:
+        policies = self._watcher.repository.snapshot.policies
+        policy = policies.get(name)
+        if policy is None:
+            raise NotFoundError(f"There is no policy {name!r}; this server has {', '.join(policies) or 'none'}.")
+        return policy
+
+    async def _change(self, name: str, plan: ServingPlan) -> pb.PolicyServing:
+        """Write a plan and return the policy as it is once this server follows it; in a thread, for it waits."""
+        return _encode(name, await asyncio.to_thread(self._watcher.set_plan, name, plan, _FOLLOW_SECONDS))
+
+
+def _check(name: str, policy: PolicyVersions, plan: ServingPlan) -> int:
+    """Refuse a plan that could not be followed now, and return the version that it serves.
+
+    Raises:
+        NotFoundError: it names a version that is not loaded.
+        PlanError: it asks for what cannot be.
+    """
+    named = {*plan.on_trial, *(() if plan.pinned is None else (plan.pinned,))}
+    missing = sorted(named - policy.loaded.keys())
+    if missing:
+        raise NotFoundError(
+            f"Policy {name!r} has no version {missing[0]}; this server has {', '.join(map(str, policy.loaded))}. "
+            "GetServing says which bundles are refused, and why."
+        )
+    planned = follow(policy.loaded, plan, None)
+    if planned.served is None or planned.problem:
+        raise PlanError(planned.problem)
+    return planned.served.served.version
+
+
+def _decode(request: pb.SetServingRequest) -> ServingPlan:
+    """Return the plan in a request.
+
+    Raises:
+        InvalidRequestError: names the field.
+    """
+    if not request.HasField("plan"):
+        raise InvalidRequestError("plan", "is missing; an empty one asks for the highest version")
+    plan = request.plan
+    try:
+        return ServingPlan(
+            pinned=plan.pinned if plan.HasField("pinned") else None,
+            canary=Canary(version=plan.canary.version, share=plan.canary.share) if plan.HasField("canary") else None,
+            shadow=plan.shadow if plan.HasField("shadow") else None,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(["plan", *(["canary"] if error.title == "Canary" else []), *map(str, first["loc"])])
+        raise InvalidRequestError(field, first["msg"]) from error
+
+
+def _encode(name: str, policy: PolicyVersions) -> pb.PolicyServing:
+    plan = pb.ServingPlan(pinned=policy.plan.pinned, shadow=policy.plan.shadow)
+    if policy.plan.canary is not None:
+        plan.canary.version, plan.canary.share = policy.plan.canary.version, policy.plan.canary.share
+    return pb.PolicyServing(
+        name=name, plan=plan, served=_version(policy) or 0, loaded=policy.loaded, problem=policy.problem
+    )
+
+
+def _version(policy: PolicyVersions) -> int | None:
+    return None if policy.served is None else policy.served.served.version
