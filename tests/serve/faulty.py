@@ -31,6 +31,7 @@ from serve.session import Session, open_session, resume_session
 from serve.state import StateSeal
 from serve.telemetry import Metrics
 from serve.watch import load_repository
+from tests.serve.conftest import PATIENCE_SECONDS
 
 Answers = Iterator[pb.ControlResponse]
 Behavior = Callable[[Session, pb.ControlStep, grpc.ServicerContext], Answers]
@@ -45,6 +46,19 @@ def answer(session: Session, message: pb.ControlStep, context: grpc.ServicerCont
         yield encode_result(session.step(step))
     except PolicyServiceError as error:
         yield encode_step_error(step.number, status_of(error, "request"), session.next_step)
+
+
+class Stall:
+    """Answers a step when it is let go."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.release = threading.Event()
+
+    def __call__(self, session: Session, message: pb.ControlStep, context: grpc.ServicerContext) -> Answers:
+        self.reached.set()
+        self.release.wait(PATIENCE_SECONDS)
+        yield from answer(session, message, context)
 
 
 class FaultyServer(ControlServiceServicer):

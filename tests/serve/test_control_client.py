@@ -33,7 +33,7 @@ from serve.interceptors import status_of
 from serve.session import Session
 from serve.watchdog import Watchdog, WatchdogReason
 from tests.serve.conftest import PATIENCE_SECONDS
-from tests.serve.faulty import Answers, FaultyServer, answer
+from tests.serve.faulty import Answers, FaultyServer, Stall, answer
 from tests.serve.running import LoopThread
 
 OBSERVATION = [1, 2, -1]
@@ -117,19 +117,6 @@ def server(faulty: Callable[..., FaultyServer]) -> FaultyServer:
 
 
 Start = Callable[..., FaultyServer]
-
-
-class Stall:
-    """Answers a step when it is let go."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self.release = threading.Event()
-
-    def __call__(self, session: Session, message: pb.ControlStep, context: grpc.ServicerContext) -> Answers:
-        self.reached.set()
-        self.release.wait(PATIENCE_SECONDS)
-        yield from answer(session, message, context)
 
 
 def break_off(session: Session, message: pb.ControlStep, context: grpc.ServicerContext) -> Answers:
