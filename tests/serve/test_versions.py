@@ -2,18 +2,25 @@
 
 import json
 import shutil
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve.client import PolicyClient
 from serve.errors import NotFoundError, UnavailableError
+from serve.gen.cvpo.v1 import admin_pb2 as pb
+from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceStub
+from serve.local import LocalPolicy
 from serve.plan import ServingPlan, write_plan
+from serve.values import ActResult
 from tests.serve import bundles
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess
 
@@ -122,3 +129,124 @@ def test_a_retired_version_is_not_found_by_its_number(tmp_path: Path, serve_proc
         shutil.rmtree(path)
         with pytest.raises(NotFoundError, match="no version 2; this server has 1"):
             eventually(lambda: served(second) != 2)
+
+
+# --- several servers ------------------------------------------------------------------------------------------------
+
+
+def admin_of(server: ServerProcess) -> PolicyAdminServiceStub:
+    return PolicyAdminServiceStub(grpc.insecure_channel(str(server.ready["admin_address"])))  # type: ignore[no-untyped-call]
+
+
+def get(admin: PolicyAdminServiceStub) -> pb.PolicyServing:
+    (policy,) = admin.GetServing(pb.GetServingRequest(name="goal"), timeout=PATIENCE_SECONDS).policies
+    assert isinstance(policy, pb.PolicyServing)
+    return policy
+
+
+@pytest.mark.parametrize("shared_port", [True, False], ids=["processes of one port", "servers"])
+def test_servers_of_one_folder_come_to_serve_the_same(tmp_path: Path, serve_process: Serve, shared_port: bool) -> None:
+    for version in (1, 2, 3):
+        add(tmp_path, version)
+    admin_port = ("--admin-address", "127.0.0.1:0")
+    first = start(serve_process, tmp_path, *admin_port, *(["--share-port"] if shared_port else []))
+    if shared_port:
+        second = serve_process(
+            str(tmp_path), "--address", first.address, "--poll-seconds", "0.05", "--share-port", *admin_port
+        )
+    else:
+        second = start(serve_process, tmp_path, *admin_port)
+    servers = (first, second)
+    admins = [admin_of(server) for server in servers]
+    for asked, (admin, other) in ((1, admins), (2, admins[::-1])):
+        request = pb.SetServingRequest(name="goal", plan=pb.ServingPlan(pinned=asked, shadow=3))
+        told = admin.SetServing(request, timeout=PATIENCE_SECONDS).policy
+        assert told.served == asked
+        eventually(lambda told=told, other=other: get(other) == told)  # type: ignore[misc]
+        for server in servers:
+            for _ in range(8):  # on a shared port, each connection is one process's
+                with PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
+                    assert served(client) == asked
+    rolled = admins[0].Rollback(pb.RollbackRequest(name="goal"), timeout=PATIENCE_SECONDS).policy
+    assert rolled.served == 1
+    eventually(lambda: get(admins[1]) == rolled)
+
+
+# --- under load -----------------------------------------------------------------------------------------------------
+
+OBSERVATIONS = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+
+
+class Driver:
+    """Asks again and again, and keeps what it was answered."""
+
+    def __init__(self, address: str, seed: int) -> None:
+        self._address = address
+        self._order = np.random.default_rng(seed)
+        self.answers: list[tuple[int, ActResult]] = []
+
+    def drive(self, enough: threading.Event) -> None:
+        with PolicyClient(self._address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
+            while not enough.is_set():
+                index = int(self._order.integers(len(OBSERVATIONS)))
+                self.answers.append((index, client.act(OBSERVATIONS[index])))
+
+
+def test_no_answer_is_lost_wrong_or_mixed_while_versions_come_and_go(tmp_path: Path, serve_process: Serve) -> None:
+    root, archive = tmp_path / "repository", tmp_path / "archive"
+    versions = range(1, 9)
+    for version in versions:
+        add(archive, version)
+
+    def put(version: int) -> None:
+        (root / "goal").mkdir(parents=True, exist_ok=True)
+        shutil.copytree(archive / "goal" / str(version), root / "goal" / str(version))
+
+    put(1)
+    put(2)
+    server = start(serve_process, root, "--admin-address", "127.0.0.1:0")
+    admin = admin_of(server)
+    drivers = [Driver(server.address, seed) for seed in range(3)]
+    enough = threading.Event()
+
+    def go_on() -> None:
+        """Let some answers come."""
+        enough_answers = sum(len(driver.answers) for driver in drivers) + 60
+        eventually(lambda: sum(len(driver.answers) for driver in drivers) > enough_answers)
+
+    with ThreadPoolExecutor(len(drivers)) as pool:
+        at_work = [pool.submit(driver.drive, enough) for driver in drivers]
+        try:
+            for version in versions[2:]:
+                put(version)
+                eventually(lambda version=version: get(admin).served == version)  # type: ignore[misc]
+                go_on()
+                plan = pb.ServingPlan(pinned=version - 1, canary=pb.Canary(version=version, share=0.5), shadow=None)
+                admin.SetServing(pb.SetServingRequest(name="goal", plan=plan), timeout=PATIENCE_SECONDS)
+                go_on()
+                admin.SetServing(pb.SetServingRequest(name="goal", plan=pb.ServingPlan()), timeout=PATIENCE_SECONDS)
+                shutil.rmtree(root / "goal" / str(version - 2))
+                go_on()
+        finally:
+            enough.set()
+        for work in at_work:
+            work.result(PATIENCE_SECONDS)  # raises what a client was refused
+    answers = [answer for driver in drivers for answer in driver.answers]
+    assert {result.policy.version for _, result in answers} == set(versions[1:])
+    expected = {}
+    for version in versions:
+        twin = LocalPolicy.load(archive / "goal" / str(version))
+        expected[version] = [twin.act(observation) for observation in OBSERVATIONS]
+    for index, result in answers:
+        assert bits(result) == bits(expected[result.policy.version][index])
+
+
+def bits(result: ActResult) -> dict[str, object]:
+    """All that an answer says, without the time it took."""
+    said = {**vars(result), **vars(result.prediction)}
+    values = {
+        name: np.asarray(value).tobytes()
+        for name, value in said.items()
+        if name not in ("policy", "prediction", "compute_seconds")
+    }
+    return {**values, "policy": result.policy}
