@@ -42,6 +42,7 @@ class Limits:
 
     max_batch: int = 256  # situations or actions in one request
     max_candidates: int = 256  # K of a shielded request
+    strict_observations: bool = False  # refuse an observation outside the observation space
 
 
 # --- requests, on the server ---------------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def decode_situations(messages: Sequence[pb.Situation], frame: Frame, limits: Li
         InvalidRequestError: none or too many, a wrong length, NaN or infinity, steps or costs out of range.
     """
     _check_batch("situations", len(messages), limits)
-    return _decode_situations(messages, frame, "situations[{}]")
+    return _decode_situations(messages, frame, limits, "situations[{}]")
 
 
 def decode_situated_actions(
@@ -81,7 +82,7 @@ def decode_situated_actions(
         InvalidRequestError: as for decode_situations, or an action outside the action space.
     """
     _check_batch("situated_actions", len(messages), limits)
-    situations = _decode_situations([m.situation for m in messages], frame, "situated_actions[{}].situation")
+    situations = _decode_situations([m.situation for m in messages], frame, limits, "situated_actions[{}].situation")
     size = len(frame.action_low)
     action = np.empty((len(messages), size), np.float32)
     for i, message in enumerate(messages):
@@ -105,7 +106,24 @@ def _check_batch(field: str, size: int, limits: Limits) -> None:
         raise InvalidRequestError(field, f"has {size} entries; this server takes 1 to {limits.max_batch}")
 
 
-def _decode_situations(messages: Sequence[pb.Situation], frame: Frame, path: str) -> Situations:
+def check_observation_space(observation: Floats, frame: Frame, path: str) -> None:
+    """Refuse observations [N, O] outside of the observation space; `path` has a place for the row.
+
+    Raises:
+        InvalidRequestError: names the first value.
+    """
+    outside = frame.outside(observation)
+    if outside.any():
+        assert frame.observation_bounds is not None
+        i, j = _first(outside)
+        low, high = frame.observation_bounds
+        raise InvalidRequestError(
+            f"{path.format(i)}[{j}]",
+            f"is {observation[i, j]:g}; the observation space is {low[j]:g} to {high[j]:g} there",
+        )
+
+
+def _decode_situations(messages: Sequence[pb.Situation], frame: Frame, limits: Limits, path: str) -> Situations:
     observation = np.empty((len(messages), frame.observation_size), np.float32)
     steps_left = np.empty(len(messages), np.int64)
     for i, message in enumerate(messages):
@@ -124,6 +142,8 @@ def _decode_situations(messages: Sequence[pb.Situation], frame: Frame, path: str
     if not np.isfinite(observation).all():
         i, j = _first(~np.isfinite(observation))
         raise InvalidRequestError(f"{path.format(i)}.observation[{j}]", f"is {observation[i, j]}; it must be finite")
+    if limits.strict_observations:
+        check_observation_space(observation, frame, f"{path}.observation")
 
     cost_allowed = frame.share(steps_left)
     constraints = len(frame.cost_limit)

@@ -124,7 +124,8 @@ class Pilot:
                 fallback.reasons,
                 no_answer=own is None,
                 exhausted=any(situation.account.exhausted),
-                shifted=own is not None and _is_shifted(self.policy, own.prediction),
+                shifted=own is not None
+                and bool(self.policy.shifted(situation.observation, own.prediction.shift_score)[0]),
                 flagged=own is not None and bool(own.prediction.flagged[0]),
             )
         authority, told = situation.authority.after(reason, fallback.recovery_steps)
@@ -196,7 +197,3 @@ def _asked(policy: PolicyRuntime, situation: Situation) -> Situations:
     """What a policy is asked; it is never asked about more steps than it has been trained for."""
     steps = min(situation.account.steps_left, policy.frame.horizon_steps)
     return Situations(situation.observation, np.array([steps], np.int64), cost_allowed(situation.account))
-
-
-def _is_shifted(policy: PolicyRuntime, prediction: Prediction) -> bool:
-    return bool(prediction.shift_score[0] > policy.manifest.observation_statistics.shift_threshold)

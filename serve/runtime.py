@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvpo.bundle import Bundle, Manifest
+from cvpo.bundle import Bundle, Manifest, Space
 from serve.errors import InternalError, RefusedBundleError
 from serve.values import (
     ActResult,
@@ -124,6 +124,13 @@ class PolicyRuntime:
         prediction = self._predict(out, situations, CalibrationStatus.EXTERNAL_ACTION)
         return EvaluateActionResult(self.served, prediction, time.perf_counter() - started)
 
+    def shifted(self, observation: Floats, shift_score: Floats) -> Bools:
+        """Return which observations [N, O] are outside of what was seen in training, or of the observation space."""
+        far: Bools = shift_score > self.manifest.observation_statistics.shift_threshold
+        if self.frame.observation_bounds is not None:
+            far |= self.frame.outside(observation).any(axis=1)
+        return far
+
     def _inputs(self, situations: Situations) -> Arrays:
         return {
             "observation": situations.observation,
@@ -145,7 +152,7 @@ class PolicyRuntime:
             statuses[:] = CalibrationStatus.NONE
             violation = np.ones_like(violation)
         else:
-            shifted = out["shift_score"] > self.manifest.observation_statistics.shift_threshold
+            shifted = self.shifted(situations.observation, out["shift_score"])
             if shifted.any():
                 statuses[shifted] = CalibrationStatus.SHIFTED
                 violation = violation | shifted[:, None]
@@ -214,6 +221,7 @@ def load(bundle: Bundle) -> PolicyRuntime:
         served=ServedPolicy(manifest.name, manifest.version, manifest.fingerprint),
         frame=Frame(
             observation_size=manifest.observation.size,
+            observation_bounds=_bounds(manifest.observation),
             action_low=np.array(manifest.action.low, np.float32),
             action_high=np.array(manifest.action.high, np.float32),
             cost_limit=np.array([np.inf if c.cost_limit is None else c.cost_limit for c in manifest.constraints]),
@@ -228,6 +236,13 @@ def load(bundle: Bundle) -> PolicyRuntime:
     )
     _warm_up(runtime)
     return runtime
+
+
+def _bounds(space: Space) -> tuple[Floats, Floats] | None:
+    if all(bound is None for bound in (*space.low, *space.high)):
+        return None
+    low = np.array([-np.inf if bound is None else bound for bound in space.low], np.float32)
+    return low, np.array([np.inf if bound is None else bound for bound in space.high], np.float32)
 
 
 def _load_graph(name: str, graph: bytes, inputs: Signature, outputs: Signature, sizes: dict[str, int]) -> _Graph:

@@ -1,6 +1,7 @@
 """PolicyService on an event loop: what is small is answered in place, what is large by a thread."""
 
 import functools
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from serve.service import PolicyServicer
 from serve.workers import INLINE_ROWS, Workers
 
 Q = TypeVar("Q", bound=Message)
-A = TypeVar("A", bound=Message)
+A = TypeVar("A", pb.ActResponse, pb.EvaluateActionResponse)
 
 
 class ScheduledPolicyServicer(PolicyServiceServicer):
@@ -41,9 +42,13 @@ class ScheduledPolicyServicer(PolicyServiceServicer):
         return self._answers.GetPolicy(request, None)
 
     async def _answer(self, ask: Callable[[Q, str | None], A], request: Q, context: Context, rows: int) -> A:
+        started = time.perf_counter()
         named = request_id(context)
         if rows <= INLINE_ROWS:
-            return ask(request, named)
-        return await self._workers.run(
-            lambda request: ask(request, named), request, functools.partial(check_deadline, context)
-        )
+            answer = ask(request, named)
+        else:
+            answer = await self._workers.run(
+                lambda request: ask(request, named), request, functools.partial(check_deadline, context)
+            )
+        self._answers.count_pace(answer.policy, time.perf_counter() - started)
+        return answer

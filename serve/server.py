@@ -6,12 +6,10 @@ import logging
 import signal
 import sys
 from dataclasses import dataclass
-from wsgiref.simple_server import WSGIServer
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from serve.admin import AdminServicer
 from serve.errors import StartupError
@@ -19,10 +17,11 @@ from serve.gen.cvpo.v1.admin_pb2_grpc import add_PolicyAdminServiceServicer_to_s
 from serve.gen.cvpo.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
 from serve.interceptors import Registrar
 from serve.listening import bind, check_reach
+from serve.monitor import Monitor
 from serve.repository import RepositoryCollector
 from serve.scheduled import ScheduledPolicyServicer
 from serve.service import PolicyServicer
-from serve.settings import Settings, split_address
+from serve.settings import Settings
 from serve.telemetry import Metrics, configure_logging, log
 from serve.watch import Watcher
 from serve.workers import Workers
@@ -44,7 +43,7 @@ class RunningServer:
     watcher: Watcher
     _servers: tuple[grpc.aio.Server, ...]
     _health: health.aio.HealthServicer
-    _metrics_server: WSGIServer | None
+    _monitor: Monitor | None
     _draining: asyncio.Event
     _workers: Workers
 
@@ -53,16 +52,15 @@ class RunningServer:
 
         What is still unanswered after `drain_seconds` is cancelled.
         """
-        await self._health.enter_graceful_shutdown()
         self._draining.set()
+        await self._health.enter_graceful_shutdown()
         notice = min(_NOTICE_SECONDS, drain_seconds)
         await asyncio.sleep(notice)
         await asyncio.gather(*(server.stop(drain_seconds - notice) for server in self._servers))
         self._workers.close()
         await asyncio.to_thread(self.watcher.stop)
-        if self._metrics_server is not None:
-            self._metrics_server.shutdown()
-            self._metrics_server.server_close()
+        if self._monitor is not None:
+            self._monitor.close()
 
 
 async def start(settings: Settings) -> RunningServer:
@@ -106,7 +104,13 @@ async def start(settings: Settings) -> RunningServer:
         )
         servers.append(admin)
 
-    metrics_server, metrics_address = _serve_metrics(settings, metrics)
+    monitor = None
+    if settings.metrics_address is not None:
+        monitor = Monitor(
+            settings.metrics_address,
+            metrics.registry,
+            ready=lambda: watcher.repository.snapshot.ready and not draining.is_set(),
+        )
     for each in servers:
         await each.start()
 
@@ -123,11 +127,11 @@ async def start(settings: Settings) -> RunningServer:
     return RunningServer(
         address,
         admin_address,
-        metrics_address,
+        None if monitor is None else monitor.address,
         watcher,
         tuple(servers),
         health_servicer,
-        metrics_server,
+        monitor,
         draining,
         workers,
     )
@@ -202,17 +206,3 @@ def _stop_signal() -> "asyncio.Future[signal.Signals]":
     for number in numbers:
         loop.add_signal_handler(number, on_signal, number)
     return told
-
-
-def _serve_metrics(settings: Settings, metrics: Metrics) -> tuple[WSGIServer | None, str | None]:
-    if settings.metrics_address is None:
-        return None, None
-    host, port = split_address(settings.metrics_address)
-    try:
-        http_server, _ = start_http_server(port, addr=host, registry=metrics.registry)
-    except OSError as error:
-        raise StartupError(
-            f"Cannot listen on {settings.metrics_address} for metrics: {error.strerror}. "
-            "Choose another --metrics-address."
-        ) from error
-    return http_server, f"{settings.metrics_address.rpartition(':')[0]}:{http_server.server_port}"

@@ -59,6 +59,14 @@ class PolicyServicer(PolicyServiceServicer):
         loaded = self._repository.snapshot.policies[policy.served.name].loaded
         return pb.GetPolicyResponse(policy=encode_description(_describe(policy, loaded)))
 
+    def count_pace(self, policy: pb.ServedPolicy, seconds: float) -> None:
+        """Count an answer that took so long in the server against the policy's control period."""
+        served = self._repository.snapshot.policies.get(policy.name)
+        runtime = None if served is None else served.loaded.get(policy.version)  # None: retired meanwhile
+        if runtime is not None and runtime.manifest.control_period_ms is not None:
+            late = seconds * 1000 > runtime.manifest.control_period_ms
+            self._metrics.count_pace(policy.name, policy.version, late=late)
+
     def _select(self, selector: pb.PolicySelector, request_id: str | None) -> PolicyRuntime:
         version = selector.version if selector.HasField("version") else None
         return self._repository.select(selector.name, version, selector.fingerprint, request_id)

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.max_batch, self.max_candidates)
+        return Limits(self.max_batch, self.max_candidates, self.strict_observations)
 
     @property
     def certificate_files(self) -> CertificateFiles | None:

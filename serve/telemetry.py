@@ -41,6 +41,18 @@ class Metrics:
             ["policy", "version", "constraint"],
             registry=self.registry,
         )
+        self._paced = Counter(
+            "cvpo_serve_paced_answers",
+            "Answers of policies whose manifest has a control period.",
+            ["policy", "version"],
+            registry=self.registry,
+        )
+        self._late = Counter(
+            "cvpo_serve_late_answers",
+            "Those of them that took longer in the server than the control period.",
+            ["policy", "version"],
+            registry=self.registry,
+        )
 
     def count_request(self, method: str, code: str, seconds: float) -> None:
         self._requests.labels(method, code).inc()
@@ -54,6 +66,12 @@ class Metrics:
 
     def count_flags(self, policy: str, version: int, constraint: str, count: int) -> None:
         self._flags.labels(policy, version, constraint).inc(count)
+
+    def count_pace(self, policy: str, version: int, *, late: bool) -> None:
+        """Count an answer of a policy that has a control period: whether it took longer in the server."""
+        self._paced.labels(policy, version).inc()
+        if late:
+            self._late.labels(policy, version).inc()
 
 
 class JsonFormatter(logging.Formatter):

@@ -53,11 +53,19 @@ class Frame:
     """What a request to one policy is measured against."""
 
     observation_size: int
+    observation_bounds: tuple[Floats, Floats] | None  # low and high [O] of the space; None: it has no bound at all
     action_low: Floats  # [A]
     action_high: Floats  # [A]
     cost_limit: NDArray[np.float64]  # [C], per episode; infinity: unconstrained
     horizon_steps: int
     window_steps: int  # steps that a situation without steps_left is judged over
+
+    def outside(self, observation: Floats) -> Bools:
+        """Return which of the observations [N, O] are outside of the observation space, [N, O]."""
+        if self.observation_bounds is None:
+            return np.zeros_like(observation, np.bool_)
+        low, high = self.observation_bounds
+        return (observation < low) | (observation > high)
 
     def share(self, steps_left: Integers) -> Floats:
         """The limit's share of `steps_left` [N] steps, limit · steps/horizon, [N, C]: what is allowed by default."""

@@ -43,6 +43,7 @@ from serve.values import (
 
 FRAME = Frame(
     observation_size=3,
+    observation_bounds=(np.array([-np.inf, -5, -np.inf], np.float32), np.array([np.inf, 5, np.inf], np.float32)),
     action_low=np.array([-1, -2], np.float32),
     action_high=np.array([1, 2], np.float32),
     cost_limit=np.array([20.0, np.inf]),
@@ -269,3 +270,14 @@ def test_an_action_that_does_not_go_with_its_observation_is_named(action: ArrayL
 def test_a_mode_that_fits_into_no_message_is_refused(mode: Mode) -> None:
     with pytest.raises(InvalidRequestError):
         encode_act_request(pb.PolicySelector(), [], mode)
+
+
+def test_only_a_strict_server_refuses_an_observation_outside_its_space() -> None:
+    inside, outside = pb.Situation(observation=[9, -5, 9]), pb.Situation(observation=[9, 5.5, 9])
+    assert len(decode_situations([inside, outside], FRAME, Limits()).observation) == 2
+    strict = Limits(strict_observations=True)
+    assert len(decode_situations([inside], FRAME, strict).observation) == 1
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_situations([inside, outside], FRAME, strict)
+    assert caught.value.field == "situations[1].observation[1]"
+    assert caught.value.description == "is 5.5; the observation space is -5 to 5 there"

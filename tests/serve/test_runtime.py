@@ -250,3 +250,14 @@ def test_onnx_runtime_sends_nothing_home_whatever_the_environment_says(tmp_path:
         check=True,
     )
     assert quiet == int(loud.stdout)  # no upload thread
+
+
+def test_an_observation_outside_its_space_is_answered_and_marked_as_shifted(tmp_path: Path) -> None:
+    space = Space(names=("x", "y", "z"), low=(None, -1.0, None), high=(None, 2.0, None))
+    manifest = Manifest(**bundles.manifest().model_dump() | {"observation": space, "fingerprint": ""})
+    runtime = load(read_bundle(bundles.write(tmp_path / "bundle", manifest)))
+    # All within what was seen in training, -3 to 3; the bounds themselves are inside.
+    result = runtime.act(situations([1, 2, -1], [1, -1, -1], [1, 2.5, -1], [1, -1.5, -1]), Deterministic())
+    assert result.prediction.calibration_status.tolist() == [CALIBRATED, CALIBRATED, SHIFTED, SHIFTED]
+    assert result.prediction.violation[2:].all()
+    assert not result.feasible[2:].any()

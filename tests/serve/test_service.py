@@ -1,8 +1,10 @@
 """The service over a real channel: every rejection by its field, metadata, health, reflection, metrics."""
 
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -17,6 +19,7 @@ from serve.errors import FingerprintError, InternalError, InvalidRequestError, N
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.local import LocalPolicy
+from serve.settings import Settings
 from serve.values import CalibrationStatus, Deterministic, Mode, Sampled, Shielded
 from tests.serve import bundles
 from tests.serve.running import ServerThread
@@ -353,6 +356,56 @@ def test_metrics_count_requests_flags_and_bundles(server: ServerThread, client: 
     assert grown('cvpo_serve_answers_total{calibration_status="SHIFTED",policy="goal",version="2"}') == 3
     assert after['cvpo_serve_bundle_loaded{policy="goal",version="1"}'] == 1
     assert after['cvpo_serve_bundle_loaded{policy="other",version="7"}'] == 1
+
+
+def test_answers_later_than_the_control_period_are_counted(tmp_path: Path) -> None:
+    bundles.write(tmp_path / "relaxed", bundles.manifest("relaxed", control_period_ms=1e6))
+    bundles.write(tmp_path / "hasty", bundles.manifest("hasty", control_period_ms=1e-6))
+    bundles.write(tmp_path / "whenever", bundles.manifest("whenever", control_period_ms=None))
+    server = ServerThread(Settings(repository=tmp_path, address="127.0.0.1:0", metrics_address="127.0.0.1:0"))
+    try:
+        for name in ("relaxed", "hasty", "whenever"):
+            with PolicyClient(server.address, name, timeout_seconds=30) as client:
+                client.act([1, 2, -1])
+                client.act(np.zeros((64, 3)))
+                client.evaluate_action([1, 2, -1], [0, 0])
+        metrics = scrape(server)
+    finally:
+        server.stop(drain_seconds=0)
+    paced = {key: value for key, value in metrics.items() if key.startswith("cvpo_serve_paced_answers_total")}
+    late = {key: value for key, value in metrics.items() if key.startswith("cvpo_serve_late_answers_total")}
+    assert sorted(paced.values()) == [3, 3]
+    assert late == {'cvpo_serve_late_answers_total{policy="hasty",version="1"}': 3}
+
+
+def look(server: ServerThread, path: str) -> tuple[int, str]:
+    """Return status and text of a page of the monitoring port."""
+    try:
+        with urllib.request.urlopen(f"http://{server.metrics_address}{path}", timeout=30) as response:
+            return response.status, response.read().decode().strip()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode().strip()
+
+
+def test_probes_tell_whether_it_lives_and_may_be_asked(repository: Path) -> None:
+    server = ServerThread(
+        Settings(repository=repository / "goal", address="127.0.0.1:0", metrics_address="127.0.0.1:0")
+    )
+    try:
+        assert look(server, "/livez") == (200, "the event loop turns")
+        assert look(server, "/readyz?verbose") == (200, "ready")
+        assert look(server, "/") == (404, "/metrics, /livez, /readyz")
+        with ThreadPoolExecutor(1) as pool, grpc.insecure_channel(server.address) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+            next(watch)
+            stopped = pool.submit(server.stop, 30)  # not before the watch has ended
+            next(watch)
+            assert look(server, "/livez")[0] == 200
+            assert look(server, "/readyz") == (503, "stopping, or without a policy")
+            watch.cancel()
+            stopped.result(30)
+    finally:
+        server.stop(drain_seconds=0)
 
 
 def test_a_log_event_is_one_json_object(caplog: pytest.LogCaptureFixture, stub: PolicyServiceStub) -> None:

@@ -1,0 +1,88 @@
+"""A plaintext HTTP port for those who watch the server and cannot present a certificate: /metrics, /livez, /readyz."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from serve.errors import StartupError
+from serve.settings import split_address
+
+_LOOP_PATIENCE_SECONDS = 5.0  # a loop that is only busy comes round in milliseconds
+_SOCKET_TIMEOUT_SECONDS = 10.0  # who asks and then says nothing is let go
+
+
+class Monitor:
+    """The port, answered by threads of its own: a server that hangs still says so."""
+
+    def __init__(self, address: str, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+        """Open it and answer; to be called on the event loop that answers the requests.
+
+        Args:
+            address: HOST:PORT.
+            registry: what /metrics tells.
+            ready: whether the server may be asked for actions, which /readyz tells.
+
+        Raises:
+            StartupError: the address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = _SOCKET_TIMEOUT_SECONDS
+
+            def do_GET(self) -> None:
+                match self.path.partition("?")[0]:
+                    case "/metrics":
+                        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+                        self._answer(HTTPStatus.OK, encode(registry), content_type)
+                    case "/livez":
+                        self._say(_turns(loop), "the event loop turns", "the event loop does not turn")
+                    case "/readyz":
+                        self._say(ready(), "ready", "stopping, or without a policy")
+                    case _:
+                        self._answer(HTTPStatus.NOT_FOUND, b"/metrics, /livez, /readyz\n", "text/plain")
+
+            def _say(self, true: bool, yes: str, no: str) -> None:
+                status = HTTPStatus.OK if true else HTTPStatus.SERVICE_UNAVAILABLE
+                self._answer(status, f"{yes if true else no}\n".encode(), "text/plain")
+
+            def _answer(self, status: HTTPStatus, body: bytes, content_type: str) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Not one line per probe."""
+
+        host, port = split_address(address)
+        try:
+            self._server = ThreadingHTTPServer((host, port), Handler)
+        except OSError as error:
+            raise StartupError(
+                f"Cannot listen on {address} for metrics: {error.strerror}. Choose another --metrics-address."
+            ) from error
+        self.address = f"{address.rpartition(':')[0]}:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, name="monitor", daemon=True).start()
+
+    def close(self) -> None:
+        """Close the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _turns(loop: asyncio.AbstractEventLoop) -> bool:
+    turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop)
+    try:
+        turn.result(_LOOP_PATIENCE_SECONDS)
+    except FutureTimeoutError:
+        turn.cancel()
+        return False
+    return True
