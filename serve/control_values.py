@@ -181,6 +181,11 @@ class StepResult:
     timing: StepTiming
     state: bytes = field(repr=False)  # to go on from here
 
+    @property
+    def answered_by(self) -> ServedPolicy:
+        """Who made the prediction: the session's policy, or its backup."""
+        return self.policy if self.fallback is None or self.fallback.backup is None else self.fallback.backup
+
     def single(self) -> "StepResult":
         """The same without the axis N."""
         return replace(self, action=self.action[0], prediction=self.prediction and self.prediction.single())

@@ -19,21 +19,24 @@ from serve.control_values import (
     Opening,
     PolicySelector,
 )
-from serve.errors import FingerprintError, InternalError, NotFoundError
+from serve.errors import FingerprintError, InternalError, NotFoundError, UnavailableError
 from serve.runtime import PolicyRuntime
 from serve.safety import Authority, cost_allowed, first_reason
 from serve.values import ActResult, Deterministic, Floats, Mode, Prediction, Shielded, Situations
+
+_NOT_THERE = NotFoundError, FingerprintError, UnavailableError
 
 
 class Policies(Protocol):
     """Where the policies are."""
 
-    def select(self, name: str, version: int | None, fingerprint: str) -> PolicyRuntime:
-        """Return the policy that is meant: its given version, or the served one.
+    def select(self, name: str, version: int | None, fingerprint: str, key: str | None = None) -> PolicyRuntime:
+        """Return the policy that is meant: its given version, or the one that is served to a session.
 
         Raises:
             NotFoundError: no such policy or version.
             FingerprintError: it has another fingerprint.
+            UnavailableError: it is not loaded yet.
         """
 
 
@@ -70,35 +73,43 @@ class Pilot:
     """The policy of a session, and its fallback."""
 
     def __init__(
-        self, opening: Opening, policies: Policies, seed: int, versions: tuple[int | None, int | None]
+        self, opening: Opening, policies: Policies, session_id: str, seed: int, versions: tuple[int | None, int | None]
     ) -> None:
         """Find the policies.
 
         Args:
             opening: of the session, with the name and fingerprint of its policy filled in.
             policies: where the policies are.
+            session_id: decides whether a version on trial answers.
             seed: of the session's draws.
             versions: of the policy and its backup that answered last; None: none has.
 
         Raises:
-            NotFoundError, FingerprintError: one of the policies is not here, or the backup is not for the same robot.
+            NotFoundError, FingerprintError, UnavailableError: one of the policies is not here, or the backup is not for
+                the same robot.
         """
         self._mode = opening.mode
         self._fallback = opening.fallback
         self._seed = seed
-        self._policy = _Followed(policies, opening.policy, versions[0])
+        self._policy = _Followed(policies, opening.policy, session_id, versions[0])
         self._backup: _Followed | None = None
         if isinstance(opening.fallback.action, BackupPolicy):
             backup = opening.fallback.action.policy
             if backup.fingerprint not in ("", opening.policy.fingerprint):
                 raise FingerprintError("The backup policy must have the fingerprint of the session's policy.")
             backup = replace(backup, fingerprint=opening.policy.fingerprint)
-            self._backup = _Followed(policies, backup, versions[1])
+            self._backup = _Followed(policies, backup, session_id, versions[1])
 
     @property
     def policy(self) -> PolicyRuntime:
         """What answers, or answered last."""
         return self._policy.runtime
+
+    @property
+    def rows(self) -> int:
+        """Candidates that are computed at once, at most."""
+        modes = self._mode, self._fallback.action
+        return max((mode.candidates for mode in modes if isinstance(mode, Shielded | LeastUnsafeAction)), default=1)
 
     @property
     def backup_version(self) -> int | None:
@@ -170,27 +181,28 @@ class Pilot:
 class _Followed:
     """A policy that a session stays with: the version it names, or the served one as long as the fingerprint stays."""
 
-    def __init__(self, policies: Policies, selector: PolicySelector, version: int | None) -> None:
-        """Select; an unnamed version begins with the served one, or with `version` where that has another fingerprint.
+    def __init__(self, policies: Policies, selector: PolicySelector, key: str, version: int | None) -> None:
+        """Select; an unnamed version begins with the served one, or with `version` where that one does not fit.
 
         Raises:
-            NotFoundError, FingerprintError: there is no such policy.
+            NotFoundError, FingerprintError, UnavailableError: there is no such policy.
         """
         self._policies = policies
         self._selector = selector
+        self._key = key
         self._pinned = selector.version is not None
         try:
-            self.runtime = policies.select(selector.name, selector.version, selector.fingerprint)
-        except (NotFoundError, FingerprintError):
+            self.runtime = policies.select(selector.name, selector.version, selector.fingerprint, key)
+        except _NOT_THERE:
             if self._pinned or version is None:
                 raise
-            self.runtime = policies.select(selector.name, version, selector.fingerprint)
+            self.runtime = policies.select(selector.name, version, selector.fingerprint, key)
 
     def follow(self) -> None:
         """Move to the version that is served now; stay where there is none that fits."""
         if not self._pinned:
-            with contextlib.suppress(NotFoundError, FingerprintError):
-                self.runtime = self._policies.select(self._selector.name, None, self._selector.fingerprint)
+            with contextlib.suppress(*_NOT_THERE):
+                self.runtime = self._policies.select(self._selector.name, None, self._selector.fingerprint, self._key)
 
 
 def _asked(policy: PolicyRuntime, situation: Situation) -> Situations:

@@ -49,7 +49,7 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-_RETRY_AFTER_SECONDS = 1.0  # by then a balancer or a restarted process answers
+RETRY_AFTER_SECONDS = 1.0  # by then a balancer or a restarted process answers
 _RETRY_WHEN_FULL_SECONDS = 0.1  # by then what waits is answered
 _PRINTABLE_ID = re.compile(r"[!-~]{1,128}")
 
@@ -160,7 +160,7 @@ class Registrar:
 
     def _admit(self, room: "_Room") -> None:
         if self._draining.is_set():
-            raise UnavailableError("The server is stopping. Ask again, or ask another one.", _RETRY_AFTER_SECONDS)
+            raise UnavailableError("The server is stopping. Ask again, or ask another one.", RETRY_AFTER_SECONDS)
         if room.taken > room.size:
             raise ResourceExhaustedError(
                 f"The server takes {room.size} {room.name}, and has them. Ask again, or ask another one.",

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from serve.admin import AdminServicer
+from serve.control import ControlServicer
 from serve.errors import StartupError
 from serve.gen.cvpo.v1.admin_pb2_grpc import add_PolicyAdminServiceServicer_to_server
+from serve.gen.cvpo.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
 from serve.gen.cvpo.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
 from serve.interceptors import Registrar
 from serve.listening import bind, check_reach
@@ -22,6 +25,7 @@ from serve.repository import RepositoryCollector
 from serve.scheduled import ScheduledPolicyServicer
 from serve.service import PolicyServicer
 from serve.settings import Settings
+from serve.state import StateSeal
 from serve.telemetry import Metrics, configure_logging, log
 from serve.watch import Watcher
 from serve.workers import Workers
@@ -45,6 +49,7 @@ class RunningServer:
     _health: health.aio.HealthServicer
     _monitor: Monitor | None
     _draining: asyncio.Event
+    _control: ControlServicer
     _workers: Workers
 
     async def stop(self, drain_seconds: float) -> None:
@@ -53,6 +58,7 @@ class RunningServer:
         What is still unanswered after `drain_seconds` is cancelled.
         """
         self._draining.set()
+        self._control.drain(drain_seconds)
         await self._health.enter_graceful_shutdown()
         notice = min(_NOTICE_SECONDS, drain_seconds)
         await asyncio.sleep(notice)
@@ -86,6 +92,8 @@ async def start(settings: Settings) -> RunningServer:
     add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
         ScheduledPolicyServicer(answers, workers), services
     )
+    control = ControlServicer(watcher.repository, settings.limits, _seal(settings), workers, metrics)
+    add_ControlServiceServicer_to_server(control, services)  # type: ignore[no-untyped-call]  # generated
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((*services.names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -133,6 +141,7 @@ async def start(settings: Settings) -> RunningServer:
         health_servicer,
         monitor,
         draining,
+        control,
         workers,
     )
 
@@ -189,6 +198,18 @@ async def _run(settings: Settings) -> int:
     await server.stop(settings.drain_seconds)
     log(logger, logging.INFO, "stopped")
     return 0
+
+
+def _seal(settings: Settings) -> StateSeal:
+    """Return what the states of sessions are sealed with."""
+    path = settings.session_key_file
+    try:
+        key = os.urandom(32) if path is None else path.read_bytes()
+        return StateSeal(key, settings.session_idle_seconds)
+    except OSError as error:
+        raise StartupError(f"--session-key-file: cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise StartupError(f"--session-key-file: {path}: {error}.") from error
 
 
 def _stop_signal() -> "asyncio.Future[signal.Signals]":

@@ -18,10 +18,8 @@ from serve.runtime import PolicyRuntime
 from serve.telemetry import Metrics
 from serve.values import (
     CalibrationDescription,
-    CalibrationStatus,
     ConstraintDescription,
     PolicyDescription,
-    Prediction,
     Space,
 )
 
@@ -39,14 +37,14 @@ class PolicyServicer(PolicyServiceServicer):
         mode = decode_mode(request, self._limits)
         situations = decode_situations(request.situations, policy.frame, self._limits)
         result = policy.act(situations, mode)
-        self._count(policy, result.prediction)
+        self._metrics.count_predictions(policy.served, result.prediction)
         return encode_act_response(result)
 
     def EvaluateAction(self, request: pb.EvaluateActionRequest, request_id: str | None) -> pb.EvaluateActionResponse:  # noqa: N802
         policy = self._select(request.policy, request_id)
         situations, action = decode_situated_actions(request.situated_actions, policy.frame, self._limits)
         result = policy.evaluate_action(situations, action)
-        self._count(policy, result.prediction)
+        self._metrics.count_predictions(policy.served, result.prediction)
         return encode_evaluate_response(result)
 
     def ListPolicies(self, request: pb.ListPoliciesRequest, request_id: str | None) -> pb.ListPoliciesResponse:  # noqa: N802
@@ -70,17 +68,6 @@ class PolicyServicer(PolicyServiceServicer):
     def _select(self, selector: pb.PolicySelector, request_id: str | None) -> PolicyRuntime:
         version = selector.version if selector.HasField("version") else None
         return self._repository.select(selector.name, version, selector.fingerprint, request_id)
-
-    def _count(self, policy: PolicyRuntime, prediction: Prediction) -> None:
-        name, version = policy.served.name, policy.served.version
-        for status in set(prediction.calibration_status.tolist()):
-            count = int((prediction.calibration_status == status).sum())
-            self._metrics.count_answers(name, version, CalibrationStatus(status).name, count)
-        if prediction.violation.any():
-            for constraint, count in zip(
-                prediction.constraints, prediction.violation.sum(axis=0).tolist(), strict=True
-            ):
-                self._metrics.count_flags(name, version, constraint, count)
 
 
 def _describe(policy: PolicyRuntime, versions: Iterable[int]) -> PolicyDescription:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from serve.codec import check_observation_space
 from serve.control_values import (
     Account,
     ConstantAction,
@@ -55,11 +56,14 @@ class Session:
         history: bytes,
         policies: Policies,
         seal: StateSeal,
+        strict_observations: bool,
     ) -> None:
         """Begin where `progress` says; see open_session and resume_session."""
         selector = replace(opening.policy, name=terms.name, fingerprint=terms.fingerprint)
         versions = progress.version, progress.backup_version
-        self._pilot = Pilot(replace(opening, policy=selector), policies, terms.seed, versions)
+        self.session_id = terms.session_id.hex()  # the same wherever it goes on
+        self._pilot = Pilot(replace(opening, policy=selector), policies, self.session_id, terms.seed, versions)
+        self._strict_observations = strict_observations
         self._max_age_seconds = opening.max_age_seconds
         self._terms = terms
         self._progress = progress
@@ -71,9 +75,9 @@ class Session:
         self._packer = StatePacker(terms, len(self.policy.frame.action_low))
 
     @property
-    def session_id(self) -> str:
-        """The same wherever it goes on."""
-        return self._terms.session_id.hex()
+    def rows(self) -> int:
+        """Rows of the network that a step asks for at once, at most."""
+        return self._pilot.rows
 
     @property
     def next_step(self) -> int:
@@ -192,6 +196,8 @@ class Session:
         if not finite.all():
             index = int(finite.argmin())
             raise InvalidRequestError(f"step.observation[{index}]", f"is {observation[0, index]}; it must be finite")
+        if self._strict_observations:
+            check_observation_space(observation, self.policy.frame, "step.observation")
         return observation
 
     def _check_costs(self, values: Sequence[float]) -> Costs:
@@ -226,7 +232,9 @@ class Session:
         return self._seal.seal(self._packer.pack(self._progress, self._history.packed))
 
 
-def open_session(opening: Opening, digest: bytes, policies: Policies, seal: StateSeal) -> Session:
+def open_session(
+    opening: Opening, digest: bytes, policies: Policies, seal: StateSeal, *, strict_observations: bool = False
+) -> Session:
     """Begin a session.
 
     Args:
@@ -234,14 +242,16 @@ def open_session(opening: Opening, digest: bytes, policies: Policies, seal: Stat
         digest: SHA-256 of the opening as it was sent, which must be the same when the session goes on elsewhere.
         policies: where the policies are.
         seal: what its states are sealed with.
+        strict_observations: refuse an observation outside the observation space.
 
     Raises:
-        NotFoundError, FingerprintError: there is no such policy, or the backup policy is not for the same robot.
+        NotFoundError, FingerprintError, UnavailableError: there is no such policy, or the backup policy is not for the
+            same robot.
         InvalidRequestError: names the field: a budget below zero or NaN, an extent that is not within the policy's
             horizon, a constant action out of bounds.
     """
-    selector = opening.policy
-    policy = policies.select(selector.name, selector.version, selector.fingerprint)
+    session_id, selector = os.urandom(16), opening.policy
+    policy = policies.select(selector.name, selector.version, selector.fingerprint, session_id.hex())
     frame = policy.frame
     rolling = isinstance(opening.extent, RollingWindow)
     extent_steps = frame.horizon_steps if opening.extent is None else opening.extent.steps
@@ -258,7 +268,7 @@ def open_session(opening: Opening, digest: bytes, policies: Policies, seal: Stat
     if isinstance(opening.fallback.action, ConstantAction) and opening.fallback.action.action is not None:
         _check_action(opening.fallback.action.action, policy)
     terms = Terms(
-        session_id=os.urandom(16),
+        session_id=session_id,
         opening=digest,
         name=policy.served.name,
         fingerprint=policy.served.fingerprint,
@@ -268,10 +278,18 @@ def open_session(opening: Opening, digest: bytes, policies: Policies, seal: Stat
         seed=_seed(opening.mode),
     )
     progress = Progress(policy.served.version, None, 0, (0.0,) * len(budget), Authority(), None)
-    return Session(opening, terms, progress, b"", policies, seal)
+    return Session(opening, terms, progress, b"", policies, seal, strict_observations)
 
 
-def resume_session(opening: Opening, digest: bytes, state: bytes, policies: Policies, seal: StateSeal) -> Session:
+def resume_session(
+    opening: Opening,
+    digest: bytes,
+    state: bytes,
+    policies: Policies,
+    seal: StateSeal,
+    *,
+    strict_observations: bool = False,
+) -> Session:
     """Go on with a session where a state says it was.
 
     Args:
@@ -280,15 +298,16 @@ def resume_session(opening: Opening, digest: bytes, state: bytes, policies: Poli
         state: of an answer of the session, from this server or another.
         policies: where the policies are.
         seal: what its states are sealed with.
+        strict_observations: refuse an observation outside the observation space.
 
     Raises:
         SessionStateError: the state is not to be trusted, stale, or of another opening.
-        NotFoundError, FingerprintError: the session's policy is not here.
+        NotFoundError, FingerprintError, UnavailableError: the session's policy is not here.
     """
     terms, progress, history = unpack(seal.open(state))
     if terms.opening != digest:
         raise SessionStateError("The session was opened otherwise. Open as before, or open a new session.")
-    return Session(opening, terms, progress, history, policies, seal)
+    return Session(opening, terms, progress, history, policies, seal, strict_observations)
 
 
 def _check_budget(budget: Costs, constraints: int) -> None:

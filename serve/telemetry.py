@@ -4,8 +4,11 @@ import json
 import logging
 import sys
 import time
+from collections import Counter as Counts
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from serve.values import CalibrationStatus, Prediction, ServedPolicy
 
 # From a cached forward pass to a full batch on a busy machine.
 _LATENCY_BUCKETS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
@@ -61,11 +64,15 @@ class Metrics:
     def count_stream(self, method: str, code: str) -> None:
         self._requests.labels(method, code).inc()
 
-    def count_answers(self, policy: str, version: int, calibration_status: str, count: int) -> None:
-        self._answers.labels(policy, version, calibration_status).inc(count)
-
-    def count_flags(self, policy: str, version: int, constraint: str, count: int) -> None:
-        self._flags.labels(policy, version, constraint).inc(count)
+    def count_predictions(self, policy: ServedPolicy, prediction: Prediction) -> None:
+        """Count what is predicted of N situations, and its flags."""
+        version = str(policy.version)
+        for status, count in Counts(prediction.calibration_status.tolist()).items():
+            self._answers.labels(policy.name, version, CalibrationStatus(status).name).inc(count)
+        if prediction.violation.any():
+            flags = prediction.violation.sum(axis=0).tolist()
+            for constraint, count in zip(prediction.constraints, flags, strict=True):
+                self._flags.labels(policy.name, version, constraint).inc(count)
 
     def count_pace(self, policy: str, version: int, *, late: bool) -> None:
         """Count an answer of a policy that has a control period: whether it took longer in the server."""

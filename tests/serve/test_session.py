@@ -74,7 +74,7 @@ class Served:
     versions: dict[str, dict[int, PolicyRuntime]]
     serve: dict[str, int] = field(default_factory=dict)
 
-    def select(self, name: str, version: int | None, fingerprint: str) -> PolicyRuntime:
+    def select(self, name: str, version: int | None, fingerprint: str, key: str | None = None) -> PolicyRuntime:
         versions = self.versions.get(name or "goal", {})
         wanted = self.serve.get(name or "goal", max(versions, default=0)) if version is None else version
         if wanted not in versions:
@@ -656,3 +656,15 @@ def test_a_key_that_can_be_guessed_is_refused() -> None:
 def test_an_opening_survives_its_message(opening: Opening) -> None:
     assert decode_opening(encode_opening(opening, b"state"), Limits()) == opening
     assert opening_digest(encode_opening(opening, b"state")) == opening_digest(encode_opening(opening))
+
+
+def test_a_strict_session_refuses_what_is_outside_the_observation_space(served: Served, seal: StateSeal) -> None:
+    opening, outside = Opening(cost_budget=FREE), (0.0, 5.5, 0.0)  # y is -5 to 5
+    strict = open_session(opening, b"", served, seal, strict_observations=True)
+    with pytest.raises(InvalidRequestError) as caught:
+        take(strict, outside)
+    assert caught.value.field == "step.observation[1]"
+    assert take(strict).step == 0
+    answered = take(begin(served, seal, opening), outside)
+    assert answered.prediction is not None
+    assert answered.prediction.calibration_status.tolist() == [CalibrationStatus.SHIFTED]

@@ -1,0 +1,241 @@
+"""ControlService: a stream is a session. Reads, queues, times and writes; what a step is answered is the session's.
+
+When steps queue, the newest is answered; the older ones are told so, in order, and count.
+"""
+
+import asyncio
+import logging
+import time
+
+import grpc
+
+from serve.codec import Limits
+from serve.control_codec import (
+    decode_opening,
+    decode_step,
+    encode_notice,
+    encode_opened,
+    encode_result,
+    encode_step_error,
+    opening_digest,
+)
+from serve.control_values import Step, StepResult
+from serve.decision import Policies
+from serve.errors import (
+    InvalidRequestError,
+    SessionStateError,
+    SupersededError,
+    UnavailableError,
+)
+from serve.gen.cvpo.v1 import control_pb2 as pb
+from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceServicer
+from serve.inbox import Arrival, Inbox
+from serve.interceptors import RETRY_AFTER_SECONDS, Context, code_of, request_id, status_of
+from serve.session import Session, open_session, resume_session
+from serve.session_metrics import SessionMetrics, SessionRecord
+from serve.state import StateSeal
+from serve.telemetry import Metrics, log
+from serve.workers import INLINE_ROWS, Workers
+
+logger = logging.getLogger(__name__)
+
+# Before the end of the time to drain, so that a stream ends with a status of its own and not with gRPC's CANCELLED.
+_LAST_WORD_SECONDS = 0.2
+
+
+class ControlServicer(ControlServiceServicer):
+    """Holds the streams of a server, on its event loop."""
+
+    def __init__(self, policies: Policies, limits: Limits, seal: StateSeal, workers: Workers, metrics: Metrics) -> None:
+        """Begin without a stream.
+
+        Args:
+            policies: where the policies are.
+            limits: how much one opening may ask for.
+            seal: of the sessions' states; its lifetime is also how long a stream may be idle.
+            workers: compute steps with many candidates.
+            metrics: of the server.
+        """
+        self._policies = policies
+        self._limits = limits
+        self._seal = seal
+        self._workers = workers
+        self._metrics = metrics
+        self._session_metrics = SessionMetrics(metrics.registry)
+        self._inboxes: set[Inbox] = set()
+
+    async def Control(self, requests: object, context: Context) -> None:  # noqa: N802
+        taker = asyncio.current_task()
+        assert taker is not None
+        inbox = Inbox(context, taker, self._seal.lifetime_seconds)
+        self._inboxes.add(inbox)
+        try:
+            await self._converse(inbox, context)
+        except asyncio.CancelledError:
+            if inbox.failure is None:
+                raise
+            raise inbox.failure from None
+        finally:
+            inbox.close()
+            self._inboxes.discard(inbox)
+
+    def drain(self, seconds: float) -> None:
+        """Tell every stream that the server is stopping; those still open shortly before the end are ended."""
+        for inbox in self._inboxes:
+            inbox.tell(encode_notice(pb.NOTICE_KIND_DRAINING, "The server is stopping: go on at another one."))
+        asyncio.get_running_loop().call_later(max(0.0, seconds - _LAST_WORD_SECONDS), self._end)
+
+    def _end(self) -> None:
+        for inbox in self._inboxes:
+            inbox.fail(UnavailableError("The server has stopped. Go on at another one.", RETRY_AFTER_SECONDS))
+
+    async def _converse(self, inbox: Inbox, context: Context) -> None:
+        arrivals: list[Arrival] = []
+        while not arrivals:
+            arrivals = await inbox.take()
+            if inbox.ended and not arrivals:
+                return
+        _, first = arrivals.pop(0)
+        if first.WhichOneof("request") != "open":
+            raise InvalidRequestError("open", "is missing; the first message of a stream opens the session")
+        session = self._open(first.open, context)
+        why = "cancelled"
+        record = SessionRecord(self._session_metrics, session, first.open.fallback.WhichOneof("action") or "flagged")
+        self._session_metrics.open.inc()
+        try:
+            await context.write(encode_opened(session.opened()))
+            await _Conversation(session, record, context, self._workers, self._metrics).hold(arrivals, inbox)
+            why = "ended by the robot"
+        except Exception as error:
+            why = code_of(error).name
+            raise
+        finally:
+            self._session_metrics.open.dec()
+            log(
+                logger,
+                logging.INFO,
+                "session ended",
+                session_id=session.session_id,
+                request_id=request_id(context),
+                why=why if inbox.failure is None else code_of(inbox.failure).name,
+                steps=record.steps,
+                fallback_steps=record.fallback_steps,
+                cost_spent=session.cost_total,
+            )
+
+    def _open(self, message: pb.OpenSession, context: Context) -> Session:
+        """Open a session, or go on with one."""
+        opening, digest, state = decode_opening(message, self._limits), opening_digest(message), message.state
+        strict = self._limits.strict_observations
+        try:
+            if state:
+                session = resume_session(opening, digest, state, self._policies, self._seal, strict_observations=strict)
+            else:
+                session = open_session(opening, digest, self._policies, self._seal, strict_observations=strict)
+        except SessionStateError as error:
+            self._session_metrics.refused_states.inc()
+            log(logger, logging.WARNING, "session state refused", request_id=request_id(context), reason=str(error))
+            raise
+        log(
+            logger,
+            logging.INFO,
+            "session opened",
+            session_id=session.session_id,
+            request_id=request_id(context),
+            policy=session.policy.served.name,
+            version=session.policy.served.version,
+            goes_on=bool(state),
+            next_step=session.next_step,
+        )
+        return session
+
+
+class _Conversation:
+    """A session on its stream."""
+
+    def __init__(
+        self, session: Session, record: SessionRecord, context: Context, workers: Workers, metrics: Metrics
+    ) -> None:
+        self._session = session
+        self._record = record
+        self._context = context
+        self._workers = workers
+        self._metrics = metrics
+        self._version = session.policy.served.version  # that the robot knows of
+        self._failed = False  # the last step was our fault, and the log has it
+
+    async def hold(self, arrivals: list[Arrival], inbox: Inbox) -> None:
+        """Answer what comes until the robot ends the stream."""
+        while True:
+            for _, request in arrivals[:-1]:
+                await self._context.write(self._supersede(_step(request)))
+            if arrivals:
+                await self._answer(*arrivals[-1])
+            arrivals = await inbox.take()
+            while inbox.notices:
+                await self._context.write(inbox.notices.popleft())
+            if inbox.ended and not arrivals:
+                return
+
+    async def _answer(self, arrived: float, request: pb.ControlRequest) -> None:
+        message = _step(request)
+        session, step = self._session, decode_step(message)
+
+        def compute(step: Step) -> StepResult:
+            return session.step(step, time.perf_counter() - arrived)
+
+        try:
+            if session.rows <= INLINE_ROWS:
+                result = compute(step)
+            else:
+                result = await self._workers.run(compute, step, _no_check)
+        except Exception as error:
+            await self._context.write(self._refuse(step.number, error))
+            return
+        self._failed = False
+        self._record.answered(result)
+        period_ms = session.policy.manifest.control_period_ms
+        if period_ms is not None:
+            late = (time.perf_counter() - arrived) * 1e3 > period_ms
+            self._metrics.count_pace(result.policy.name, result.policy.version, late=late)
+        if result.prediction is not None:
+            self._metrics.count_predictions(result.answered_by, result.prediction)
+        if result.policy.version != self._version:
+            self._version = result.policy.version
+            said = f"Version {self._version} answers from this step on."
+            await self._context.write(encode_notice(pb.NOTICE_KIND_VERSION_CHANGED, said))
+        await self._context.write(encode_result(result, message.sent_at if message.HasField("sent_at") else None))
+
+    def _supersede(self, message: pb.ControlStep) -> pb.ControlResponse:
+        try:
+            self._session.pass_over(decode_step(message))
+        except Exception as error:
+            return self._refuse(message.step, error)
+        return self._refuse(message.step, SupersededError("A newer step was waiting and is answered instead."))
+
+    def _refuse(self, step: int, error: Exception) -> pb.ControlResponse:
+        code, named = code_of(error), request_id(self._context)
+        self._record.failed(code.name)
+        if code is grpc.StatusCode.INTERNAL and not self._failed:  # once for as long as it goes on
+            self._failed = True
+            session_id = self._session.session_id
+            log(
+                logger,
+                logging.ERROR,
+                "step failed",
+                exception=error,
+                session_id=session_id,
+                request_id=named,
+                step=step,
+            )
+        return encode_step_error(step, status_of(error, named), self._session.next_step)
+
+
+def _step(request: pb.ControlRequest) -> pb.ControlStep:
+    if request.WhichOneof("request") != "step":
+        raise InvalidRequestError("step", "is missing; every message but the first of a stream is a step")
+    return request.step
+
+
+def _no_check() -> None:
+    """The session itself refuses a step that has grown too old."""

@@ -1,0 +1,527 @@
+"""The control stream over a real channel: what a robot gets, when steps queue, and how a stream ends."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import code_pb2
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from cvpo.bundle import read_bundle
+from serve.codec import Limits
+from serve.control import ControlServicer
+from serve.gen.cvpo.v1 import control_pb2 as pb
+from serve.gen.cvpo.v1 import policy_pb2
+from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceStub, add_ControlServiceServicer_to_server
+from serve.inbox import MAX_WAITING
+from serve.interceptors import Registrar
+from serve.runtime import PolicyRuntime, load
+from serve.state import StateSeal
+from serve.telemetry import Metrics
+from serve.values import ActResult, Mode, Situations
+from serve.workers import Workers
+from tests.serve import bundles
+from tests.serve.conftest import PATIENCE_SECONDS
+from tests.serve.robots import CALM, Robot, bad_field, retry_seconds
+from tests.serve.running import LoopThread
+from tests.serve.test_session import Served
+
+GOAL = policy_pb2.PolicySelector(name="goal")
+OUTSIDE, NONSENSE = (4.5, 0.0, 0.0), (1e20, 0.0, 0.0)
+OPEN = pb.OpenSession(policy=GOAL)
+
+
+class Gate:
+    """Lets a policy act, or keeps it waiting in the middle of it."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.begun = threading.Semaphore(0)
+
+    def keep(self) -> None:
+        """From now on whoever acts waits."""
+        self.open.clear()
+        while self.begun.acquire(blocking=False):
+            pass
+
+
+class House:
+    """A server of control streams with policy goal in versions 1 and 2, of which 1 is served."""
+
+    def __init__(self, runtimes: dict[int, PolicyRuntime], idle_seconds: float = 60.0) -> None:
+        self.served = Served({"goal": runtimes}, {"goal": 1})
+        self.metrics = Metrics()
+        self._loop = LoopThread()
+        self.address = self._loop.run(self._start(idle_seconds))
+
+    async def _start(self, idle_seconds: float) -> str:
+        self._server = grpc.aio.server()
+        registrar = Registrar(self._server, self.metrics, asyncio.Event(), max_requests=8, max_streams=64)
+        self._workers = Workers(2)
+        seal = StateSeal(b"0123456789abcdef", idle_seconds)
+        self.servicer = ControlServicer(self.served, Limits(), seal, self._workers, self.metrics)
+        add_ControlServiceServicer_to_server(self.servicer, registrar)  # type: ignore[no-untyped-call]
+        port = self._server.add_insecure_port("127.0.0.1:0")
+        await self._server.start()
+        return f"127.0.0.1:{port}"
+
+    def drain(self, seconds: float) -> None:
+        async def drain() -> None:
+            self.servicer.drain(seconds)
+
+        self._loop.run(drain())
+
+    def read(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def wait_for(self, name: str, value: float, **labels: str) -> None:
+        """Wait until a metric has a value."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.read(name, **labels) != value:
+            assert time.monotonic() < deadline, f"{name} is {self.read(name, **labels)}"
+            time.sleep(0.01)
+
+    def wait_for_arrivals(self, count: int) -> None:
+        """Wait until so many messages wait in the only stream."""
+        (inbox,) = self.servicer._inboxes
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while len(inbox) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def close(self) -> None:
+        self._loop.run(self._server.stop(0))
+        self._workers.close()
+        self._loop.close()
+
+
+@pytest.fixture(scope="module")
+def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, PolicyRuntime]:
+    root = tmp_path_factory.mktemp("control")
+    return {
+        version: load(read_bundle(bundles.write(root / str(version), bundles.manifest(version=version))))
+        for version in (1, 2)
+    }
+
+
+@pytest.fixture
+def house(runtimes: dict[int, PolicyRuntime]) -> Iterator[House]:
+    house = House(dict(runtimes))
+    yield house
+    house.close()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Every policy acts only while the gate is open."""
+    gate, act = Gate(), PolicyRuntime.act
+
+    def gated(self: PolicyRuntime, situations: Situations, mode: Mode) -> ActResult:
+        gate.begun.release()
+        assert gate.open.wait(PATIENCE_SECONDS)
+        return act(self, situations, mode)
+
+    monkeypatch.setattr(PolicyRuntime, "act", gated)
+    yield gate
+    gate.open.set()
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_robot_gets_an_action_and_what_it_may_still_spend(house: House) -> None:
+    opening = pb.OpenSession(policy=GOAL, cost_budget=[4.0, 2.0], horizon_steps=8)
+    with Robot(house.address, opening) as robot:
+        opened = robot.opened()
+        assert (opened.policy.name, opened.policy.version, opened.next_step) == ("goal", 1, 0)
+        assert (list(opened.cost_budget), opened.extent_steps) == ([4.0, 2.0], 8)
+        assert opened.idle_timeout.ToTimedelta().total_seconds() == 60.0
+        step = pb.ControlStep(step=0, observation=(1, 2, -1), cost_total=(0.25, 0.0))
+        step.sent_at.FromMilliseconds(1234)
+        robot.send_request(pb.ControlRequest(step=step))
+        result = robot.result()
+    assert list(result.action) == [0.25, -2.0]
+    assert [(c.name, c.cost_to_go, c.cost_allowed, c.violation) for c in result.prediction.constraints] == [
+        ("heat", 2.0, 3.75, False),
+        ("wear", 8.0, 2.0, True),
+    ]
+    assert [(b.name, b.spent, b.left, b.exhausted) for b in result.budgets] == [
+        ("heat", 0.25, 3.75, False),
+        ("wear", 0.0, 2.0, False),
+    ]
+    assert (result.step, result.steps_left, result.feasible) == (0, 8, False)
+    assert not result.HasField("fallback")
+    assert result.policy.version == 1
+    assert result.sent_at.ToMilliseconds() == 1234
+    assert result.timing.computed.ToNanoseconds() > 0
+    assert result.state
+
+
+def test_a_wrong_step_is_an_error_of_its_own_and_the_stream_goes_on(house: House) -> None:
+    with Robot(house.address, OPEN) as robot:
+        robot.opened()
+        robot.step(0)
+        for step, observation, cost_total, field in [
+            (0, CALM, (0.0, 0.0), "step.step"),
+            (2, CALM, (0.0, 0.0), "step.step"),
+            (1, (0.2, float("nan"), 0.0), (0.0, 0.0), "step.observation[1]"),
+            (1, CALM, (), "step.cost_total"),
+            (1, CALM, (0.0, -1.0), "step.cost_total[1]"),
+        ]:
+            robot.send(step, observation, cost_total)
+            error = robot.error()
+            assert (error.step, error.next_step) == (step, 1)
+            assert error.status.code == code_pb2.INVALID_ARGUMENT
+            assert bad_field(error.status) == field
+        assert robot.step(1).step == 1
+    house.wait_for("cvpo_serve_steps_total", 5, policy="goal", code="INVALID_ARGUMENT")
+    house.wait_for("cvpo_serve_steps_total", 2, policy="goal", code="OK")
+
+
+def test_a_step_past_the_horizon_says_so(house: House) -> None:
+    with Robot(house.address, pb.OpenSession(policy=GOAL, horizon_steps=1)) as robot:
+        robot.opened()
+        robot.step(0)
+        robot.send(1)
+        assert robot.error().status.code == code_pb2.OUT_OF_RANGE
+
+
+def test_nonsense_from_the_policy_is_an_error_with_fixed_words_and_one_line_in_the_log(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Robot(house.address, OPEN) as robot:
+        robot.opened()
+        for _ in range(3):
+            robot.send(0, NONSENSE)
+            error = robot.error()
+            assert error.status.code == code_pb2.INTERNAL
+            assert "request id" in error.status.message
+            assert error.next_step == 0
+        assert robot.step(0).step == 0
+    assert [record.getMessage() for record in caplog.records].count("step failed") == 1
+
+
+def test_a_fallback_is_told_and_counted(house: House) -> None:
+    fallback = pb.Fallback(constant=pb.ConstantAction(action=[0.5, -1.0]), recovery_steps=1)
+    with Robot(house.address, pb.OpenSession(policy=GOAL, cost_budget=[1.0, 99.0], fallback=fallback)) as robot:
+        robot.opened()
+        shifted = robot.step(0, OUTSIDE)
+        assert list(shifted.action) == [0.5, -1.0]
+        assert (shifted.fallback.reason, shifted.fallback.steps) == (pb.FALLBACK_REASON_SHIFTED, 1)
+        exhausted = robot.step(1, CALM, (1.0, 0.0))
+        assert exhausted.fallback.reason == pb.FALLBACK_REASON_BUDGET_EXHAUSTED
+        assert exhausted.budgets[0].exhausted
+        robot.step(2, CALM, (1.5, 0.0))
+    for reason, count in (("SHIFTED", 1), ("BUDGET_EXHAUSTED", 2)):
+        house.wait_for("cvpo_serve_fallback_steps_total", count, policy="goal", reason=reason, kind="constant")
+    assert house.read("cvpo_serve_budgets_exhausted_total", policy="goal", constraint="heat") == 1
+    assert house.read("cvpo_serve_budgets_exhausted_total", policy="goal", constraint="wear") == 0
+
+
+def test_many_candidates_are_computed_by_a_thread_while_others_are_answered(house: House, gate: Gate) -> None:
+    with Robot(house.address, THREADED) as robot, Robot(house.address, OPEN) as other:
+        robot.opened()
+        other.opened()
+        gate.keep()
+        robot.send(0)
+        assert gate.begun.acquire(timeout=PATIENCE_SECONDS)
+        other.send(1)  # a wrong step, which needs no policy: the event loop is free
+        assert other.error().next_step == 0
+        gate.open.set()
+        assert robot.result().step == 0
+
+
+# --- openings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opening", "field"),
+    [
+        (pb.ControlRequest(step=pb.ControlStep()), "open"),
+        (pb.ControlRequest(), "open"),
+        (pb.OpenSession(policy=GOAL, cost_budget=[1.0, -1.0]), "open.cost_budget[1]"),
+        (pb.OpenSession(policy=GOAL, horizon_steps=101), "open.horizon_steps"),
+    ],
+)
+def test_an_opening_that_cannot_be_met_ends_the_stream(
+    house: House, opening: pb.OpenSession | pb.ControlRequest, field: str
+) -> None:
+    with Robot(house.address, opening) as robot:
+        status = robot.status()
+    assert status.code == code_pb2.INVALID_ARGUMENT
+    assert bad_field(status) == field
+
+
+def test_an_unknown_policy_and_another_fingerprint_end_the_stream(house: House) -> None:
+    with Robot(house.address, pb.OpenSession(policy=policy_pb2.PolicySelector(name="nobody"))) as robot:
+        assert robot.status().code == code_pb2.NOT_FOUND
+    with Robot(house.address, pb.OpenSession(policy=policy_pb2.PolicySelector(fingerprint="0" * 16))) as robot:
+        assert robot.status().code == code_pb2.FAILED_PRECONDITION
+
+
+@pytest.mark.parametrize("request_", [pb.ControlRequest(open=OPEN), pb.ControlRequest()])
+def test_what_is_no_step_ends_an_open_stream(house: House, request_: pb.ControlRequest) -> None:
+    with Robot(house.address, OPEN) as robot:
+        robot.opened()
+        robot.send_request(request_)
+        status = robot.status()
+    assert status.code == code_pb2.INVALID_ARGUMENT
+    assert bad_field(status) == "step"
+
+
+@hypothesis_settings(max_examples=30)
+@given(st.binary(min_size=1, max_size=60))
+def test_bytes_that_are_no_message_end_only_their_own_stream(runtimes: dict[int, PolicyRuntime], raw: bytes) -> None:
+    house = _shared_house(runtimes)
+    with grpc.insecure_channel(house.address) as channel:
+        control: Any = channel.stream_stream("/cvpo.v1.ControlService/Control")  # bytes, as they are
+        call = control(iter([raw]), timeout=PATIENCE_SECONDS)
+        with contextlib.suppress(grpc.RpcError):
+            list(call)
+        assert call.code() in (  # OK where the bytes happen to open a session
+            grpc.StatusCode.OK,
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.NOT_FOUND,
+            grpc.StatusCode.FAILED_PRECONDITION,
+        )
+    with Robot(house.address, OPEN) as robot:
+        robot.opened()
+        assert robot.step(0).step == 0
+
+
+_houses: list[House] = []
+
+
+def _shared_house(runtimes: dict[int, PolicyRuntime]) -> House:
+    if not _houses:
+        _houses.append(House(dict(runtimes)))
+    return _houses[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _close_shared_house() -> Iterator[None]:
+    yield
+    while _houses:
+        _houses.pop().close()
+
+
+# --- queues and time -----------------------------------------------------------------------------------------------
+
+
+# So many candidates that a thread computes them, and the event loop goes on reading.
+THREADED = pb.OpenSession(policy=GOAL, shielded=policy_pb2.Shielded(candidates=32, seed=1))
+
+
+def test_when_steps_queue_the_newest_is_answered_and_the_costs_of_all_count(house: House, gate: Gate) -> None:
+    with Robot(house.address, THREADED) as robot:
+        robot.opened()
+        gate.keep()
+        robot.send(0)
+        assert gate.begun.acquire(timeout=PATIENCE_SECONDS)
+        for step in range(1, 11):
+            robot.send(step, CALM, (step / 2, 0.0))
+        house.wait_for_arrivals(10)
+        gate.open.set()
+        assert robot.result().step == 0
+        for step in range(1, 10):
+            error = robot.error()
+            assert (error.step, error.next_step) == (step, step + 1)
+            assert error.status.code == code_pb2.ABORTED
+        newest = robot.result()
+        assert newest.step == 10
+        assert newest.budgets[0].spent == 5.0
+        assert robot.step(11, CALM, (5.0, 0.0)).step == 11
+    house.wait_for("cvpo_serve_steps_total", 9, policy="goal", code="ABORTED")
+
+
+def test_a_wrong_step_in_the_queue_keeps_its_own_error(house: House, gate: Gate) -> None:
+    with Robot(house.address, THREADED) as robot:
+        robot.opened()
+        gate.keep()
+        robot.send(0)
+        assert gate.begun.acquire(timeout=PATIENCE_SECONDS)
+        robot.send(1, (float("nan"), 0, 0))
+        robot.send(1)
+        robot.send(2)
+        house.wait_for_arrivals(3)
+        gate.open.set()
+        assert robot.result().step == 0
+        assert robot.error().status.code == code_pb2.INVALID_ARGUMENT
+        assert robot.error().status.code == code_pb2.ABORTED
+        assert robot.result().step == 2
+
+
+def test_a_step_that_waited_too_long_is_late_and_counts(house: House, gate: Gate) -> None:
+    opening = pb.OpenSession()
+    opening.CopyFrom(THREADED)
+    opening.max_age.FromMilliseconds(200)
+    with Robot(house.address, opening) as robot:
+        robot.opened()
+        gate.keep()
+        robot.send(0)
+        assert gate.begun.acquire(timeout=PATIENCE_SECONDS)
+        robot.send(1, CALM, (0.5, 0.0))
+        house.wait_for_arrivals(1)
+        time.sleep(0.25)  # older than it may be
+        gate.open.set()
+        assert robot.result().step == 0
+        error = robot.error()
+        assert (error.step, error.next_step) == (1, 2)
+        assert error.status.code == code_pb2.DEADLINE_EXCEEDED
+    house.wait_for("cvpo_serve_steps_total", 1, policy="goal", code="DEADLINE_EXCEEDED")
+
+
+def test_a_robot_that_does_not_read_is_held_back_and_disturbs_nobody(house: House) -> None:
+    with Robot(house.address, OPEN) as deaf, Robot(house.address, OPEN) as other:
+        other.opened()
+        deaf.opened()
+        for step in range(2_000):
+            deaf.send(step)
+        for step in range(50):
+            assert other.step(step).step == step
+        most = 0
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while most < MAX_WAITING:  # its answers fill the connection, its steps the inbox, and then it is not read
+            most = max(len(inbox) for inbox in house.servicer._inboxes)
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert most == MAX_WAITING
+        for step in range(50, 100):
+            assert other.step(step).step == step
+        deaf.call.cancel()
+        house.wait_for("cvpo_serve_open_sessions", 1)
+
+
+# --- ends ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_idle_stream_is_closed(runtimes: dict[int, PolicyRuntime]) -> None:
+    house = House(dict(runtimes), idle_seconds=0.3)
+    try:
+        with Robot(house.address, OPEN) as robot:
+            robot.opened()
+            robot.step(0)
+            status = robot.status()
+            assert status.code == code_pb2.DEADLINE_EXCEEDED
+            assert "0.3 s" in status.message
+    finally:
+        house.close()
+
+
+def test_a_stream_that_is_never_opened_is_closed_when_idle(runtimes: dict[int, PolicyRuntime]) -> None:
+    house = House(dict(runtimes), idle_seconds=0.3)
+    try:
+        with grpc.insecure_channel(house.address) as channel:
+            never = threading.Event()
+            requests = (request for request in (OPEN,) if never.wait(PATIENCE_SECONDS))
+            stub = ControlServiceStub(channel)  # type: ignore[no-untyped-call]
+            call = stub.Control(requests, timeout=PATIENCE_SECONDS)
+            with pytest.raises(grpc.RpcError):
+                next(call)
+            never.set()
+            assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "Nothing came" in call.details()
+    finally:
+        house.close()
+
+
+def test_a_robot_that_neither_reads_nor_lets_go_is_closed_when_idle(runtimes: dict[int, PolicyRuntime]) -> None:
+    house = House(dict(runtimes), idle_seconds=0.5)
+    try:
+        with Robot(house.address, OPEN) as deaf:
+            deaf.opened()
+            for step in range(2_000):
+                deaf.send(step)
+            house.wait_for("cvpo_serve_requests_total", 1, method="Control", code="DEADLINE_EXCEEDED")
+            house.wait_for("cvpo_serve_open_sessions", 0)
+    finally:
+        house.close()
+
+
+def test_a_session_that_its_robot_ends_ends_well_and_is_logged(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with Robot(house.address, OPEN) as robot:
+        session_id = robot.opened().session_id
+        robot.step(0, OUTSIDE)
+        robot.step(1, CALM, (0.5, 0.25))
+        robot.end()
+        with pytest.raises(StopIteration):
+            robot.receive()
+        assert robot.call.code() == grpc.StatusCode.OK
+    house.wait_for("cvpo_serve_open_sessions", 0)
+    events = {record.getMessage(): vars(record).get("fields", {}) for record in caplog.records}
+    opened, ended = events["session opened"], events["session ended"]
+    assert opened["session_id"] == ended["session_id"] == session_id
+    assert (opened["policy"], opened["version"], opened["goes_on"]) == ("goal", 1, False)
+    assert (ended["why"], ended["steps"], ended["cost_spent"]) == ("ended by the robot", 2, (0.5, 0.25))
+
+
+def test_a_robot_that_vanishes_leaves_no_session_behind(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with Robot(house.address, OPEN) as robot:
+        robot.opened()
+        robot.step(0)
+        house.wait_for("cvpo_serve_open_sessions", 1)
+        robot.call.cancel()
+        house.wait_for("cvpo_serve_open_sessions", 0)
+    ended = [vars(record)["fields"]["why"] for record in caplog.records if record.getMessage() == "session ended"]
+    assert ended == ["cancelled"]
+
+
+def test_a_stopping_server_says_so_answers_on_and_then_ends_the_stream(house: House) -> None:
+    with Robot(house.address, OPEN) as robot:
+        robot.opened()
+        robot.step(0)
+        house.drain(3.0)
+        assert robot.notice().kind == pb.NOTICE_KIND_DRAINING
+        assert robot.step(1).step == 1
+        status = robot.status()
+    assert status.code == code_pb2.UNAVAILABLE
+    assert retry_seconds(status) > 0
+
+
+def test_a_version_that_changes_between_steps_is_told_before_its_first_answer(house: House) -> None:
+    pinned = pb.OpenSession(policy=policy_pb2.PolicySelector(name="goal", version=1))
+    with Robot(house.address, OPEN) as robot, Robot(house.address, pinned) as other:
+        robot.opened()
+        other.opened()
+        assert robot.step(0).policy.version == 1
+        house.served.serve["goal"] = 2
+        robot.send(1)
+        notice = robot.notice()
+        assert notice.kind == pb.NOTICE_KIND_VERSION_CHANGED
+        assert "2" in notice.message
+        assert robot.result().policy.version == 2
+        assert robot.step(2).policy.version == 2
+        assert other.step(0).policy.version == 1
+
+
+# --- going on elsewhere --------------------------------------------------------------------------------------------
+
+
+def test_a_session_goes_on_at_another_server_and_a_state_of_another_opening_is_refused(
+    house: House, runtimes: dict[int, PolicyRuntime]
+) -> None:
+    elsewhere = House(dict(runtimes))
+    try:
+        with Robot(house.address, OPEN) as robot:
+            session_id = robot.opened().session_id
+            state = robot.step(0, CALM, (0.5, 0.0)).state
+        with Robot(elsewhere.address, pb.OpenSession(policy=GOAL, state=state)) as robot:
+            opened = robot.opened()
+            assert (opened.session_id, opened.next_step) == (session_id, 1)
+            assert robot.step(1, CALM, (0.75, 0.0)).budgets[0].spent == 0.75
+        for bad in (pb.OpenSession(policy=GOAL, state=state[:-1]), pb.OpenSession(state=state)):
+            with Robot(elsewhere.address, bad) as robot:
+                assert robot.status().code == code_pb2.FAILED_PRECONDITION
+        assert elsewhere.read("cvpo_serve_refused_states_total") == 2
+    finally:
+        elsewhere.close()
