@@ -91,8 +91,8 @@ class LimitConfig(_Group):
     integral_steps: Count = 10_000
     integral_low: Finite = -0.3
     integral_high: Finite = 0.8
-    # Of the proportional part, so much answers to the episode cost that the critics predict, which moves as soon as the
-    # policy does and has little noise, but is biased; the rest to the measured one, as does all of the integral part.
+    # Of the proportional part, so much answers to the episode cost that the critics predict, which has little noise but
+    # is biased; the rest to the measured one brought up to date. The integral part answers to the measured one.
     predicted_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.9
 

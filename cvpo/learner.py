@@ -38,6 +38,7 @@ class LearnerState:
     controller: LimitController
     generator: torch.Generator
     unit_threshold: Array  # of the critics' values for each unit of a limit, discounted
+    measured_age: float  # mean age of what the measured cost is of, in updates
     reward_scale: float = 1.0  # learning sees reward / reward_scale
     updates: int = 0
     infeasible_updates: int = 0
@@ -94,7 +95,14 @@ def create(
         controller=LimitController.start(num_costs),
         generator=generator,
         unit_threshold=np.array([c.model_copy(update={"cost_limit": 1.0}).threshold() for c in constraints]),
+        measured_age=max(1.0, _measured_age(config, constraints[0].horizon_steps)),
     )
+
+
+def _measured_age(config: TrainConfig, horizon_steps: int) -> float:
+    """Half the window of the measured cost."""
+    window = config.limit.window_episodes * horizon_steps * config.environment.num_envs
+    return window / 2 * config.schedule.updates_per_step
 
 
 def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, config: TrainConfig) -> UpdateMetrics:
@@ -133,9 +141,11 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     recent_reward, recent_cost = sampled_reward[: batch.recent], sampled_cost[: batch.recent, :-1]
     predicted_cost = judged[: batch.recent].mean(0).cpu().double().numpy()
     cost_limit, pace = limit_at(config, steps), pace_at(config, steps)
-    measured_gap = limit_gap(measured_cost, cost_limit, config)
+    state.controller = state.controller.predicting(predicted_cost, 1 / state.measured_age)
+    present_cost = state.controller.present_cost(measured_cost, predicted_cost)
+    present_gap = limit_gap(present_cost, cost_limit, config)
     predicted_gap = limit_gap(predicted_cost / state.unit_threshold, cost_limit, config)
-    share = state.controller.share(measured_gap, predicted_gap, config.limit)
+    share = state.controller.share(present_gap, predicted_gap, config.limit)
     dual, share = _solve(state, recent_reward, recent_cost, share, cost_limit, pace * config.estep.kl_bound, config)
     weights = _weights(dual, reward_value, cost_value)
 
@@ -230,7 +240,7 @@ def state_dict(state: LearnerState) -> dict[str, Any]:
         "target_critics": state.target_critics.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "log_multipliers": [state.mean_region.log_multiplier, state.covariance_region.log_multiplier],
-        "integral": state.controller.integral.tolist(),
+        "controller": [state.controller.integral.tolist(), state.controller.past_prediction.tolist()],
         "generator": state.generator.get_state(),
         "reward_scale": state.reward_scale,
         "counters": [state.updates, state.infeasible_updates, state.pulled_back_periods],
@@ -247,7 +257,8 @@ def load_state_dict(state: LearnerState, saved: dict[str, Any]) -> None:
     mean, covariance = saved["log_multipliers"]
     state.mean_region = replace(state.mean_region, log_multiplier=mean)
     state.covariance_region = replace(state.covariance_region, log_multiplier=covariance)
-    state.controller = LimitController(np.array(saved["integral"]))
+    integral, past_prediction = saved["controller"]
+    state.controller = LimitController(np.array(integral), np.array(past_prediction))
     state.generator.set_state(saved["generator"])
     state.reward_scale = saved["reward_scale"]
     state.updates, state.infeasible_updates, state.pulled_back_periods = saved["counters"]

@@ -4,7 +4,7 @@ A bounded PI controller per constraint. It asks for a share of what one KL ball 
 and its multiplier finite; the critic's level, which lags in training, decides nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,33 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LimitController:
-    """Integral part of the controller of each constraint, [C]."""
+    """State of the controller of each constraint, [C]."""
 
-    integral: Array
+    integral: Array  # part of the share
+    past_prediction: Array  # running mean, as old as the measured cost is; NaN: none yet
 
     @classmethod
     def start(cls, num_costs: int) -> "LimitController":
-        return cls(np.zeros(num_costs))
+        return cls(np.zeros(num_costs), np.full(num_costs, np.nan))
+
+    def predicting(self, predicted_cost: Array, rate: float) -> "LimitController":
+        """Take what the critics predict now into the running mean.
+
+        Args:
+            predicted_cost: of the present policy, [C].
+            rate: share of the newest in the mean.
+        """
+        past = np.where(np.isnan(self.past_prediction), predicted_cost, self.past_prediction)
+        return replace(self, past_prediction=past + rate * (predicted_cost - past))
+
+    def present_cost(self, measured_cost: Array, predicted_cost: Array) -> Array:
+        """The measured cost brought up to date, [C].
+
+        It is of policies that have changed since. By how much, the critics tell, whatever factor they are off by: the
+        measured cost times predicted over past prediction, a quarter to four times.
+        """
+        change = predicted_cost / np.maximum(self.past_prediction, 1e-12)
+        return np.asarray(measured_cost * np.clip(change, 0.25, 4.0))
 
     def advanced(self, gap: Array, steps: int, config: LimitConfig) -> "LimitController":
         """Integrate the gap over environment steps; no further than to a share at its bound, so that it cannot wind up.
@@ -34,20 +54,18 @@ class LimitController:
         proportional = _proportional(gap, config)
         low, high = -1.0 - proportional, config.max_share - proportional
         integral = np.clip(self.integral + rate, np.minimum(self.integral, low), np.maximum(self.integral, high))
-        return LimitController(np.clip(integral, config.integral_low, config.integral_high))
+        return replace(self, integral=np.clip(integral, config.integral_low, config.integral_high))
 
-    def share(self, measured_gap: Array, predicted_gap: Array, config: LimitConfig) -> Array:
+    def share(self, present_gap: Array, predicted_gap: Array, config: LimitConfig) -> Array:
         """Share of the reachable cost change to ask for, [C]: positive lowers the cost, negative lets it grow.
 
         Args:
-            measured_gap: of the newest episodes' cost, [C]; see `relative_gap`.
+            present_gap: of `present_cost`, [C]; see `relative_gap`.
             predicted_gap: of the episode cost that the critics predict, [C].
             config: of the controller.
         """
         weight = config.predicted_weight
-        proportional = (1 - weight) * _proportional(measured_gap, config) + weight * _proportional(
-            predicted_gap, config
-        )
+        proportional = (1 - weight) * _proportional(present_gap, config) + weight * _proportional(predicted_gap, config)
         return np.clip(proportional + self.integral, -1.0, config.max_share)
 
     def exhausted(self, gap: Array, config: LimitConfig) -> NDArray[np.bool_]:

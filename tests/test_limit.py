@@ -1,6 +1,7 @@
 """The controller that holds a measured cost at its limit: signs, bounds, no windup, and what it measures."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,12 +16,16 @@ from cvpo.limit import CostMeter, LimitController, advantage_threshold, limit_at
 CONFIG = LimitConfig()
 
 
+def with_integral(value: float) -> LimitController:
+    return replace(LimitController.start(1), integral=np.array([value]))
+
+
 def share(gap: float, integral: float = 0.0) -> float:
-    return float(LimitController(np.array([integral])).share(np.array([gap]), np.array([gap]), CONFIG)[0])
+    return float(with_integral(integral).share(np.array([gap]), np.array([gap]), CONFIG)[0])
 
 
 def after(gap: float, steps: int, integral: float = 0.0) -> float:
-    return float(LimitController(np.array([integral])).advanced(np.array([gap]), steps, CONFIG).integral[0])
+    return float(with_integral(integral).advanced(np.array([gap]), steps, CONFIG).integral[0])
 
 
 def test_the_gap_is_relative_to_the_limit_but_to_no_less_than_ten() -> None:
@@ -45,6 +50,25 @@ def test_a_prediction_that_is_off_counts_for_no_more_than_its_weight() -> None:
         config = CONFIG.model_copy(update={"predicted_weight": weight})
         asked = LimitController.start(1).share(measured, predicted, config)
         assert asked == pytest.approx([expected])
+
+
+def test_the_measured_cost_is_brought_up_to_date_by_what_the_critics_say_has_changed() -> None:
+    # Critics that read a hundredth of the cost, and say that it has doubled since it was measured.
+    controller = LimitController.start(1).predicting(np.array([0.1]), 0.01)
+    assert controller.present_cost(np.array([10.0]), np.array([0.2])) == pytest.approx([20.0])
+    assert controller.present_cost(np.array([10.0]), np.array([0.05])) == pytest.approx([5.0])
+    assert controller.present_cost(np.array([0.0]), np.array([0.2])) == [0.0]
+    # They are believed a factor of four, both ways.
+    assert controller.present_cost(np.array([10.0]), np.array([7.0])) == pytest.approx([40.0])
+    assert controller.present_cost(np.array([10.0]), np.array([0.0])) == pytest.approx([2.5])
+
+
+def test_the_past_prediction_lags_as_the_measured_cost_does() -> None:
+    # Of a prediction that grows by 1 an update, the mean over the past is that of 50 updates ago.
+    controller = LimitController.start(1)
+    for update in range(1000):
+        controller = controller.predicting(np.array([float(update)]), 1 / 50)
+    assert controller.past_prediction == pytest.approx([999 - 49], abs=0.5)
 
 
 def test_the_share_is_bounded_however_far_the_cost_is_off() -> None:
@@ -95,7 +119,7 @@ def test_a_small_gap_that_stays_takes_the_integral_to_its_bound() -> None:
 def test_no_more_can_be_asked_when_the_share_or_its_integral_is_at_its_bound(
     gap: float, integral: float, exhausted: bool
 ) -> None:
-    assert LimitController(np.array([integral])).exhausted(np.array([gap]), CONFIG).tolist() == [exhausted]
+    assert with_integral(integral).exhausted(np.array([gap]), CONFIG).tolist() == [exhausted]
 
 
 def test_each_constraint_has_its_own_controller() -> None:
@@ -129,7 +153,7 @@ def test_what_is_asked_of_one_constraint_is_always_feasible(
     reward, cost = generator.normal(size=(8, 6)), generator.normal(size=(8, 6, 1)) * 10.0 ** generator.uniform(-3, 3)
     advantage = cost - cost.mean(1, keepdims=True)
     gap = relative_gap(np.array([measured]), np.array([limit]))
-    asked = LimitController(np.array([integral])).share(gap, gap, CONFIG)
+    asked = with_integral(integral).share(gap, gap, CONFIG)
     least = least_excess(advantage, np.zeros(1), 0.1)[1]
     free = solve_dual(reward, advantage, np.array([np.inf]), 0.1).cost
     solution = solve_dual(reward, advantage, advantage_threshold(asked, least, free, np.array([limit])), 0.1)
