@@ -25,6 +25,7 @@ from serve.repository import RepositoryCollector
 from serve.scheduled import ScheduledPolicyServicer
 from serve.service import PolicyServicer
 from serve.settings import Settings
+from serve.shadow import Shadow
 from serve.state import StateSeal
 from serve.telemetry import Metrics, configure_logging, log
 from serve.watch import Watcher
@@ -51,6 +52,7 @@ class RunningServer:
     _draining: asyncio.Event
     _control: ControlServicer
     _workers: Workers
+    _shadow: Shadow
 
     async def stop(self, drain_seconds: float) -> None:
         """Say NOT_SERVING, take no new request, answer those in flight, and close; returns when it is done.
@@ -64,6 +66,7 @@ class RunningServer:
         await asyncio.sleep(notice)
         await asyncio.gather(*(server.stop(drain_seconds - notice) for server in self._servers))
         self._workers.close()
+        self._shadow.close()
         await asyncio.to_thread(self.watcher.stop)
         if self._monitor is not None:
             self._monitor.close()
@@ -88,7 +91,9 @@ async def start(settings: Settings) -> RunningServer:
     workers = Workers(settings.threads)
 
     server, services = _grpc_server(settings, metrics, draining)
-    answers = PolicyServicer(watcher.repository, settings.limits, metrics)
+    loop = asyncio.get_running_loop()
+    shadow = Shadow(watcher.repository, metrics.registry, loop.call_soon_threadsafe)
+    answers = PolicyServicer(watcher.repository, settings.limits, metrics, shadow)
     add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
         ScheduledPolicyServicer(answers, workers), services
     )
@@ -130,7 +135,6 @@ async def start(settings: Settings) -> RunningServer:
 
     await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)  # the process lives, whatever it serves
     await tell_health()
-    loop = asyncio.get_running_loop()
     watcher.start(settings.poll_seconds, lambda: asyncio.run_coroutine_threadsafe(tell_health(), loop))
     return RunningServer(
         address,
@@ -143,6 +147,7 @@ async def start(settings: Settings) -> RunningServer:
         draining,
         control,
         workers,
+        shadow,
     )
 
 

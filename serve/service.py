@@ -1,6 +1,8 @@
 """PolicyService: decode, ask the policy, encode. Errors are raised as they are; the interceptor gives them a status."""
 
+import secrets
 from collections.abc import Iterable
+from dataclasses import replace
 
 from serve.codec import (
     Limits,
@@ -15,10 +17,13 @@ from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceServicer
 from serve.repository import Repository
 from serve.runtime import PolicyRuntime
+from serve.shadow import Shadow
 from serve.telemetry import Metrics
 from serve.values import (
     CalibrationDescription,
     ConstraintDescription,
+    Deterministic,
+    Mode,
     PolicyDescription,
     Space,
 )
@@ -27,17 +32,20 @@ from serve.values import (
 class PolicyServicer(PolicyServiceServicer):
     """Answers from a repository. A request comes with its id, which decides whether a version on trial answers it."""
 
-    def __init__(self, repository: Repository, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, repository: Repository, limits: Limits, metrics: Metrics, shadow: Shadow | None = None) -> None:
         self._repository = repository
         self._limits = limits
         self._metrics = metrics
+        self._shadow = shadow
 
     def Act(self, request: pb.ActRequest, request_id: str | None) -> pb.ActResponse:  # noqa: N802
         policy = self._select(request.policy, request_id)
-        mode = decode_mode(request, self._limits)
+        mode = _with_seed(decode_mode(request, self._limits))
         situations = decode_situations(request.situations, policy.frame, self._limits)
         result = policy.act(situations, mode)
         self._metrics.count_predictions(policy.served, result.prediction)
+        if self._shadow is not None:
+            self._shadow.compare(situations, mode, result)
         return encode_act_response(result)
 
     def EvaluateAction(self, request: pb.EvaluateActionRequest, request_id: str | None) -> pb.EvaluateActionResponse:  # noqa: N802
@@ -68,6 +76,13 @@ class PolicyServicer(PolicyServiceServicer):
     def _select(self, selector: pb.PolicySelector, request_id: str | None) -> PolicyRuntime:
         version = selector.version if selector.HasField("version") else None
         return self._repository.select(selector.name, version, selector.fingerprint, request_id)
+
+
+def _with_seed(mode: Mode) -> Mode:
+    """Return the mode with a seed made here where the request has none: a shadow must draw what was drawn."""
+    if isinstance(mode, Deterministic) or mode.seed is not None:
+        return mode
+    return replace(mode, seed=secrets.randbits(64))
 
 
 def _describe(policy: PolicyRuntime, versions: Iterable[int]) -> PolicyDescription:

@@ -20,7 +20,7 @@ from serve.gen.cvpo.v1 import admin_pb2 as pb
 from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceStub
 from serve.local import LocalPolicy
 from serve.plan import ServingPlan, write_plan
-from serve.values import ActResult
+from serve.values import ActResult, Deterministic, Sampled, Shielded
 from tests.serve import bundles
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess
 
@@ -57,6 +57,11 @@ def following(tmp_path: Path, serve_process: Serve) -> Iterator[PolicyClient]:
 
 def served(client: PolicyClient) -> int:
     return client.act([1, 2, -1]).policy.version
+
+
+def metrics_of(server: ServerProcess) -> str:
+    with urllib.request.urlopen(f"http://{server.ready['metrics_address']}/metrics") as response:
+        return str(response.read().decode())
 
 
 def test_a_server_without_a_bundle_waits_for_one(tmp_path: Path, serve_process: Serve) -> None:
@@ -100,19 +105,15 @@ def test_a_bad_bundle_is_refused_in_log_and_metrics_and_the_old_goes_on(tmp_path
     add(tmp_path, 1)
     server = start(serve_process, tmp_path, "--metrics-address", "127.0.0.1:0")
 
-    def metrics() -> str:
-        with urllib.request.urlopen(f"http://{server.ready['metrics_address']}/metrics") as response:
-            return str(response.read().decode())
-
     (add(tmp_path, 2) / "critic.onnx").write_bytes(b"")
-    eventually(lambda: 'cvpo_serve_bundle_refused{path="goal/2"} 1.0' in metrics())
+    eventually(lambda: 'cvpo_serve_bundle_refused{path="goal/2"} 1.0' in metrics_of(server))
     with PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
         assert served(client) == 1
         shutil.rmtree(tmp_path / "goal" / "2")
         add(tmp_path, 2)
         eventually(lambda: served(client) == 2)
-    assert "cvpo_serve_bundle_refused{" not in metrics()
-    assert 'cvpo_serve_bundle_served{policy="goal",version="2"} 1.0' in metrics()
+    assert "cvpo_serve_bundle_refused{" not in metrics_of(server)
+    assert 'cvpo_serve_bundle_served{policy="goal",version="2"} 1.0' in metrics_of(server)
     assert server.terminate() == 0
     assert server.process.stderr is not None
     events = [json.loads(line) for line in server.process.stderr.read().splitlines()]
@@ -129,6 +130,18 @@ def test_a_retired_version_is_not_found_by_its_number(tmp_path: Path, serve_proc
         shutil.rmtree(path)
         with pytest.raises(NotFoundError, match="no version 2; this server has 1"):
             eventually(lambda: served(second) != 2)
+
+
+def test_a_shadow_is_compared_and_never_answers(tmp_path: Path, serve_process: Serve) -> None:
+    for version in (1, 2):
+        add(tmp_path, version)
+    write_plan(tmp_path, "goal", ServingPlan(shadow=2))
+    server = start(serve_process, tmp_path, "--metrics-address", "127.0.0.1:0")
+    with PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
+        for mode in (Deterministic(), Sampled(), Shielded(64)):  # the last one is computed in a thread
+            assert client.act([1, 2, -1], mode=mode).policy.version == 1
+    compared = 'cvpo_serve_shadow_comparisons_total{outcome="compared",policy="goal",version="2"} 3.0'
+    eventually(lambda: compared in metrics_of(server))
 
 
 # --- several servers ------------------------------------------------------------------------------------------------
