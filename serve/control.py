@@ -33,6 +33,7 @@ from serve.inbox import Arrival, Inbox
 from serve.interceptors import RETRY_AFTER_SECONDS, Context, code_of, request_id, status_of
 from serve.session import Session, open_session, resume_session
 from serve.session_metrics import SessionMetrics, SessionRecord
+from serve.shadow import Shadow
 from serve.state import StateSeal
 from serve.telemetry import Metrics, log
 from serve.workers import INLINE_ROWS, Workers
@@ -46,7 +47,15 @@ _LAST_WORD_SECONDS = 0.2
 class ControlServicer(ControlServiceServicer):
     """Holds the streams of a server, on its event loop."""
 
-    def __init__(self, policies: Policies, limits: Limits, seal: StateSeal, workers: Workers, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        policies: Policies,
+        limits: Limits,
+        seal: StateSeal,
+        workers: Workers,
+        metrics: Metrics,
+        shadow: Shadow | None = None,
+    ) -> None:
         """Begin without a stream.
 
         Args:
@@ -55,7 +64,9 @@ class ControlServicer(ControlServiceServicer):
             seal: of the sessions' states; its lifetime is also how long a stream may be idle.
             workers: compute steps with many candidates.
             metrics: of the server.
+            shadow: is given what the policy itself answers.
         """
+        self._shadow = shadow
         self._policies = policies
         self._limits = limits
         self._seal = seal
@@ -104,7 +115,8 @@ class ControlServicer(ControlServiceServicer):
         self._session_metrics.open.inc()
         try:
             await context.write(encode_opened(session.opened()))
-            await _Conversation(session, record, context, self._workers, self._metrics).hold(arrivals, inbox)
+            conversation = _Conversation(session, record, context, self._workers, self._metrics, self._shadow)
+            await conversation.hold(arrivals, inbox)
             why = "ended by the robot"
         except Exception as error:
             why = code_of(error).name
@@ -154,8 +166,15 @@ class _Conversation:
     """A session on its stream."""
 
     def __init__(
-        self, session: Session, record: SessionRecord, context: Context, workers: Workers, metrics: Metrics
+        self,
+        session: Session,
+        record: SessionRecord,
+        context: Context,
+        workers: Workers,
+        metrics: Metrics,
+        shadow: Shadow | None,
     ) -> None:
+        self._shadow = shadow
         self._session = session
         self._record = record
         self._context = context
@@ -205,6 +224,8 @@ class _Conversation:
             said = f"Version {self._version} answers from this step on."
             await self._context.write(encode_notice(pb.NOTICE_KIND_VERSION_CHANGED, said))
         await self._context.write(encode_result(result, message.sent_at if message.HasField("sent_at") else None))
+        if self._shadow is not None and session.own is not None:
+            self._shadow.compare(*session.own)
 
     def _supersede(self, message: pb.ControlStep) -> pb.ControlResponse:
         try:

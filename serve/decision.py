@@ -92,6 +92,7 @@ class Pilot:
         self._fallback = opening.fallback
         self._seed = seed
         self._policy = _Followed(policies, opening.policy, session_id, versions[0])
+        self.own: tuple[Situations, Mode, ActResult] | None = None  # what the policy was asked last, and said
         self._backup: _Followed | None = None
         if isinstance(opening.fallback.action, BackupPolicy):
             backup = opening.fallback.action.policy
@@ -124,9 +125,12 @@ class Pilot:
         self._policy.follow()
         fallback = self._fallback
         own: ActResult | None = None
+        self.own = None
         failure: InternalError | None = None
+        asked, mode = _asked(self.policy, situation), self._drawn(self._mode, situation.step)
         try:
-            own = self.policy.act(_asked(self.policy, situation), self._drawn(self._mode, situation.step))
+            own = self.policy.act(asked, mode)
+            self.own = asked, mode, own
         except InternalError as error:
             failure = error
         reason = None

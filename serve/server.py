@@ -97,7 +97,7 @@ async def start(settings: Settings) -> RunningServer:
     add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
         ScheduledPolicyServicer(answers, workers), services
     )
-    control = ControlServicer(watcher.repository, settings.limits, _seal(settings), workers, metrics)
+    control = ControlServicer(watcher.repository, settings.limits, _seal(settings), workers, metrics, shadow)
     add_ControlServiceServicer_to_server(control, services)  # type: ignore[no-untyped-call]  # generated
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

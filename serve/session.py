@@ -40,7 +40,7 @@ from serve.safety import (
     steps_ahead,
 )
 from serve.state import Progress, StatePacker, StateSeal, Terms, unpack
-from serve.values import Deterministic, Floats, Mode
+from serve.values import ActResult, Deterministic, Floats, Mode, Situations
 
 _SEED_BYTES = 8
 
@@ -88,6 +88,11 @@ class Session:
     def cost_total(self) -> Costs:
         """What was spent since the session began."""
         return self._progress.cost_total
+
+    @property
+    def own(self) -> tuple[Situations, Mode, ActResult] | None:
+        """What the policy was asked at the last step and how it was drawn, and what it said; None: nothing."""
+        return self._pilot.own
 
     @property
     def policy(self) -> PolicyRuntime:

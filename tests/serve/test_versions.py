@@ -19,13 +19,15 @@ from serve.errors import NotFoundError, UnavailableError
 from serve.gen.cvpo.v1 import admin_pb2 as pb
 from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceStub
 from serve.local import LocalPolicy
-from serve.plan import ServingPlan, write_plan
+from serve.plan import Canary, ServingPlan, write_plan
 from serve.values import ActResult, Deterministic, Sampled, Shielded
+from serve.watchdog import Watchdog
 from tests.serve import bundles
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess
 
 Serve = Callable[..., ServerProcess]
 SERVICE = "cvpo.v1.PolicyService"
+PATIENT = Watchdog(timeout_seconds=PATIENCE_SECONDS)
 
 
 def add(root: Path, version: int) -> Path:
@@ -142,6 +144,50 @@ def test_a_shadow_is_compared_and_never_answers(tmp_path: Path, serve_process: S
             assert client.act([1, 2, -1], mode=mode).policy.version == 1
     compared = 'cvpo_serve_shadow_comparisons_total{outcome="compared",policy="goal",version="2"} 3.0'
     eventually(lambda: compared in metrics_of(server))
+
+
+def test_a_session_keeps_to_its_version_and_the_canary_gets_its_share_of_them(
+    tmp_path: Path, serve_process: Serve
+) -> None:
+    for version in (1, 2):
+        add(tmp_path, version)
+    write_plan(tmp_path, "goal", ServingPlan(canary=Canary(version=2, share=0.5)))
+    server = start(serve_process, tmp_path)
+    sessions = 40
+    on_trial = 0
+    with PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
+        for _ in range(sessions):
+            with client.control(watchdog=PATIENT) as session:
+                versions = {session.step([1, 2, -1], cost=[0, 0]).policy.version for _ in range(5)}
+            assert len(versions) == 1
+            on_trial += versions == {2}
+    assert 5 <= on_trial <= 35  # one of a million binomials with a share of one half lies outside
+
+
+def test_a_session_moves_to_what_is_served_between_two_of_its_steps(tmp_path: Path, serve_process: Serve) -> None:
+    add(tmp_path, 1)
+    server = start(serve_process, tmp_path, "--metrics-address", "127.0.0.1:0")
+    with (
+        PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client,
+        client.control(watchdog=PATIENT) as session,
+    ):
+
+        def step() -> int:
+            answer = session.step([1, 2, -1], cost=[0, 0])
+            version = answer.policy.version
+            assert answer.action.tolist() == [0.25 / version, -2.0 / version]
+            return version
+
+        assert step() == 1
+        add(tmp_path, 2)
+        eventually(lambda: client.get_policy().policy.version == 2)
+        assert step() == 2
+        write_plan(tmp_path, "goal", ServingPlan(pinned=1, shadow=2))
+        eventually(lambda: client.get_policy().policy.version == 1)
+        for _ in range(3):
+            assert step() == 1
+        compared = 'cvpo_serve_shadow_comparisons_total{outcome="compared",policy="goal",version="2"} 3.0'
+        eventually(lambda: compared in metrics_of(server))
 
 
 # --- several servers ------------------------------------------------------------------------------------------------
