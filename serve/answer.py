@@ -47,23 +47,24 @@ class ControlAnswer:
 
 def answer_of(result: StepResult, seconds: float) -> ControlAnswer:
     """Return the answer that the result of a step, with the axis N, is for the robot."""
-    single = result.single()
+    account = result.account
+    left = np.array(account.left)
     return ControlAnswer(
-        source=Source.POLICY if single.fallback is None else Source.FALLBACK,
-        action=single.action,
-        prediction=single.prediction,
-        feasible=single.feasible,
-        chosen=single.chosen,
-        fallback=single.fallback,
+        source=Source.POLICY if result.fallback is None else Source.FALLBACK,
+        action=result.action[0],
+        prediction=result.prediction and result.prediction.single(),
+        feasible=result.feasible,
+        chosen=result.chosen,
+        fallback=result.fallback,
         watchdog=None,
-        step=single.step,
-        constraints=single.constraints,
-        cost_spent=np.array(single.account.spent),
-        cost_left=np.array(single.account.left),
-        budget_exhausted=np.array(single.account.exhausted),
-        steps_left=single.account.steps_left,
-        policy=single.policy,
-        timing=single.timing,
+        step=result.step,
+        constraints=result.constraints,
+        cost_spent=np.array(account.spent),
+        cost_left=left,
+        budget_exhausted=left <= 0,
+        steps_left=account.steps_left,
+        policy=result.policy,
+        timing=result.timing,
         seconds=seconds,
     )
 

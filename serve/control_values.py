@@ -5,7 +5,7 @@ cost units, and in float64: they are sums over many steps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from serve.values import Deterministic, Floats, Mode, Prediction, ServedPolicy
@@ -185,7 +185,3 @@ class StepResult:
     def answered_by(self) -> ServedPolicy:
         """Who made the prediction: the session's policy, or its backup."""
         return self.policy if self.fallback is None or self.fallback.backup is None else self.fallback.backup
-
-    def single(self) -> "StepResult":
-        """The same without the axis N."""
-        return replace(self, action=self.action[0], prediction=self.prediction and self.prediction.single())

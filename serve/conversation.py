@@ -157,6 +157,7 @@ class Conversation:
         self._link: Link | None = None  # where the session goes on next
         self._leaving = False  # the present server is stopping
         self._in_flight: Step | None = None
+        self._finished = False
         self._began = 0.0
 
     # --- one step ---
@@ -166,7 +167,10 @@ class Conversation:
 
         Raises:
             InvalidRequestError: names the argument; the session is as it was.
+            PolicyServiceError: the session is closed.
         """
+        if self._finished:
+            raise PolicyServiceError("The session is closed; open another one.")
         values = vector("observation", observation)
         total = self._totals(cost, cost_total)
         self._began = self._clock()
@@ -208,6 +212,7 @@ class Conversation:
 
     def finish(self) -> None:
         """End the session on all streams."""
+        self._finished = True
         for leg in (self._leg, self._previous):
             if leg is not None:
                 leg.stream.finish()

@@ -1,0 +1,67 @@
+"""The Python of docs/client.md runs as it stands, one block after the other."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.serve.conftest import ServerProcess
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "client.md"
+
+
+class Robot:
+    """Runs for three steps."""
+
+    def __init__(self) -> None:
+        self.actions: list[Any] = []
+
+    def runs(self) -> bool:
+        return len(self.actions) < 3
+
+    def observation(self) -> Any:
+        return np.array([1.0, 2.0, -1.0])
+
+    def cost(self) -> list[float]:
+        return [0.0, 0.5]
+
+    def apply(self, action: Any) -> None:
+        self.actions.append(action)
+
+    def warn(self, message: str) -> None:
+        assert message
+
+
+class Env:
+    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+        self.left = 3
+        return np.zeros(3), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.left -= 1
+        return np.zeros(3), 1.0, False, self.left == 0, {"cost": [0.0, 0.5]}
+
+
+def test_the_examples_of_the_document_run(repository: Path, serve_process: Callable[..., ServerProcess]) -> None:
+    server = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0")
+    robot, other = Robot(), Robot()
+    names: dict[str, Any] = {
+        "robot": robot,
+        "env": Env(),
+        "bundle": repository / "goal" / "1",
+        "observation": [0, 0, 0],
+        "cost": [0, 0],
+    }
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert len(blocks) == 7
+    for block in blocks:
+        patient = block.replace('("127.0.0.1:50051")', f'("{server.address}", timeout_seconds=30)')
+        exec(patient.replace("timeout_seconds=0.2)", "timeout_seconds=30)"), names)
+    assert len(robot.actions) == 3
+    assert names["result"].steps == 3
+    assert names["result"].cost.tolist() == [0.0, 1.5]
+    asyncio.run(names["drive"](other))
+    assert len(other.actions) == 3

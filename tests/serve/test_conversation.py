@@ -1,0 +1,216 @@
+"""What the client sends, and which answer it takes for which step, without a transport."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from serve.answer import ControlAnswer, Source
+from serve.channel import Addresses
+from serve.control_values import Opening, PolicySelector
+from serve.conversation import Connected, Conversation, Ended, Received
+from serve.errors import PolicyServiceError, ResourceExhaustedError, SessionStateError, UnavailableError
+from serve.gen.cvpo.v1 import control_pb2 as pb
+from serve.gen.cvpo.v1 import policy_pb2
+from serve.local import LocalPolicy
+from serve.values import PolicyDescription
+from serve.watchdog import Watchdog, WatchdogReason
+
+OBSERVATION = [1, 2, -1]
+
+
+@dataclass
+class FakeStream:
+    address: str
+    sent: list[pb.ControlRequest]
+    finished: bool = False
+    cancelled: bool = False
+
+    def send(self, message: pb.ControlRequest) -> None:
+        self.sent.append(message)
+
+    def finish(self) -> None:
+        self.finished = True
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@dataclass
+class FakeLink:
+    address: str
+    streams: list[FakeStream] = field(default_factory=list)
+    closed: bool = False
+
+    def open(self, opening: pb.ControlRequest) -> FakeStream:
+        self.streams.append(FakeStream(self.address, [opening]))
+        return self.streams[-1]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Robot:
+    """A conversation with one session on it, and the clock that it sees."""
+
+    def __init__(
+        self,
+        description: PolicyDescription,
+        opening: Opening = Opening(),  # noqa: B008  # frozen
+        watchdog: Watchdog = Watchdog(),  # noqa: B008  # frozen
+    ) -> None:
+        self.now = 0.0
+        self.addresses = Addresses(["a", "b"])
+        self.conversation = Conversation(opening, description, watchdog, self.addresses, 3.0, lambda: self.now)
+        self.stream = self.connect("a")
+        self.receive(self.stream, opened=pb.SessionOpened(session_id="s", cost_budget=[9, 9], state=b"opened"))
+
+    def connect(self, address: str) -> FakeStream:
+        link = FakeLink(address)
+        self.conversation.handle(Connected(link))
+        (stream,) = link.streams
+        return stream
+
+    def receive(self, stream: FakeStream, **response: object) -> ControlAnswer | None:
+        return self.conversation.handle(Received(stream, pb.ControlResponse(**response)))  # type: ignore[arg-type]
+
+    def answer(self, stream: FakeStream, step: int, left: float) -> ControlAnswer | None:
+        """Answer a step, told apart by its first action."""
+        result = pb.ControlResult(
+            step=step,
+            action=[left, 0.0],
+            budgets=[pb.Budget(name=name, left=1.0) for name in ("heat", "wear")],
+            policy=policy_pb2.ServedPolicy(name="goal", version=1),
+            state=f"after {step}".encode(),
+        )
+        return self.receive(stream, result=result)
+
+    def begin(self) -> None:
+        self.conversation.begin(OBSERVATION, [0, 0], None)
+
+
+@pytest.fixture(scope="module")
+def description(repository: Path) -> PolicyDescription:
+    return LocalPolicy.load(repository, "goal", version=1).get_policy()
+
+
+def test_the_opening_has_the_fingerprint_and_the_age_at_which_the_watchdog_gives_up(
+    description: PolicyDescription,
+) -> None:
+    opening = Robot(description, Opening(PolicySelector("goal"))).stream.sent[0].open
+    assert opening.policy.fingerprint == description.policy.fingerprint
+    assert opening.max_age.ToTimedelta().total_seconds() == 0.01  # half the control period of 20 ms
+    opening = Robot(description, watchdog=Watchdog(timeout_seconds=0.25)).stream.sent[0].open
+    assert opening.max_age.ToTimedelta().total_seconds() == 0.25
+    opening = Robot(description, Opening(max_age_seconds=7.0)).stream.sent[0].open
+    assert opening.max_age.ToTimedelta().total_seconds() == 7.0
+    unknown = dataclasses.replace(description, control_period_seconds=None)
+    assert Robot(unknown).conversation.timeout_seconds == 3.0  # as long as a call
+
+
+def test_an_answer_from_a_stream_that_was_left_is_not_taken_for_that_of_the_step_in_flight(
+    description: PolicyDescription,
+) -> None:
+    robot = Robot(description)
+    robot.begin()
+    assert robot.answer(robot.stream, 0, 0.1) is not None
+    robot.begin()
+    assert robot.conversation.overdue().watchdog is not None  # step 1 of the first stream
+    robot.receive(robot.stream, notice=pb.Notice(kind=pb.NOTICE_KIND_DRAINING))
+    link = FakeLink("b")
+    robot.conversation.handle(Connected(link))
+    robot.begin()
+    (second,) = link.streams
+    assert second.sent[0].open.state == b"after 0"
+    assert second.sent[1].step.step == 1  # again: the state knows nothing of the first stream's
+    assert robot.answer(robot.stream, 1, 0.2) is None
+    robot.receive(second, opened=pb.SessionOpened(next_step=1, state=b"after 0"))
+    answer = robot.answer(second, 1, 0.3)
+    assert answer is not None
+    assert answer.action[0] == pytest.approx(0.3)
+    assert robot.stream.finished
+
+
+def test_a_late_answer_brings_the_state_to_go_on_from(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    robot.begin()
+    late = robot.conversation.overdue()
+    assert late.watchdog is not None
+    assert (late.source, late.watchdog.reason, late.step) == (Source.WATCHDOG, WatchdogReason.LATE, None)
+    assert robot.answer(robot.stream, 0, 0.1) is None
+    robot.conversation.handle(Ended(robot.stream, UnavailableError("gone")))
+    second = robot.connect("b")
+    assert second.sent[0].open.state == b"after 0"
+    assert second.sent[0].open.policy == robot.stream.sent[0].open.policy
+    robot.begin()
+    assert second.sent[1].step.step == 1
+
+
+def test_a_server_that_is_found_when_there_is_one_already_is_not_needed(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    link = FakeLink("b")
+    robot.conversation.handle(Connected(link))
+    assert link.closed
+    assert link.streams == []
+
+
+def test_the_server_that_went_on_with_the_session_is_asked_first(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    assert robot.addresses.in_order() == ["a", "b"]
+    robot.conversation.handle(Ended(robot.stream, UnavailableError("gone")))
+    second = robot.connect("b")
+    robot.receive(second, opened=pb.SessionOpened(next_step=0))
+    assert robot.addresses.in_order() == ["b", "a"]
+
+
+def test_a_stream_on_which_nothing_comes_for_a_second_is_given_up(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    robot.now = 100.0  # a pause between two steps is no silence
+    for now in (100.0, 100.5, 100.9):
+        robot.now = now
+        robot.begin()
+        robot.conversation.overdue()
+        assert not robot.stream.cancelled
+    robot.now = 101.1
+    robot.begin()
+    robot.conversation.overdue()
+    assert robot.stream.cancelled
+
+
+def test_a_refusal_counts_until_a_server_goes_on_with_the_session(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    gone, refused = UnavailableError("gone"), SessionStateError("another key")
+    robot.conversation.handle(Ended(robot.stream, gone))
+    robot.conversation.handle(Ended(robot.connect("a"), refused))
+    second = robot.connect("b")
+    robot.receive(second, opened=pb.SessionOpened(next_step=0))
+    robot.conversation.handle(Ended(second, gone))
+    robot.conversation.handle(Ended(robot.connect("b"), refused))
+    assert robot.conversation.lost is None
+    robot.conversation.handle(Ended(robot.connect("a"), refused))
+    assert robot.conversation.lost is refused
+
+
+def test_a_session_that_is_closed_takes_no_step(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    robot.conversation.finish()
+    assert robot.stream.finished
+    with pytest.raises(PolicyServiceError, match="closed"):
+        robot.begin()
+
+
+def test_when_the_next_server_refuses_the_one_that_is_stopping_answers_the_step_in_flight(
+    description: PolicyDescription,
+) -> None:
+    robot = Robot(description)
+    robot.receive(robot.stream, notice=pb.Notice(kind=pb.NOTICE_KIND_DRAINING))
+    link = FakeLink("b")
+    robot.conversation.handle(Connected(link))
+    robot.begin()
+    assert len(robot.stream.sent) == 1  # its opening: the step went to the next server
+    robot.conversation.handle(Ended(link.streams[0], ResourceExhaustedError("full")))
+    assert robot.stream.sent[1].step.step == 0
+    answer = robot.answer(robot.stream, 0, 0.1)
+    assert answer is not None
+    assert answer.source is Source.POLICY
