@@ -35,3 +35,7 @@ class ExportError(CvpoError):
 
 class ServiceError(CvpoError):
     """The policy service could not be reached or refused the request."""
+
+
+class KeyFileError(CvpoError):
+    """A file with a key is missing, is no such key, or would be overwritten."""

@@ -5,10 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from cvpo.bundle import Constraint, Evaluation, Manifest, ObservationStatistics, Provenance, Space, write_bundle
+from cvpo.bundle import (
+    CRITIC_GRAPH,
+    POLICY_GRAPH,
+    Constraint,
+    Evaluation,
+    Manifest,
+    ObservationStatistics,
+    Provenance,
+    Space,
+    check_graph,
+    write_bundle,
+)
 from cvpo.calibrate import CalibratedMap
 from cvpo.card import model_card
 from cvpo.costmap import uncalibrated_map
@@ -17,6 +29,7 @@ from cvpo.errors import ExportError
 from cvpo.graphs import critic_graph, policy_graph
 from cvpo.networks import VARIANCE_FLOOR, Model
 from cvpo.parity import check_parity
+from cvpo.record import record
 from cvpo.served import Served
 
 SHIFT_THRESHOLD = 1.0  # standard deviations beyond the smallest and largest value that training saw
@@ -44,6 +57,7 @@ def export_bundle(
     *,
     calibrated: CalibratedMap | None,
     evaluations: Sequence[Evaluation] = (),
+    key: Ed25519PrivateKey | None = None,
 ) -> Path:
     """Write the bundle of a policy to a new folder and return its path.
 
@@ -55,18 +69,30 @@ def export_bundle(
         observations: real ones, [N, O], on which the graphs are held against torch.
         calibrated: what was measured of its predicted costs; None: nothing, and the bundle says so.
         evaluations: episodes of this policy that nothing was chosen or fitted on.
+        key: to sign the bundle with.
 
     Raises:
         ExportError: the graphs differ from torch, or the parts do not make a valid manifest.
-        BundleError: `path` exists or cannot be written.
+        BundleError: `path` exists or cannot be written, or the graphs are more than a bundle may hold.
     """
     cost_map = calibrated.cost_map if calibrated else uncalibrated_map(policy.constraints)
     spec = policy.spec
     served = Served(policy.model, cost_map, spec.action_low, spec.action_high, policy.reward_scale).eval()
     manifest = make_manifest(policy, calibrated, tuple(evaluations))
-    graphs = {"policy_graph": policy_graph(served), "critic_graph": critic_graph(served)}
-    check_parity(served, **graphs, observations=_spread(observations, spec), manifest=manifest)
-    return write_bundle(path, manifest, **graphs, model_card=model_card(manifest))
+    graphs = {POLICY_GRAPH: policy_graph(served), CRITIC_GRAPH: critic_graph(served)}
+    seen = _spread(observations, spec)
+    check_parity(served, graphs[POLICY_GRAPH], graphs[CRITIC_GRAPH], seen, manifest)
+    for name, graph in graphs.items():
+        check_graph(name, graph, manifest.sizes)
+    return write_bundle(
+        path,
+        manifest,
+        policy_graph=graphs[POLICY_GRAPH],
+        critic_graph=graphs[CRITIC_GRAPH],
+        model_card=model_card(manifest),
+        golden=record(graphs, seen, manifest),
+        key=key,
+    )
 
 
 def make_manifest(

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from cvpo.bundle import CRITIC_GRAPH, FLOAT, INPUTS, INT64, IR_VERSION, OPSET, OUTPUTS, POLICY_GRAPH, PORTS
 from cvpo.costmap import CostMap
 from cvpo.networks import (
     MAX_SPREAD,
@@ -23,22 +24,13 @@ from cvpo.networks import (
     Critics,
     GaussianPolicy,
 )
-from cvpo.served import CriticOutput, PolicyOutput, Served
+from cvpo.served import Served
 
-OPSET = 18
-IR_VERSION = 9  # read by every onnxruntime that the service admits
 LAYER_NORM_EPSILON = 1e-5  # torch's default
-
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
-_TYPES = {"steps_left": INT64, "chosen": INT64, "feasible": BOOL, "violation": BOOL}  # all others are floats
-_AXES = {"observation": "NO", "noise": "NKA", "action": "NA", "alarm_level": "C"} | dict.fromkeys(
-    ("cost_allowed", "cost_value", "cost_to_go", "cost_upper", "violation_probability", "violation"), "NC"
-)  # all others have one axis, N
-_SITUATION = ("steps_left", "cost_allowed", "alarm_level")
 
 
 def policy_graph(served: Served) -> bytes:
-    """`policy.onnx`: `Served.act`, its arguments as inputs and the fields of PolicyOutput as outputs."""
+    """`policy.onnx`, which computes what `Served.act` does."""
     graph = _Graph()
     normalized = _normalized(graph, served)
     candidates = _candidates(graph, served.model.policy, normalized)
@@ -60,11 +52,11 @@ def policy_graph(served: Served) -> bytes:
     graph.node("GatherND", judged.reward_value, row, batch_dims=1, output="reward_value")
     by_candidate = graph.node("Transpose", judged.costs, perm=[0, 2, 1])  # [N, K, 4·C]
     costs = graph.node("GatherND", by_candidate, row, batch_dims=1)
-    return _finish(graph, served, "policy", costs, ("observation", "noise", *_SITUATION), PolicyOutput._fields)
+    return _finish(graph, served, POLICY_GRAPH, costs)
 
 
 def critic_graph(served: Served) -> bytes:
-    """`critic.onnx`: `Served.evaluate`, its arguments as inputs and the fields of CriticOutput as outputs."""
+    """`critic.onnx`, which computes what `Served.evaluate` does."""
     graph = _Graph()
     action = graph.node("Sub", "action", graph.tensor(served.action_low))
     action = graph.node("Div", action, graph.tensor((served.action_high - served.action_low) / 2))
@@ -72,7 +64,7 @@ def critic_graph(served: Served) -> bytes:
     judged = _judge(graph, served, _normalized(graph, served), graph.unsqueeze(unit, 1))
     graph.node("Squeeze", judged.reward_value, graph.integers(1), output="reward_value")
     costs = graph.node("Squeeze", judged.costs, graph.integers(2))
-    return _finish(graph, served, "critic", costs, ("observation", "action", *_SITUATION), CriticOutput._fields)
+    return _finish(graph, served, CRITIC_GRAPH, costs)
 
 
 class _Graph:
@@ -125,20 +117,19 @@ class _Graph:
         scale = self.array(np.ones(width, np.float32))
         return self.node("Relu", self.node("LayerNormalization", value, scale, axis=-1, epsilon=LAYER_NORM_EPSILON))
 
-    def serialize(
-        self, name: str, sizes: Mapping[str, int], inputs: tuple[str, ...], outputs: tuple[str, ...]
-    ) -> bytes:
-        """The graph with its signature; an axis without a size is dynamic."""
+    def serialize(self, name: str, sizes: Mapping[str, int]) -> bytes:
+        """The graph with the interface of that file; an axis without a size is dynamic."""
 
         def describe(names: tuple[str, ...]) -> list[onnx.ValueInfoProto]:
             return [
                 helper.make_tensor_value_info(
-                    name, _TYPES.get(name, FLOAT), [sizes.get(axis, axis) for axis in _AXES.get(name, "N")]
+                    port, PORTS[port].type, [sizes.get(axis, axis) for axis in PORTS[port].axes]
                 )
-                for name in names
+                for port in names
             ]
 
-        graph = helper.make_graph(self._nodes, name, describe(inputs), describe(outputs), [*self._constants.values()])
+        ports = describe(INPUTS[name]), describe(OUTPUTS[name])
+        graph = helper.make_graph(self._nodes, name, *ports, [*self._constants.values()])
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(graph, producer_name="cvpo", opset_imports=[opset], ir_version=IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
@@ -243,9 +234,7 @@ def _predict(graph: _Graph, cost_map: CostMap, cost_value: str) -> tuple[str, st
     return graph.node("Squeeze", mean, graph.integers(3)), cost_upper, probability
 
 
-def _finish(
-    graph: _Graph, served: Served, name: str, costs: str, inputs: tuple[str, ...], outputs: tuple[str, ...]
-) -> bytes:
+def _finish(graph: _Graph, served: Served, name: str, costs: str) -> bytes:
     """Add what both graphs end in: the chosen action's `costs` [N, 4·C] one by one, its flags, and the shift score."""
     C, seen = served.cost_map.num_costs, served.model.normalizer
     graph.split(costs, 1, C, C, C, C, outputs=("cost_value", "cost_to_go", "cost_upper", "violation_probability"))
@@ -256,4 +245,4 @@ def _finish(
     outside = graph.node("Mul", outside, graph.tensor((seen.variance + VARIANCE_FLOOR).rsqrt()))
     graph.reduce("ReduceMax", outside, 1, output="shift_score")
     sizes = {"O": len(seen.mean), "A": len(served.action_low), "C": C}
-    return graph.serialize(name, sizes, inputs, outputs)
+    return graph.serialize(name, sizes)

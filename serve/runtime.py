@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvpo.bundle import Bundle, Manifest, Space
+from cvpo.bundle import CRITIC_GRAPH, OUTPUTS, POLICY_GRAPH, PORTS, Bundle, Manifest, Space
+from cvpo.errors import BundleError
 from serve.errors import InternalError, RefusedBundleError
 from serve.values import (
     ActResult,
@@ -34,29 +35,6 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import onnxruntime as ort
 
-FLOAT, INT64, BOOL = "tensor(float)", "tensor(int64)", "tensor(bool)"
-
-_PREDICTED = {
-    "reward_value": (FLOAT, "N"),
-    "cost_value": (FLOAT, "NC"),
-    "cost_to_go": (FLOAT, "NC"),
-    "cost_upper": (FLOAT, "NC"),
-    "violation_probability": (FLOAT, "NC"),
-    "violation": (BOOL, "NC"),
-    "shift_score": (FLOAT, "N"),
-}
-_SITUATION = {"observation": (FLOAT, "NO"), "steps_left": (INT64, "N"), "cost_allowed": (FLOAT, "NC")}
-_ALARM = {"alarm_level": (FLOAT, "C")}
-_ACTION = {"action": (FLOAT, "NA")}
-_CHOICE = {**_ACTION, "chosen": (INT64, "N"), "feasible": (BOOL, "N")}
-
-# Type and axes of every input and output: the fixed signature of a bundle's graphs.
-POLICY_INPUTS = {**_SITUATION, **_ALARM, "noise": (FLOAT, "NKA")}
-POLICY_OUTPUTS = {**_CHOICE, **_PREDICTED}
-CRITIC_INPUTS = {**_SITUATION, **_ALARM, **_ACTION}
-CRITIC_OUTPUTS = _PREDICTED
-
-Signature = Mapping[str, tuple[str, str]]
 Arrays = dict[str, NDArray[Any]]  # by name of input or output
 
 # Bounds are float64 in the manifest and float32 in the graph: this share of the range is rounding, more is an error.
@@ -65,12 +43,12 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class _Graph:
-    """One graph with fixed names, types and sizes of inputs and outputs."""
+    """One graph; `read_bundle` has checked its interface."""
 
     session: ort.InferenceSession
     outputs: Mapping[str, tuple[int, ...]]  # name to shape without the axis N
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         count = len(inputs["observation"])
         values: Arrays = dict(zip(self.outputs, self.session.run(list(self.outputs), inputs), strict=True))
         for name, shape in self.outputs.items():
@@ -208,13 +186,13 @@ def _name_mode(mode: Mode) -> tuple[str, int]:
 
 
 def load(bundle: Bundle) -> PolicyRuntime:
-    """Make a verified bundle ready to answer: load its graphs, check them, and run every mode once.
+    """Make a verified bundle ready to answer: load its graphs, ask the golden request, and run every mode once.
 
     Raises:
-        RefusedBundleError: a graph does not load, does not fit the manifest, or gives values that must not be sent.
+        RefusedBundleError: a graph does not load, does not answer here what it did at export, or gives values that
+            must not be sent.
     """
     manifest = bundle.manifest
-    sizes = {"O": manifest.observation.size, "A": manifest.action.size, "C": len(manifest.constraints)}
     calibration = manifest.calibration
     runtime = PolicyRuntime(
         manifest=manifest,
@@ -228,8 +206,8 @@ def load(bundle: Bundle) -> PolicyRuntime:
             horizon_steps=manifest.horizon_steps,
             window_steps=manifest.window_steps,
         ),
-        _policy=_load_graph("policy.onnx", bundle.policy_graph, POLICY_INPUTS, POLICY_OUTPUTS, sizes),
-        _critic=_load_graph("critic.onnx", bundle.critic_graph, CRITIC_INPUTS, CRITIC_OUTPUTS, sizes),
+        _policy=_load_graph(bundle, POLICY_GRAPH),
+        _critic=_load_graph(bundle, CRITIC_GRAPH),
         _calibrated=frozenset((m.mode, m.candidates) for m in calibration.modes) if calibration else frozenset(),
         _constraints=tuple(constraint.name for constraint in manifest.constraints),
         _alarm_level=np.array(manifest.alarm_levels, np.float32),
@@ -245,40 +223,27 @@ def _bounds(space: Space) -> tuple[Floats, Floats] | None:
     return low, np.array([np.inf if bound is None else bound for bound in space.high], np.float32)
 
 
-def _load_graph(name: str, graph: bytes, inputs: Signature, outputs: Signature, sizes: dict[str, int]) -> _Graph:
+def _load_graph(bundle: Bundle, name: str) -> _Graph:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # a small network gains nothing from more, and spinning threads cost the tail
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(bundle.graph(name), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own errors have no common parent
         raise RefusedBundleError(f"{name} cannot be loaded: {str(error).splitlines()[0]} Export it again.") from error
-    _check_signature(f"{name} inputs", session.get_inputs(), inputs, sizes)
-    _check_signature(f"{name} outputs", session.get_outputs(), outputs, sizes)
-    return _Graph(session, {name: tuple(sizes[axis] for axis in axes[1:]) for name, (_, axes) in outputs.items()})
-
-
-def _check_signature(where: str, nodes: list[ort.NodeArg], expected: Signature, sizes: dict[str, int]) -> None:
-    found = {node.name: node for node in nodes}
-    if found.keys() != expected.keys():
-        raise RefusedBundleError(f"{where} are {sorted(found)}, not {sorted(expected)}. Export it again.")
-    for name, (kind, axes) in expected.items():
-        node = found[name]
-        fits = len(node.shape) == len(axes) and all(
-            _fits(size, sizes.get(axis)) for size, axis in zip(node.shape, axes, strict=False)
-        )
-        if node.type != kind or not fits:
-            wanted = [sizes.get(axis, axis) for axis in axes]
-            raise RefusedBundleError(
-                f"{where}: {name} is {node.type} {node.shape}; the manifest asks for {kind} {wanted}. Export it again."
-            )
-
-
-def _fits(size: int | str | None, wanted: int | None) -> bool:
-    """Whether an axis of a graph fits: a name where any size must do; the size, or a name, where it is fixed."""
-    return not isinstance(size, int) or size == wanted
+    sizes = bundle.manifest.sizes
+    graph = _Graph(session, {output: tuple(sizes[axis] for axis in PORTS[output].axes[1:]) for output in OUTPUTS[name]})
+    try:
+        found = graph.run(bundle.golden.inputs[name])
+        bundle.golden.check(name, found, bundle.manifest.golden_tolerance)
+    except BundleError as error:
+        raise RefusedBundleError(str(error)) from error
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise RefusedBundleError(f"{name} fails when run: {reason} Export it again.") from error
+    return graph
 
 
 def _warm_up(runtime: PolicyRuntime) -> None:

@@ -10,15 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx.numpy_helper
 import onnx.parser
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from cvpo.bundle import (
+    CRITIC_GRAPH,
+    POLICY_GRAPH,
     CalibratedMode,
     Calibration,
     CalibrationResult,
     Constraint,
     Evaluation,
+    Golden,
     Interval,
     Manifest,
     ObservationStatistics,
@@ -26,12 +31,14 @@ from cvpo.bundle import (
     Space,
     write_bundle,
 )
+from cvpo.record import record
 
 WEIGHTS = np.array([[0.5, 0.0], [0.0, -0.25], [0.25, 0.5]], np.float32)
 HIGH = np.array([1.0, 2.0], np.float32)
 COST_LIMIT = (20.0, 8.0)
 HORIZON, WINDOW = 100, 10
 ALARM = (0.6, 0.6)
+OBSERVATIONS = np.random.default_rng(0).normal(0, 1, (64, 3)).astype(np.float32)
 
 _JUDGE = """
   magnitude = Abs(u)
@@ -45,7 +52,7 @@ _JUDGE = """
   tiny = Constant <value = float {1e-6}> ()
   steps_float = Cast <to = 1> (steps_left)
   far = Abs(observation)
-  farthest = ReduceMax <axes = [1], keepdims = 0> (far)
+  farthest = ReduceMax <keepdims = 0> (far, middle)
   three = Constant <value = float {3.0}> ()
   beyond = Sub(farthest, three)
   shift_score = Relu(beyond)
@@ -60,7 +67,7 @@ _CONSTANTS = """
 
 # The same values for candidates [N, K, A] and for one action [N, A]; C == A.
 _CANDIDATES = f"""
-<ir_version: 8, opset_import: ["" : 17]>
+<ir_version: 9, opset_import: ["" : 18]>
 policy (float[N,3] observation, float[N,K,2] noise, int64[N] steps_left, float[N,2] cost_allowed, float[2] alarm_level)
   => (float[N,2] action, int64[N] chosen, bool[N] feasible, float[N] reward_value, float[N,2] cost_value,
       float[N,2] cost_to_go, float[N,2] cost_upper, float[N,2] violation_probability, bool[N,2] violation,
@@ -89,9 +96,9 @@ policy (float[N,3] observation, float[N,K,2] noise, int64[N] steps_left, float[N
   probability_k = Div(to_go_k, denominator)
   raised_k = Greater(probability_k, alarm_level)
   raised_float = Cast <to = 1> (raised_k)
-  any_float = ReduceMax <axes = [2], keepdims = 0> (raised_float)
+  any_float = ReduceMax <keepdims = 0> (raised_float, last)
   any_raised = Greater(any_float, float_zero)
-  worst = ReduceMax <axes = [2], keepdims = 0> (probability_k)
+  worst = ReduceMax <keepdims = 0> (probability_k, last)
   penalty = Constant <value = float {{1000.0}}> ()
   minus_worst = Neg(worst)
   penalized = Sub(minus_worst, penalty)
@@ -103,27 +110,20 @@ policy (float[N,3] observation, float[N,K,2] noise, int64[N] steps_left, float[N
   feasible = Squeeze(not_raised, middle)
   reward_1 = GatherElements <axis = 1> (reward_k, index)
   reward_value = Squeeze(reward_1, middle)
-  index_1 = Unsqueeze(index, last)
-  shape = Constant <value = int64[3] {{1, 1, 2}}> ()
-  index_c = Expand(index_1, shape)
   action_k = Mul(u, high)
-  action_1 = GatherElements <axis = 1> (action_k, index_c)
-  action = Squeeze(action_1, middle)
-  magnitude_1 = GatherElements <axis = 1> (magnitude, index_c)
-  magnitude_c = Squeeze(magnitude_1, middle)
+  action = GatherND <batch_dims = 1> (action_k, index)
+  magnitude_c = GatherND <batch_dims = 1> (magnitude, index)
   cost_value = Mul(magnitude_c, ten)
-  to_go_1 = GatherElements <axis = 1> (to_go_k, index_c)
-  cost_to_go = Squeeze(to_go_1, middle)
+  cost_to_go = GatherND <batch_dims = 1> (to_go_k, index)
   doubled = Mul(cost_to_go, two)
   cost_upper = Add(doubled, one)
-  probability_1 = GatherElements <axis = 1> (probability_k, index_c)
-  violation_probability = Squeeze(probability_1, middle)
+  violation_probability = GatherND <batch_dims = 1> (probability_k, index)
   violation = Greater(violation_probability, alarm_level)
 }}
 """
 
 _JUDGED = f"""
-<ir_version: 8, opset_import: ["" : 17]>
+<ir_version: 9, opset_import: ["" : 18]>
 critic (float[N,3] observation, float[N,2] action, int64[N] steps_left, float[N,2] cost_allowed, float[2] alarm_level)
   => (float[N] reward_value, float[N,2] cost_value, float[N,2] cost_to_go, float[N,2] cost_upper,
       float[N,2] violation_probability, bool[N,2] violation, float[N] shift_score)
@@ -157,7 +157,18 @@ def critic_graph(text: Callable[[str], str] = lambda text: text) -> bytes:
 
 
 def _compile(text: str) -> bytes:
-    return onnx.parser.parse_model(text).SerializeToString()
+    """As our exporter would write it: constants among the graph's own, not as operators."""
+    model = onnx.parser.parse_model(text)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        if node.op_type == "Constant":
+            constant = onnx.numpy_helper.to_array(node.attribute[0].t)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(constant, node.output[0]))
+        else:
+            node.ClearField("domain")
+            model.graph.node.append(node)
+    return model.SerializeToString()
 
 
 def calibration() -> Calibration:
@@ -234,20 +245,39 @@ def manifest(
     )
 
 
+def golden(policy: bytes | None = None, critic: bytes | None = None, document: Manifest | None = None) -> Golden:
+    """The golden request of these graphs, or of the ones by hand."""
+    graphs = {POLICY_GRAPH: policy or policy_graph(), CRITIC_GRAPH: critic or critic_graph()}
+    return record(graphs, OBSERVATIONS, document or manifest())
+
+
 def write(
     path: Path,
     document: Manifest | None = None,
     *,
     policy: bytes | None = None,
     critic: bytes | None = None,
+    key: Ed25519PrivateKey | None = None,
+    request: Golden | None = None,
 ) -> Path:
-    """Write a bundle, the policy by hand where nothing else is given."""
+    """Write a bundle, the policy by hand where nothing else is given.
+
+    Args:
+        path: must not exist.
+        document: the manifest.
+        policy: policy.onnx.
+        critic: critic.onnx.
+        key: to sign with.
+        request: the golden request; where it is not given, that of these graphs.
+    """
     return write_bundle(
         path,
         document or manifest(),
         policy_graph=policy or policy_graph(),
         critic_graph=critic or critic_graph(),
         model_card="# By hand\n",
+        golden=request or golden(policy, critic, document),
+        key=key,
     )
 
 

@@ -184,7 +184,7 @@ def test_a_bundle_that_is_being_copied_is_waited_for(
     source = bundles.write(tmp_path / ".source", bundles.manifest(version=2))
     target = tmp_path / "goal" / "2"
     target.mkdir()
-    for file in (MANIFEST, "MODEL_CARD.md", "critic.onnx"):
+    for file in (MANIFEST, "MODEL_CARD.md", "golden.json", "critic.onnx"):
         shutil.copy(source / file, target)
         watcher.poll()
         assert served(watcher) == 1

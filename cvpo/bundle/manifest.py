@@ -1,26 +1,14 @@
-"""The contract between learning and serving: what a bundle holds, how it is written whole, and how it is verified.
-
-A bundle is a directory: `policy.onnx`, `critic.onnx`, `MODEL_CARD.md` and `manifest.json`, which carries the
-SHA-256 of the others and of itself. It is immutable: calibrating or training again writes a new version.
-"""
+"""What a bundle says of itself, `manifest.json`: everything the service must know of a policy, and a person should."""
 
 import hashlib
 import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cvpo.errors import BundleError
-from cvpo.files import write_directory
-
-SCHEMA_VERSION: Literal[1] = 1
-MANIFEST = "manifest.json"
-POLICY_GRAPH = "policy.onnx"
-CRITIC_GRAPH = "critic.onnx"
-MODEL_CARD = "MODEL_CARD.md"
+# 2: the golden request (golden.json, golden_tolerance). 1 is refused: nothing shows that it computes here what it did.
+SCHEMA_VERSION: Literal[2] = 2
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
 Mode = Literal["deterministic", "sampled", "shielded"]
@@ -163,7 +151,7 @@ class FileEntry(_Model):
 class Manifest(_Model):
     """Everything the service must know of a policy, and everything a person should."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     name: str = Field(pattern=NAME_PATTERN)
     version: Annotated[int, Field(gt=0, lt=2**63)]
     observation: Space
@@ -176,7 +164,13 @@ class Manifest(_Model):
     observation_statistics: ObservationStatistics
     evaluations: tuple[Evaluation, ...]
     provenance: Provenance
-    files: dict[str, FileEntry] = Field(default_factory=dict)  # filled in by write_bundle
+    golden_tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-4  # share of an output's largest value; kernels differ
+    files: dict[str, FileEntry] = Field(default_factory=dict)  # but this one and the signature; by write_bundle
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the axes O, A and C."""
+        return {"O": self.observation.size, "A": self.action.size, "C": len(self.constraints)}
 
     @property
     def horizon_steps(self) -> int:
@@ -198,7 +192,7 @@ class Manifest(_Model):
             "action": self.action.model_dump(mode="json"),
             "constraints": [(c.name, c.unit) for c in self.constraints],
         }
-        return hashlib.sha256(_canonical(agreed)).hexdigest()[:16]
+        return hashlib.sha256(canonical(agreed)).hexdigest()[:16]
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -231,120 +225,6 @@ class Manifest(_Model):
         return self
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A verified bundle in memory: what is served is what was checked, whatever happens to the folder afterwards."""
-
-    path: Path
-    manifest: Manifest
-    policy_graph: bytes
-    critic_graph: bytes
-    model_card: str
-
-
-def write_bundle(path: Path, manifest: Manifest, *, policy_graph: bytes, critic_graph: bytes, model_card: str) -> Path:
-    """Write a bundle whole or not at all, and return its path.
-
-    Raises:
-        BundleError: something is already there, or the folder cannot be written.
-    """
-    if path.exists():
-        raise BundleError(
-            f"{path} already exists, and bundles are immutable. Choose another --out, or remove it first."
-        )
-    contents = {POLICY_GRAPH: policy_graph, CRITIC_GRAPH: critic_graph, MODEL_CARD: model_card.encode()}
-    files = {
-        name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)) for name, data in contents.items()
-    }
-    document = json.loads(manifest.model_copy(update={"files": files}).model_dump_json())
-    document["digest"] = _digest(document)
-    contents[MANIFEST] = _render(document)
-    write_directory(path, contents, BundleError)
-    return path
-
-
-def read_bundle(path: Path) -> Bundle:
-    """Read a bundle and verify every byte of it.
-
-    Raises:
-        BundleError: it is missing, cut short or altered, holds a file that the manifest does not list, or was
-            written for another schema version.
-    """
-    manifest_path = path / MANIFEST
-    document = _read_document(manifest_path)
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise BundleError(
-            f"{manifest_path} has schema_version {document.get('schema_version')!r}; this cvpo reads {SCHEMA_VERSION}. "
-            "Export the bundle again with this version."
-        )
-    if document.pop("digest", None) != _digest(document):
-        raise BundleError(f"{manifest_path} does not match its own digest: it was changed after export. Export again.")
-    try:
-        manifest = Manifest.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise BundleError(f"{manifest_path}: {where}: {first['msg']}. Export the bundle again.") from error
-    required = {POLICY_GRAPH, CRITIC_GRAPH, MODEL_CARD}
-    if set(manifest.files) != required:
-        raise BundleError(f"{manifest_path} must list exactly {sorted(required)}, not {sorted(manifest.files)}.")
-    try:
-        unlisted = {entry.name for entry in path.iterdir()} - required - {MANIFEST}
-    except OSError as error:
-        raise BundleError(f"Cannot read {path}: {error.strerror}.") from error
-    if unlisted:
-        raise BundleError(
-            f"{path} holds {sorted(unlisted)}, which its manifest does not list. Remove it or export again."
-        )
-    data = {name: _read_verified(path / name, entry) for name, entry in manifest.files.items()}
-    return Bundle(path, manifest, data[POLICY_GRAPH], data[CRITIC_GRAPH], data[MODEL_CARD].decode(errors="replace"))
-
-
-def _canonical(document: object) -> bytes:
+def canonical(document: object) -> bytes:
+    """A JSON document as the bytes that are hashed: sorted, without spaces."""
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _digest(document: dict[str, object]) -> str:
-    return hashlib.sha256(_canonical(document)).hexdigest()
-
-
-def _render(document: dict[str, object]) -> bytes:
-    return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _read_document(path: Path) -> dict[str, object]:
-    try:
-        data = path.read_bytes()
-        document = json.loads(data)
-    except FileNotFoundError as error:
-        raise BundleError(f"{path.parent} is not a bundle: it has no {MANIFEST}. `cvpo export` writes one.") from error
-    except OSError as error:
-        raise BundleError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not valid JSON (cut short or altered): {error}. Export again.") from error
-    if not isinstance(document, dict) or not _all_finite(document):
-        raise BundleError(f"{path} is not a manifest. Export again.")
-    if data != _render(document):  # the digest covers the values; this covers the bytes between them
-        raise BundleError(f"{path} is not as it was written: it was changed after export. Export again.")
-    return document
-
-
-def _all_finite(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(_all_finite(item) for item in value.values())
-    if isinstance(value, list):
-        return all(_all_finite(item) for item in value)
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _read_verified(path: Path, entry: FileEntry) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"Cannot read {path}: {error.strerror}. Export the bundle again.") from error
-    if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise BundleError(
-            f"{path.name} does not match its SHA-256 in {MANIFEST} ({path.parent}). "
-            "The file was changed or cut short after export. Export again; this version stays unserved."
-        )
-    return data

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cvpo.bundle import (
     CRITIC_GRAPH,
+    GOLDEN,
     MANIFEST,
     MODEL_CARD,
     POLICY_GRAPH,
@@ -18,23 +19,22 @@ from cvpo.bundle import (
     Constraint,
     Manifest,
     read_bundle,
+    storage,
     write_bundle,
 )
 from cvpo.errors import BundleError
-from tests.serve.bundles import calibration, manifest
+from tests.serve.bundles import calibration, critic_graph, golden, manifest, policy_graph
 
-# Short contents, so that a property test reaches every byte often.
-CONTENTS = {POLICY_GRAPH: b"\x08\x08policy", CRITIC_GRAPH: b"\x08\x08critic", MODEL_CARD: "# Kärtchen\n".encode()}
-FILES = (MANIFEST, *CONTENTS)
+FILES = (MANIFEST, POLICY_GRAPH, CRITIC_GRAPH, MODEL_CARD, GOLDEN)
+GRAPHS = policy_graph(), critic_graph()
+CARD = "# Kärtchen\n"
+REQUEST = golden()
 
 
 def write(path: Path, document: Manifest | None = None) -> Path:
+    policy, critic = GRAPHS
     return write_bundle(
-        path,
-        document or manifest(),
-        policy_graph=CONTENTS[POLICY_GRAPH],
-        critic_graph=CONTENTS[CRITIC_GRAPH],
-        model_card=CONTENTS[MODEL_CARD].decode(),
+        path, document or manifest(), policy_graph=policy, critic_graph=critic, model_card=CARD, golden=REQUEST
     )
 
 
@@ -43,10 +43,8 @@ def rewrite_manifest(path: Path, **changes: object) -> None:
     document = json.loads((path / MANIFEST).read_text())
     del document["digest"]
     document.update(changes)
-    from cvpo import bundle
-
-    document["digest"] = bundle._digest(document)
-    (path / MANIFEST).write_bytes(bundle._render(document))
+    document["digest"] = storage._digest(document)
+    (path / MANIFEST).write_bytes(storage._render(document))
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -74,9 +72,9 @@ def test_what_is_read_is_what_was_written(document: Manifest, tmp_path_factory: 
     path = write(tmp_path_factory.mktemp("bundles") / "bundle", document)
     bundle = read_bundle(path)
     assert bundle.manifest.model_copy(update={"files": {}}) == document
-    assert bundle.policy_graph == CONTENTS[POLICY_GRAPH]
-    assert bundle.critic_graph == CONTENTS[CRITIC_GRAPH]
-    assert bundle.model_card.encode() == CONTENTS[MODEL_CARD]
+    assert (bundle.policy_graph, bundle.critic_graph, bundle.model_card) == (*GRAPHS, CARD)
+    assert bundle.golden.render() == REQUEST.render()
+    assert not bundle.signed
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +141,13 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
         read_bundle(tmp_path)
 
 
-def test_another_schema_version_is_refused_by_its_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "says"), [(1, "Export the bundle again"), (3, "Use a later cvpo"), ("2", "Export"), (None, "Export")]
+)
+def test_another_schema_version_is_refused_by_its_number(tmp_path: Path, version: object, says: str) -> None:
     path = write(tmp_path / "bundle")
-    rewrite_manifest(path, schema_version=2)
-    with pytest.raises(BundleError, match="schema_version 2"):
+    rewrite_manifest(path, schema_version=version)
+    with pytest.raises(BundleError, match=f"schema_version {version!r}; this cvpo reads 2. {says}"):
         read_bundle(path)
 
 

@@ -1,0 +1,56 @@
+"""The fixed interface of a bundle's graphs: type and axes of every input and output, by name."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from cvpo.bundle.onnxfile import BOOL, FLOAT, INT64
+
+POLICY_GRAPH = "policy.onnx"
+CRITIC_GRAPH = "critic.onnx"
+
+
+class Port(NamedTuple):
+    """An input or output. N situations and K candidates are free; O, A and C are sizes that the manifest states."""
+
+    type: int
+    axes: str
+
+
+PORTS: Mapping[str, Port] = {
+    "observation": Port(FLOAT, "NO"),
+    "noise": Port(FLOAT, "NKA"),
+    "steps_left": Port(INT64, "N"),
+    "cost_allowed": Port(FLOAT, "NC"),
+    "alarm_level": Port(FLOAT, "C"),
+    "action": Port(FLOAT, "NA"),
+    "chosen": Port(INT64, "N"),
+    "feasible": Port(BOOL, "N"),
+    "reward_value": Port(FLOAT, "N"),
+    "cost_value": Port(FLOAT, "NC"),
+    "cost_to_go": Port(FLOAT, "NC"),
+    "cost_upper": Port(FLOAT, "NC"),
+    "violation_probability": Port(FLOAT, "NC"),
+    "violation": Port(BOOL, "NC"),
+    "shift_score": Port(FLOAT, "N"),
+}
+
+_SITUATION = ("steps_left", "cost_allowed", "alarm_level")
+_PREDICTED = (
+    "reward_value",
+    "cost_value",
+    "cost_to_go",
+    "cost_upper",
+    "violation_probability",
+    "violation",
+    "shift_score",
+)
+
+# Names of inputs and outputs, in the order of `cvpo.served`.
+INPUTS: Mapping[str, tuple[str, ...]] = {
+    POLICY_GRAPH: ("observation", "noise", *_SITUATION),
+    CRITIC_GRAPH: ("observation", "action", *_SITUATION),
+}
+OUTPUTS: Mapping[str, tuple[str, ...]] = {
+    POLICY_GRAPH: ("action", "chosen", "feasible", *_PREDICTED),
+    CRITIC_GRAPH: _PREDICTED,
+}
