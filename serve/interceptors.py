@@ -94,6 +94,7 @@ class Registrar:
         self.names.append(service)
         wrapped = {method: self._wrap(method, handler) for method, handler in handlers.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+        self._server.add_registered_method_handlers(service, wrapped)  # does nothing before grpcio 1.84
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
         behavior = handler.stream_stream or handler.unary_unary
@@ -145,6 +146,8 @@ class Registrar:
             room.taken += 1
             try:
                 self._admit(room)
+                # Said apart: a handler that is interrupted in its first write could not end the stream with a status.
+                await context.send_initial_metadata(())
                 return await behavior(requests, context)
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED

@@ -12,6 +12,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from serve.acceptor import aio_server
 from serve.admin import AdminServicer
 from serve.control import ControlServicer
 from serve.errors import StartupError
@@ -153,8 +154,8 @@ async def start(settings: Settings) -> RunningServer:
 
 def _grpc_server(settings: Settings, metrics: Metrics, draining: asyncio.Event) -> tuple[grpc.aio.Server, Registrar]:
     """Return a server without a port, and what our services are added to."""
-    server = grpc.aio.server(
-        options=(
+    server = aio_server(
+        (
             ("grpc.so_reuseport", int(settings.share_port)),  # without leave, a second server on a port is an error
             ("grpc.max_receive_message_length", settings.max_message_bytes),
         )

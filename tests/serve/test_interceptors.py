@@ -53,7 +53,7 @@ class Waiting(PolicyServiceServicer):
 
 
 class Echoing(control_pb2_grpc.ControlServiceServicer):
-    """Answers each step by its number, step 13 with a crash and step 14 with an error."""
+    """Answers each step by its number, step 13 with a crash, 14 with an error, 15 with one in the middle of a write."""
 
     async def Control(  # noqa: N802
         self, requests: AsyncIterator[control_pb2.ControlRequest], context: Context
@@ -63,8 +63,16 @@ class Echoing(control_pb2_grpc.ControlServiceServicer):
                 raise RuntimeError("the secret of the house")
             if request.step.step == 14:
                 raise NotFoundError("There is no step 14.")
-            result = control_pb2.ControlResult(step=request.step.step)
-            await context.write(control_pb2.ControlResponse(result=result))
+            response = control_pb2.ControlResponse(result=control_pb2.ControlResult(step=request.step.step))
+            if request.step.step == 15:
+                task = asyncio.current_task()
+                assert task is not None
+                asyncio.get_running_loop().call_soon(task.cancel)
+                try:
+                    await context.write(response)
+                except asyncio.CancelledError:
+                    raise NotFoundError("There is no step 15.") from None
+            await context.write(response)
         await context.write(control_pb2.ControlResponse(opened={"session_id": request_id(context)}))
 
 
@@ -240,6 +248,13 @@ def test_a_stream_ends_with_the_status_of_its_error(fixture: Fixture) -> None:
         assert isinstance(info, error_details_pb2.RequestInfo)
         assert dict(caught.value.trailing_metadata() or ())["x-request-id"] == info.request_id
         assert fixture.count("Control", code.name) == 1
+
+
+def test_a_stream_whose_first_write_is_interrupted_ends_with_its_status(fixture: Fixture) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(fixture.control(iter([step(15)])))
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_a_stream_has_the_callers_request_id(fixture: Fixture) -> None:

@@ -1,0 +1,1 @@
+"""What goes wrong around a policy service, on purpose and counted."""
