@@ -81,7 +81,7 @@ class Dialer:
 @dataclass
 class _Record:
     works: bool = False  # it answered when it was asked last
-    failures: int = 0  # in a row
+    backoff_seconds: float = _SHORTEST_BACKOFF_SECONDS  # after its next failure
     wait_until: float = 0.0  # on the clock
 
 
@@ -145,8 +145,8 @@ class Addresses:
         with self._lock:
             record = self._records[address]
             record.works = False
-            longest = min(_SHORTEST_BACKOFF_SECONDS * 2.0**record.failures, _LONGEST_BACKOFF_SECONDS)
-            record.failures += 1
+            longest = record.backoff_seconds
+            record.backoff_seconds = min(2 * longest, _LONGEST_BACKOFF_SECONDS)
             backoff = longest * (0.5 + 0.5 * self._draw())
             record.wait_until = self._clock() + max(backoff, retry_after_seconds or 0.0)
 

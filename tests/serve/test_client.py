@@ -111,9 +111,13 @@ def test_a_client_finds_a_server_that_comes_back(repository: Path, serve_process
 
 
 ROBOT = """
+import asyncio
 import sys
+from serve.aio import AsyncPolicyClient
 from serve.client import PolicyClient
+from serve.episode import run_episode
 from serve.errors import InvalidRequestError
+from serve.watchdog import Watchdog
 for absent in ("torch", "gymnasium", "scipy", "onnx", "onnxruntime", "pydantic", "typer", "prometheus_client"):
     try:
         __import__(absent)
@@ -128,6 +132,17 @@ with PolicyClient(sys.argv[1], timeout_seconds=30) as policy:
         policy.act([1, 2])
     except InvalidRequestError as error:
         print(error.field)
+    with policy.control(watchdog=Watchdog(timeout_seconds=30)) as session:
+        print(session.step([1, 2, -1], cost=[0, 0]).source.name)
+
+
+async def drive():
+    async with AsyncPolicyClient(sys.argv[1], timeout_seconds=30) as twin:
+        async with await twin.control(watchdog=Watchdog(timeout_seconds=30)) as session:
+            print((await session.step([1, 2, -1], cost=[0, 0])).action.tolist())
+
+
+asyncio.run(drive())
 """
 
 
@@ -151,7 +166,10 @@ def test_the_bare_wheel_is_enough_for_a_robot(
         [python, "-c", ROBOT, server.address], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert run.stderr == ""
-    assert run.stdout.splitlines() == ["[0.25, -2.0]", "False", "goal", "situations[0].observation"]
+    assert run.stdout.splitlines() == [
+        *("[0.25, -2.0]", "False", "goal", "situations[0].observation"),
+        *("POLICY", "[0.25, -2.0]"),
+    ]
     run = subprocess.run([python, "-m", "serve", "bundles"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     (said,) = run.stderr.splitlines()
