@@ -4,6 +4,7 @@ Decoding a request checks everything that can be checked without the policy's gr
 what cannot be put into a message. Paths of fields are those of the proto, such as `situations[0].observation[3]`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -126,20 +127,23 @@ def check_observation_space(observation: Floats, frame: Frame, path: str) -> Non
 def _decode_situations(messages: Sequence[pb.Situation], frame: Frame, limits: Limits, path: str) -> Situations:
     observation = np.empty((len(messages), frame.observation_size), np.float32)
     steps_left = np.empty(len(messages), np.int64)
+    total = 0.0
     for i, message in enumerate(messages):
         if len(message.observation) != frame.observation_size:
             raise InvalidRequestError(
                 f"{path.format(i)}.observation",
                 f"has {len(message.observation)} values; the policy's observation has {frame.observation_size}",
             )
-        observation[i] = message.observation[:]  # a list: numpy reads it faster than the container
+        values = message.observation[:]  # a list: numpy reads it faster than the container
+        observation[i] = values
+        total += sum(values)
         steps = message.steps_left if message.HasField("steps_left") else frame.window_steps
         if not 1 <= steps <= frame.horizon_steps:
             raise InvalidRequestError(
                 f"{path.format(i)}.steps_left", f"is {steps}; the policy's horizon is 1 to {frame.horizon_steps} steps"
             )
         steps_left[i] = steps
-    if not np.isfinite(observation).all():
+    if not math.isfinite(total):  # a sum of float32 in Python's floats does not overflow
         i, j = _first(~np.isfinite(observation))
         raise InvalidRequestError(f"{path.format(i)}.observation[{j}]", f"is {observation[i, j]}; it must be finite")
     if limits.strict_observations:
@@ -276,23 +280,24 @@ def in_range(name: str, value: int, largest: int) -> int:
 # --- answers -------------------------------------------------------------------------------------------------------
 
 
+# Answers are written into messages that are already part of the answer: one that is made apart is copied when it is
+# put into another, which costs more than all the rest.
+
+
 def encode_act_response(result: ActResult) -> pb.ActResponse:
     """Return the message of an answer."""
-    rows = zip(
-        result.action.tolist(),
-        encode_predictions(result.prediction),
-        result.feasible.tolist(),
-        result.chosen.tolist(),
-        strict=True,
-    )
-    return pb.ActResponse(
-        policy=encode_served(result.policy),
-        results=[
-            pb.ActResult(action=action, prediction=prediction, feasible=feasible, chosen=chosen)
-            for action, prediction, feasible, chosen in rows
-        ],
-        compute_time=encode_duration(result.compute_seconds),
-    )
+    message = pb.ActResponse()
+    fill_served(message.policy, result.policy)
+    fill_duration(message.compute_time, result.compute_seconds)
+    for action, feasible, chosen in zip(
+        result.action.tolist(), result.feasible.tolist(), result.chosen.tolist(), strict=True
+    ):
+        row = message.results.add()
+        row.action.extend(action)
+        row.feasible = feasible
+        row.chosen = chosen
+    fill_predictions([row.prediction for row in message.results], result.prediction)
+    return message
 
 
 def decode_act_response(message: pb.ActResponse) -> ActResult:
@@ -309,11 +314,11 @@ def decode_act_response(message: pb.ActResponse) -> ActResult:
 
 def encode_evaluate_response(result: EvaluateActionResult) -> pb.EvaluateActionResponse:
     """Return the message of a judgement."""
-    return pb.EvaluateActionResponse(
-        policy=encode_served(result.policy),
-        predictions=encode_predictions(result.prediction),
-        compute_time=encode_duration(result.compute_seconds),
-    )
+    message = pb.EvaluateActionResponse()
+    fill_served(message.policy, result.policy)
+    fill_duration(message.compute_time, result.compute_seconds)
+    fill_predictions([message.predictions.add() for _ in result.prediction.steps_left], result.prediction)
+    return message
 
 
 def decode_evaluate_response(message: pb.EvaluateActionResponse) -> EvaluateActionResult:
@@ -325,56 +330,41 @@ def decode_evaluate_response(message: pb.EvaluateActionResponse) -> EvaluateActi
     )
 
 
-def encode_predictions(prediction: Prediction) -> list[pb.Prediction]:
-    """Return one message per situation."""
+def fill_predictions(messages: Sequence[pb.Prediction], prediction: Prediction) -> None:
+    """Write the predictions of N situations into as many empty messages."""
     alarm_level = prediction.alarm_level.tolist()
-    per_constraint = zip(
-        prediction.cost_value.tolist(),
-        prediction.cost_to_go.tolist(),
-        prediction.cost_upper.tolist(),
-        prediction.violation_probability.tolist(),
-        prediction.violation.tolist(),
-        prediction.cost_allowed.tolist(),
-        strict=True,
-    )
-    constraints = [
-        [
-            pb.ConstraintPrediction(
-                name=name,
-                cost_value=cost_value,
-                cost_to_go=cost_to_go,
-                cost_upper=cost_upper,
-                violation_probability=probability,
-                violation=violation,
-                cost_allowed=allowed,
-                alarm_level=level,
-            )
-            for name, cost_value, cost_to_go, cost_upper, probability, violation, allowed, level in zip(
-                prediction.constraints, *row, alarm_level, strict=True
-            )
-        ]
-        for row in per_constraint
-    ]
     rows = zip(
-        constraints,
-        prediction.flagged.tolist(),
+        messages,
+        prediction.violation.tolist(),
         prediction.steps_left.tolist(),
         prediction.calibration_status.tolist(),
         prediction.reward_value.tolist(),
         prediction.shift_score.tolist(),
+        prediction.cost_value.tolist(),
+        prediction.cost_to_go.tolist(),
+        prediction.cost_upper.tolist(),
+        prediction.violation_probability.tolist(),
+        prediction.cost_allowed.tolist(),
         strict=True,
     )
-    return [
-        pb.Prediction(
-            constraints=of_row,
-            violation=flagged,
-            steps_left=steps_left,
-            calibration_status=status,
-            reward_value=reward_value,
-            shift_score=shift_score,
-        )
-        for of_row, flagged, steps_left, status, reward_value, shift_score in rows
-    ]
+    for message, violation, steps_left, status, reward_value, shift_score, *costs in rows:
+        message.violation = any(violation)
+        message.steps_left = steps_left
+        message.calibration_status = status
+        message.reward_value = reward_value
+        message.shift_score = shift_score
+        for name, flag, level, cost_value, cost_to_go, cost_upper, probability, allowed in zip(
+            prediction.constraints, violation, alarm_level, *costs, strict=True
+        ):
+            constraint = message.constraints.add()
+            constraint.name = name
+            constraint.cost_value = cost_value
+            constraint.cost_to_go = cost_to_go
+            constraint.cost_upper = cost_upper
+            constraint.violation_probability = probability
+            constraint.violation = flag
+            constraint.cost_allowed = allowed
+            constraint.alarm_level = level
 
 
 def decode_predictions(messages: Sequence[pb.Prediction]) -> Prediction:
@@ -410,7 +400,6 @@ def decode_predictions(messages: Sequence[pb.Prediction]) -> Prediction:
 def encode_description(description: PolicyDescription) -> pb.PolicyDescription:
     """Return the message of a policy's description."""
     message = pb.PolicyDescription(
-        policy=encode_served(description.policy),
         observation=_encode_space(description.observation),
         action=_encode_space(description.action),
         constraints=[
@@ -430,8 +419,9 @@ def encode_description(description: PolicyDescription) -> pb.PolicyDescription:
         versions=description.versions,
         shift_threshold=description.shift_threshold,
     )
+    fill_served(message.policy, description.policy)
     if description.control_period_seconds is not None:
-        message.control_period.CopyFrom(encode_duration(description.control_period_seconds))
+        fill_duration(message.control_period, description.control_period_seconds)
     calibration = description.calibration
     if calibration is not None:
         message.calibration.CopyFrom(
@@ -478,9 +468,11 @@ def decode_description(message: pb.PolicyDescription) -> PolicyDescription:
     )
 
 
-def encode_served(policy: ServedPolicy) -> pb.ServedPolicy:
-    """Return the message that names who answered."""
-    return pb.ServedPolicy(name=policy.name, version=policy.version, fingerprint=policy.fingerprint)
+def fill_served(message: pb.ServedPolicy, policy: ServedPolicy) -> None:
+    """Write who answered."""
+    message.name = policy.name
+    message.version = policy.version
+    message.fingerprint = policy.fingerprint
 
 
 def decode_served(message: pb.ServedPolicy) -> ServedPolicy:
@@ -496,10 +488,9 @@ def _decode_space(message: pb.Space) -> Space:
     return Space(tuple(message.names), tuple(message.low), tuple(message.high))
 
 
-def encode_duration(seconds: float) -> Duration:
-    """Return the message of a time span."""
-    whole, nanos = divmod(round(seconds * 1e9), 1_000_000_000)
-    return Duration(seconds=whole, nanos=nanos)
+def fill_duration(message: Duration, seconds: float) -> None:
+    """Write a time span."""
+    message.seconds, message.nanos = divmod(round(seconds * 1e9), 1_000_000_000)
 
 
 def decode_duration(duration: Duration) -> float:

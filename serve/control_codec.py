@@ -18,10 +18,10 @@ from serve.codec import (
     decode_mode,
     decode_predictions,
     decode_served,
-    encode_duration,
     encode_mode,
-    encode_predictions,
-    encode_served,
+    fill_duration,
+    fill_predictions,
+    fill_served,
     in_range,
 )
 from serve.control_values import (
@@ -149,7 +149,7 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
             message.rolling_window_steps = in_range("rolling window", steps, UINT32_MAX)
     encode_mode(message, opening.mode)
     if opening.max_age_seconds is not None:
-        message.max_age.CopyFrom(encode_duration(opening.max_age_seconds))
+        fill_duration(message.max_age, opening.max_age_seconds)
     fallback = opening.fallback
     message.fallback.reasons.extend(map(_encode_reason, sorted(fallback.reasons)))
     message.fallback.recovery_steps = in_range("recovery_steps", fallback.recovery_steps, UINT32_MAX)
@@ -187,17 +187,16 @@ def _encode_reason(reason: FallbackReason) -> pb.FallbackReason:
 
 def encode_opened(opened: SessionOpened) -> pb.ControlResponse:
     """Return the answer to an opening."""
-    return pb.ControlResponse(
-        opened=pb.SessionOpened(
-            session_id=opened.session_id,
-            policy=encode_served(opened.policy),
-            cost_budget=opened.cost_budget,
-            extent_steps=opened.extent_steps,
-            next_step=opened.next_step,
-            idle_timeout=encode_duration(opened.idle_timeout_seconds),
-            state=opened.state,
-        )
-    )
+    response = pb.ControlResponse()
+    message = response.opened
+    message.session_id = opened.session_id
+    fill_served(message.policy, opened.policy)
+    message.cost_budget.extend(opened.cost_budget)
+    message.extent_steps = opened.extent_steps
+    message.next_step = opened.next_step
+    fill_duration(message.idle_timeout, opened.idle_timeout_seconds)
+    message.state = opened.state
+    return response
 
 
 def decode_opened(message: pb.SessionOpened) -> SessionOpened:
@@ -216,36 +215,36 @@ def decode_opened(message: pb.SessionOpened) -> SessionOpened:
 def encode_result(result: StepResult, sent_at: Timestamp | None = None) -> pb.ControlResponse:
     """Return the answer to a step that was sent at a time of the robot's clock."""
     account, taken, timing = result.account, result.fallback, result.timing
-    fallback = None
+    response = pb.ControlResponse()
+    message = response.result
+    message.step = result.step
+    message.action.extend(result.action[0].tolist())
+    if result.prediction is not None:
+        fill_predictions([message.prediction], result.prediction)
+    message.feasible = result.feasible
+    message.chosen = result.chosen
     if taken is not None:
-        backup = None if taken.backup is None else encode_served(taken.backup)
-        fallback = pb.FallbackTaken(reason=_encode_reason(taken.reason), steps=taken.steps, backup=backup)
-    prediction = None if result.prediction is None else encode_predictions(result.prediction)[0]
-    return pb.ControlResponse(
-        result=pb.ControlResult(
-            step=result.step,
-            action=result.action[0].tolist(),
-            prediction=prediction,
-            feasible=result.feasible,
-            chosen=result.chosen,
-            fallback=fallback,
-            budgets=[
-                pb.Budget(name=name, spent=spent, left=left, exhausted=exhausted)
-                for name, spent, left, exhausted in zip(
-                    result.constraints, account.spent, account.left, account.exhausted, strict=True
-                )
-            ],
-            steps_left=account.steps_left,
-            policy=encode_served(result.policy),
-            timing=pb.StepTiming(
-                queued=encode_duration(timing.queued_seconds),
-                checked=encode_duration(timing.checked_seconds),
-                computed=encode_duration(timing.computed_seconds),
-            ),
-            sent_at=sent_at,
-            state=result.state,
-        )
-    )
+        message.fallback.reason = _encode_reason(taken.reason)
+        message.fallback.steps = taken.steps
+        if taken.backup is not None:
+            fill_served(message.fallback.backup, taken.backup)
+    for name, spent, left, exhausted in zip(
+        result.constraints, account.spent, account.left, account.exhausted, strict=True
+    ):
+        budget = message.budgets.add()
+        budget.name = name
+        budget.spent = spent
+        budget.left = left
+        budget.exhausted = exhausted
+    message.steps_left = account.steps_left
+    fill_served(message.policy, result.policy)
+    fill_duration(message.timing.queued, timing.queued_seconds)
+    fill_duration(message.timing.checked, timing.checked_seconds)
+    fill_duration(message.timing.computed, timing.computed_seconds)
+    if sent_at is not None:
+        message.sent_at.CopyFrom(sent_at)
+    message.state = result.state
+    return response
 
 
 def decode_result(message: pb.ControlResult) -> StepResult:

@@ -1,18 +1,16 @@
-"""One loaded bundle: ONNX Runtime sessions, checked against the manifest and warm; acts and judges on arrays."""
+"""One loaded bundle: its graphs, checked against the manifest and warm; acts and judges on arrays."""
 
 import itertools
-import os
+import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cvpo.bundle import CRITIC_GRAPH, OUTPUTS, POLICY_GRAPH, PORTS, Bundle, Manifest, Space
+from cvpo.bundle import CRITIC_GRAPH, POLICY_GRAPH, Bundle, Manifest, Space
 from cvpo.errors import BundleError
 from serve.errors import InternalError, RefusedBundleError
+from serve.graph import Arrays, Graph
 from serve.values import (
     ActResult,
     Bools,
@@ -30,31 +28,10 @@ from serve.values import (
     Situations,
 )
 
-# Since 1.29 the import itself starts an upload thread and writes into the user's cache folder, unless this is set.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime as ort
-
-Arrays = dict[str, NDArray[Any]]  # by name of input or output
+_FINITE = ("reward_value", "cost_value", "cost_to_go", "violation_probability", "shift_score")
 
 # Bounds are float64 in the manifest and float32 in the graph: this share of the range is rounding, more is an error.
 _ROUNDING = 1e-5
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """One graph; `read_bundle` has checked its interface."""
-
-    session: ort.InferenceSession
-    outputs: Mapping[str, tuple[int, ...]]  # name to shape without the axis N
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
-        count = len(inputs["observation"])
-        values: Arrays = dict(zip(self.outputs, self.session.run(list(self.outputs), inputs), strict=True))
-        for name, shape in self.outputs.items():
-            if values[name].shape != (count, *shape):
-                raise InternalError(f"The graph gave {name} of shape {values[name].shape} for {count} situations.")
-        return values
 
 
 @dataclass(frozen=True)
@@ -64,8 +41,8 @@ class PolicyRuntime:
     manifest: Manifest
     served: ServedPolicy
     frame: Frame
-    _policy: _Graph
-    _critic: _Graph
+    _policy: Graph
+    _critic: Graph
     _calibrated: frozenset[tuple[str, int]]  # mode and number of candidates
     _constraints: tuple[str, ...]
     _alarm_level: Floats
@@ -119,10 +96,10 @@ class PolicyRuntime:
 
     def _predict(self, out: Arrays, situations: Situations, status: CalibrationStatus) -> Prediction:
         """Check a graph's predictions and say how far they can be trusted: NONE before SHIFTED before `status`."""
-        finite = [out[name] for name in ("reward_value", "cost_value", "cost_to_go", "violation_probability")]
-        if not np.isfinite(np.concatenate([*(a.ravel() for a in finite), out["shift_score"]])).all():
+        # Sums of float32 in Python's floats cannot overflow, so they are finite where every value is.
+        if not math.isfinite(sum(sum(out[name].ravel().tolist()) for name in _FINITE)):
             raise InternalError("The policy predicted a value that is not finite.")
-        if np.isnan(out["cost_upper"]).any():  # infinity is an honest bound
+        if any(map(math.isnan, out["cost_upper"].ravel().tolist())):  # infinity is an honest bound
             raise InternalError("The policy predicted a bound that is not a number.")
         violation: Bools = out["violation"]
         statuses: Integers = np.full(len(violation), status, np.int64)
@@ -151,10 +128,11 @@ class PolicyRuntime:
 
     def _bounded(self, action: Floats) -> Floats:
         low, high = self.frame.action_low, self.frame.action_high
-        rounding = _ROUNDING * (high - low)
         bounded: Floats = np.minimum(np.maximum(action, low), high)
-        if not (abs(action - bounded) <= rounding).all():  # False for NaN
-            raise InternalError("The policy chose an action that is not finite or outside its bounds.")
+        if bounded.tolist() != action.tolist():  # True for NaN; quicker than numpy where the action is small
+            rounding = _ROUNDING * (high - low)
+            if not (abs(action - bounded) <= rounding).all():  # False for NaN
+                raise InternalError("The policy chose an action that is not finite or outside its bounds.")
         return bounded
 
 
@@ -223,18 +201,8 @@ def _bounds(space: Space) -> tuple[Floats, Floats] | None:
     return low, np.array([np.inf if bound is None else bound for bound in space.high], np.float32)
 
 
-def _load_graph(bundle: Bundle, name: str) -> _Graph:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # a small network gains nothing from more, and spinning threads cost the tail
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(bundle.graph(name), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own errors have no common parent
-        raise RefusedBundleError(f"{name} cannot be loaded: {str(error).splitlines()[0]} Export it again.") from error
-    sizes = bundle.manifest.sizes
-    graph = _Graph(session, {output: tuple(sizes[axis] for axis in PORTS[output].axes[1:]) for output in OUTPUTS[name]})
+def _load_graph(bundle: Bundle, name: str) -> Graph:
+    graph = Graph(name, bundle.graph(name), bundle.manifest.sizes)
     try:
         found = graph.run(bundle.golden.inputs[name])
         bundle.golden.check(name, found, bundle.manifest.golden_tolerance)

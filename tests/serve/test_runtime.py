@@ -232,3 +232,21 @@ def test_an_observation_outside_its_space_is_answered_and_marked_as_shifted(tmp_
     assert result.prediction.calibration_status.tolist() == [CALIBRATED, CALIBRATED, SHIFTED, SHIFTED]
     assert result.prediction.violation[2:].all()
     assert not result.feasible[2:].any()
+
+
+def test_an_answer_stays_as_it_is_when_the_next_is_given(runtime: PolicyRuntime) -> None:
+    result = runtime.act(situations([1, 2, -1]), Deterministic())
+    runtime.act(situations([0, 0, 0], allowed=(np.inf, np.inf)), Deterministic())
+    assert result.action.tolist() == [[0.25, -2.0]]
+    assert result.prediction.cost_upper.tolist() == [[6.0, 21.0]]
+    assert result.prediction.violation.tolist() == [[False, True]]
+
+
+def test_two_threads_at_once_get_what_one_gets(runtime: PolicyRuntime) -> None:
+    case = situations([1, 2, -1])
+    alone = runtime.act(case, Deterministic())
+    with runtime._policy._one._lock:  # as if another thread were in the middle of its answer
+        beside = runtime.act(case, Deterministic())
+    assert beside.action.tolist() == alone.action.tolist()
+    for name in ("reward_value", "cost_value", "cost_to_go", "cost_upper", "violation_probability", "violation"):
+        np.testing.assert_array_equal(getattr(beside.prediction, name), getattr(alone.prediction, name), err_msg=name)
