@@ -1,6 +1,7 @@
 """serving.json: what it may say, that it is whole or not there, and what a rollback goes back to."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ def test_a_person_may_write_no_more_than_is_meant(tmp_path: Path) -> None:
     assert read_plan(path) == ServingPlan(pinned=3)
     path.write_text('{"canary": {"version": 4, "share": 1}}')
     assert read_plan(path) == ServingPlan(canary=Canary(version=4, share=1.0))
+
+
+def test_the_document_shows_a_plan(tmp_path: Path) -> None:
+    document = Path(__file__).resolve().parents[2] / "docs" / "versions.md"
+    (example,) = re.findall(r"```json\n(.*?)```", document.read_text(), re.DOTALL)
+    (tmp_path / PLAN).write_text(example)
+    assert read_plan(tmp_path / PLAN) == ServingPlan(pinned=6, canary=Canary(version=7, share=0.1), shadow=8)
 
 
 def test_no_file_asks_for_nothing(tmp_path: Path) -> None:
