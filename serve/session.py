@@ -134,7 +134,7 @@ class Session:
         observation, cost_total = self._check(step)
         max_age = self._max_age_seconds
         if max_age is not None and queued_seconds > max_age:
-            self._advance(cost_total, self._progress)
+            self._count(cost_total)
             raise DeadlineExceededError(
                 f"Step {step.number} waited {queued_seconds * 1e3:.1f} ms; the session allows {max_age * 1e3:g} ms."
             )
@@ -147,14 +147,14 @@ class Session:
         computed = time.perf_counter()
         policy = self.policy.served
         self._advance(
-            cost_total,
-            replace(
-                progress,
+            Progress(
                 version=policy.version,
                 backup_version=self._pilot.backup_version,
+                next_step=progress.next_step + 1,
+                cost_total=cost_total,
                 authority=decision.authority,
                 last_action=decision.action,
-            ),
+            )
         )
         return StepResult(
             step=step.number,
@@ -177,7 +177,7 @@ class Session:
             InvalidRequestError, HorizonError: as for step.
         """
         _, cost_total = self._check(step)
-        self._advance(cost_total, self._progress)
+        self._count(cost_total)
 
     def _check(self, step: Step) -> tuple[Floats, Costs]:
         """Return the observation [1, O] and the total."""
@@ -229,9 +229,13 @@ class Session:
         then = self._history.cost_total_then(step, cost_total)
         return rolling_account(terms.cost_budget, terms.steps_ahead, cost_total, then)
 
-    def _advance(self, cost_total: Costs, progress: Progress) -> None:
-        self._history.add(self._progress.next_step, self._progress.cost_total, cost_total)
-        self._progress = replace(progress, next_step=self._progress.next_step + 1, cost_total=cost_total)
+    def _count(self, cost_total: Costs) -> None:
+        """Go on without an answer."""
+        self._advance(replace(self._progress, next_step=self._progress.next_step + 1, cost_total=cost_total))
+
+    def _advance(self, progress: Progress) -> None:
+        self._history.add(self._progress.next_step, self._progress.cost_total, progress.cost_total)
+        self._progress = progress
 
     def _state(self) -> bytes:
         return self._seal.seal(self._packer.pack(self._progress, self._history.packed))
