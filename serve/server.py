@@ -209,6 +209,8 @@ async def _run(settings: Settings) -> int:
 def _seal(settings: Settings) -> StateSeal:
     """Return what the states of sessions are sealed with."""
     path = settings.session_key_file
+    if settings.share_port and path is None:
+        log(logger, logging.WARNING, "sessions end with their process: its port is shared, but no --session-key-file")
     try:
         key = os.urandom(32) if path is None else path.read_bytes()
         return StateSeal(key, settings.session_idle_seconds)

@@ -197,9 +197,8 @@ class Session:
                 "step.observation", f"has {len(values)} values; the policy's observation has {size}"
             )
         observation = np.array([values], np.float32)
-        finite = np.isfinite(observation[0])
-        if not finite.all():
-            index = int(finite.argmin())
+        if not math.isfinite(sum(observation[0].tolist())):  # in Python's floats it cannot overflow
+            index = int(np.isfinite(observation[0]).argmin())
             raise InvalidRequestError(f"step.observation[{index}]", f"is {observation[0, index]}; it must be finite")
         if self._strict_observations:
             check_observation_space(observation, self.policy.frame, "step.observation")

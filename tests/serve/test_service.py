@@ -326,7 +326,7 @@ def test_reflection_lists_the_service_and_describes_its_messages(server: ServerT
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         listed, described = stub.ServerReflectionInfo(iter(requests), timeout=30)
     names = {service.name for service in listed.list_services_response.service}
-    assert {"cvpo.v1.PolicyService", "grpc.health.v1.Health"} <= names
+    assert {"cvpo.v1.PolicyService", "cvpo.v1.ControlService", "grpc.health.v1.Health"} <= names
     assert described.file_descriptor_response.file_descriptor_proto
 
 
