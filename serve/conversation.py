@@ -149,6 +149,7 @@ class Conversation:
         self._clock = clock
         self._state = b""
         self._next_step = 0  # the one after the state
+        self._action_size = len(description.action.names)
         self._cost_total = np.zeros(len(description.constraints))
         self._last: ControlAnswer | None = None  # what stands for the last answer of a server
         self._refusals: dict[str, PolicyServiceError] = {}  # by address, since a server went on with the session
@@ -314,13 +315,25 @@ class Conversation:
 
     def _result(self, leg: _Leg, message: pb.ControlResult) -> ControlAnswer | None:
         self._state, self._next_step = message.state, message.step + 1
-        answer = answer_of(decode_result(message), self._clock() - self._began)
+        late = self._in_flight is None or message.step != leg.sent
+        try:
+            answer = answer_of(decode_result(message), self._clock() - self._began)
+        except (ValueError, IndexError) as error:
+            return None if late else self._unreadable(leg, str(error))
         self._last = answer
-        if self._in_flight is None or message.step != leg.sent:
-            return None  # too late
+        if late:
+            return None
+        if len(answer.action) != self._action_size or not np.isfinite(answer.action).all():
+            return self._unreadable(leg, f"its action is {answer.action}")
         self._in_flight = None
         self._stand_in.answered(answer.action)
         return answer
+
+    def _unreadable(self, leg: _Leg, why: str) -> ControlAnswer:
+        return self._substitute(
+            WatchdogReason.REFUSED,
+            f"The answer of {leg.stream.address} cannot be used, as that of a server of another release may be: {why}.",
+        )
 
     def _refused(self, leg: _Leg, message: pb.StepError) -> ControlAnswer | None:
         if message.step != leg.sent:

@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +165,7 @@ def test_a_restart_without_a_shared_key_is_the_end_of_a_session_and_says_so(
     repository: Path, serve_process: Serve
 ) -> None:
     first = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0")
+    before = set(threading.enumerate())
     with (
         PolicyClient(first.address, timeout_seconds=PATIENCE_SECONDS) as client,
         client.control(watchdog=Watchdog(timeout_seconds=0.5)) as session,
@@ -174,6 +177,10 @@ def test_a_restart_without_a_shared_key_is_the_end_of_a_session_and_says_so(
                 break
         assert taken is not None
         assert "--session-key-file" in taken.message
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not set(threading.enumerate()) <= before:
+        assert time.monotonic() < deadline, threading.enumerate()
+        time.sleep(0.01)
 
 
 # --- stopped -------------------------------------------------------------------------------------------------------

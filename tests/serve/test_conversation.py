@@ -192,6 +192,42 @@ def test_a_refusal_counts_until_a_server_goes_on_with_the_session(description: P
     assert robot.conversation.lost is refused
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pb.ControlResult(action=[0.1]),
+        pb.ControlResult(action=[0.1, float("nan")]),
+        pb.ControlResult(action=[0.1, 0.0], fallback=pb.FallbackTaken(reason=99)),  # type: ignore[arg-type]
+        pb.ControlResult(action=[0.1, 0.0], prediction=policy_pb2.Prediction()),
+        pb.ControlResult(),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_never_handed_to_the_robot(
+    description: PolicyDescription, wrong: pb.ControlResult
+) -> None:
+    robot = Robot(description)
+    robot.begin()
+    answer = robot.receive(robot.stream, result=wrong)
+    assert answer is not None
+    assert answer.watchdog is not None
+    assert answer.watchdog.reason is WatchdogReason.REFUSED
+    assert "another release" in answer.watchdog.message
+    assert answer.action.tolist() == [0.0, 0.0]
+    robot.begin()
+    assert robot.stream.sent[-1].step.step == 1
+    assert robot.receive(robot.stream, result=wrong) is None  # of step 0 again: of no step in flight
+    assert robot.answer(robot.stream, 1, 0.5) is not None
+
+
+def test_messages_that_answer_nothing_are_passed_over(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    robot.begin()
+    assert robot.receive(robot.stream) is None
+    assert robot.receive(robot.stream, notice=pb.Notice(kind=pb.NOTICE_KIND_VERSION_CHANGED)) is None
+    assert robot.receive(robot.stream, error=pb.StepError(step=7)) is None
+    assert robot.answer(robot.stream, 0, 0.5) is not None
+
+
 def test_a_session_that_is_closed_takes_no_step(description: PolicyDescription) -> None:
     robot = Robot(description)
     robot.conversation.finish()
