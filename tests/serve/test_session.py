@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -52,6 +53,7 @@ from serve.errors import (
     SessionStateError,
 )
 from serve.gen.cvpo.v1 import control_pb2 as pb
+from serve.gen.cvpo.v1 import policy_pb2
 from serve.runtime import PolicyRuntime, load
 from serve.session import Session, open_session, resume_session
 from serve.state import StateSeal
@@ -668,3 +670,82 @@ def test_a_strict_session_refuses_what_is_outside_the_observation_space(served: 
     answered = take(begin(served, seal, opening), outside)
     assert answered.prediction is not None
     assert answered.prediction.calibration_status.tolist() == [CalibrationStatus.SHIFTED]
+
+
+# --- anything a robot may send -------------------------------------------------------------------------------------
+
+doubles = st.floats(width=64) | st.sampled_from([0.0, 1.0, 1e308, 5e-324, -0.0])
+singles = st.floats(width=32) | st.sampled_from([0.0, 0.5, 3.4e38, 1e-45])
+uint32s = st.integers(0, 2**32 - 1) | st.integers(0, 120)
+uint64s = st.integers(0, 2**64 - 1) | st.integers(0, 3)
+selectors = st.builds(
+    policy_pb2.PolicySelector,
+    name=st.sampled_from(["goal", "goal", "sure", "bare", "", "\x00", "ü" * 9]),
+    version=st.none() | uint64s,
+)
+any_openings = (
+    st.builds(
+        pb.OpenSession,
+        policy=selectors,
+        cost_budget=st.lists(doubles, max_size=3) | st.just([]),
+        max_age=st.none()
+        | st.builds(Duration, seconds=st.integers(-(2**63), 2**63 - 1), nanos=st.integers(-(2**31), 2**31 - 1)),
+        fallback=st.one_of(
+            st.none(),
+            st.builds(pb.Fallback, flagged=st.just(pb.FlaggedAction()), recovery_steps=uint32s),
+            st.builds(pb.Fallback, hold_last=st.just(pb.HoldLastAction()), recovery_steps=uint32s),
+            st.builds(pb.Fallback, least_unsafe=st.builds(pb.LeastUnsafeAction, candidates=uint32s)),
+            st.builds(pb.Fallback, constant=st.builds(pb.ConstantAction, action=st.lists(singles, max_size=3))),
+            st.builds(pb.Fallback, backup=st.builds(pb.BackupPolicy, policy=selectors)),
+        ),
+    )
+    | st.builds(
+        pb.OpenSession,
+        policy=st.just(policy_pb2.PolicySelector(name="goal")),
+        rolling_window_steps=st.integers(0, 101),
+        sampled=st.builds(policy_pb2.Sampled, seed=st.none() | uint64s),
+    )
+    | st.builds(
+        pb.OpenSession,
+        horizon_steps=uint32s,
+        shielded=st.builds(policy_pb2.Shielded, candidates=st.integers(0, 20), seed=st.none() | uint64s),
+    )
+)
+any_steps = st.lists(
+    st.builds(
+        pb.ControlStep,
+        step=st.integers(0, 4) | uint64s,
+        observation=st.lists(singles, min_size=3, max_size=3) | st.lists(singles, max_size=4),
+        cost_total=st.lists(doubles, min_size=2, max_size=2) | st.lists(doubles, max_size=3),
+    ),
+    max_size=5,
+)
+
+
+@hypothesis_settings(max_examples=300)
+@given(message=any_openings, messages=any_steps)
+def test_whatever_a_robot_sends_is_answered_or_refused_with_its_reason(
+    runtimes: dict[str, dict[int, PolicyRuntime]], message: pb.OpenSession, messages: list[pb.ControlStep]
+) -> None:
+    served, seal = Served(runtimes, {"goal": 1}), StateSeal(KEY, 60.0)
+    try:
+        session = open_session(decode_opening(message, Limits()), opening_digest(message), served, seal)
+    except (InvalidRequestError, NotFoundError, FingerprintError):
+        return
+    for index, step in enumerate(messages):
+        before = session.next_step
+        if index % 2:
+            step.step = before
+        try:
+            result = session.step(decode_step(step))
+        except (InvalidRequestError, HorizonError, InternalError):
+            assert session.next_step == before
+            continue
+        answer = encode_result(result).result
+        assert all(low <= value <= high for low, value, high in zip((-1, -2), answer.action, (1, 2), strict=True))
+        assert all(budget.left >= 0 and 0 <= budget.spent < INF for budget in answer.budgets)
+        assert all(
+            c.cost_allowed <= b.left for c, b in zip(answer.prediction.constraints, answer.budgets, strict=False)
+        )
+        resumed = resume_session(decode_opening(message, Limits()), opening_digest(message), result.state, served, seal)
+        assert resumed.next_step == session.next_step == before + 1
