@@ -10,10 +10,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from cvpo.bundle import read_bundle
+from serve.codec import Limits
+from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.plan import Canary, ServingPlan
 from serve.repository import Repository, Snapshot, follow
 from serve.runtime import PolicyRuntime, load
+from serve.service import PolicyServicer
 from serve.shadow import Shadow
+from serve.telemetry import Metrics
 from serve.values import ActResult, Deterministic, Mode, Sampled, Situations
 from tests.serve import bundles
 
@@ -38,6 +42,7 @@ class Compared:
     def __init__(self, versions: dict[int, PolicyRuntime], plan: ServingPlan) -> None:
         self.registry = CollectorRegistry()
         repository = Repository(Snapshot({"goal": follow(versions, plan, None)}))
+        self.repository = repository
         self.shadow = Shadow(repository, self.registry, lambda function, *arguments: function(*arguments))
 
     def value(self, name: str, **labels: str) -> float:
@@ -105,6 +110,19 @@ def test_it_draws_what_was_drawn(versions: dict[int, PolicyRuntime]) -> None:
     situations = asked((1, 2, -1))
     for seed in range(8):
         compared.shadow.compare(situations, Sampled(seed), answer(versions[1], situations, Sampled(seed)))
+    compared.wait("compared", 8)
+    assert compared.value("action_difference_sum") == 0
+    compared.shadow.close()
+
+
+def test_it_draws_what_was_drawn_for_a_request_without_a_seed(versions: dict[int, PolicyRuntime]) -> None:
+    same = {1: versions[1], 2: replace(versions[3], served=versions[2].served)}
+    compared = Compared(same, ServingPlan(pinned=1, shadow=2))
+    servicer = PolicyServicer(compared.repository, Limits(), Metrics(), compared.shadow)
+    for mode in ({"sampled": pb.Sampled()}, {"shielded": pb.Shielded(candidates=4)}):
+        request = pb.ActRequest(situations=[pb.Situation(observation=[1, 2, -1])], **mode)  # type: ignore[arg-type]
+        actions = {tuple(servicer.Act(request, None).results[0].action) for _ in range(4)}
+        assert len(actions) > 1  # each request has a draw of its own
     compared.wait("compared", 8)
     assert compared.value("action_difference_sum") == 0
     compared.shadow.close()
