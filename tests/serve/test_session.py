@@ -88,7 +88,8 @@ class Served:
 
 @pytest.fixture(scope="module")
 def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, PolicyRuntime]]:
-    """goal 1 and 2, which choose actions of opposite sign, goal 3 for another robot, and sure, which always answers."""
+    """goal 1 and 2, which choose actions of opposite sign, goal 3 for another robot, sure, which always answers, bare
+    without calibration, and short, whose horizon is 20 steps."""
     root: Path = tmp_path_factory.mktemp("bundles")
 
     def made(name: str, version: int, text: Callable[[str], str] = str, **fields: Any) -> PolicyRuntime:
@@ -102,6 +103,11 @@ def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Po
     def reversed_signs(text: str) -> str:
         return text.replace("0.5, 0.0, 0.0, -0.25, 0.25, 0.5", "-0.5, 0.0, 0.0, 0.25, -0.25, -0.5")
 
+    of_20_steps = bundles.manifest("short")
+    of_20_steps = of_20_steps.model_copy(
+        update={"constraints": tuple(c.model_copy(update={"horizon_steps": 20}) for c in of_20_steps.constraints)}
+    )
+    short = load(read_bundle(bundles.write(root / "short", of_20_steps)))
     return {
         "goal": {
             1: made("goal", 1),
@@ -110,6 +116,7 @@ def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Po
         },
         "sure": {5: made("sure", 5, lambda text: never_nan(reversed_signs(text)))},
         "bare": {1: made("bare", 1, calibration=None)},
+        "short": {1: short},
     }
 
 
@@ -408,6 +415,13 @@ def test_the_backup_policy_answers_for_itself(served: Served, seal: StateSeal) -
     assert recovering.prediction.calibration_status.tolist() == [CalibrationStatus.CALIBRATED]
 
 
+def test_a_backup_is_not_asked_about_more_steps_than_it_was_trained_for(served: Served, seal: StateSeal) -> None:
+    taken = take(begin(served, seal, with_fallback(BackupPolicy(PolicySelector("short")))), OUTSIDE)
+    assert taken.account.steps_left == 100
+    assert taken.prediction is not None
+    assert taken.prediction.steps_left.tolist() == [20]
+
+
 def test_the_least_unsafe_candidate_is_that_of_the_shielded_policy(served: Served, seal: StateSeal) -> None:
     opening = Opening(cost_budget=(4.0, 2.0), extent=Horizon(8), fallback=Fallback(LeastUnsafeAction(32)))
     taken = take(begin(served, seal, opening), GREEDY, (0.0, 0.0))
@@ -530,6 +544,31 @@ def comparable(result: StepResult) -> dict[str, object]:
     """All of an answer but the time it took and when its state was issued, every number by its bits."""
     message = encode_result(replace(result, timing=StepTiming(0, 0, 0), state=b"")).result
     return {"message": message.SerializeToString(deterministic=True)}
+
+
+@pytest.mark.parametrize("action", [LeastUnsafeAction(4), ConstantAction(), HoldLastAction(), BACKUP])
+def test_a_session_goes_on_from_each_of_its_answers(served: Served, seal: StateSeal, action: FallbackAction) -> None:
+    """Also in the middle of a fallback, of its recovery, and of a rolling window."""
+    opening = Opening(
+        PolicySelector("goal"),
+        cost_budget=(40.0, 40.0),
+        extent=RollingWindow(8),
+        mode=Sampled(3),
+        fallback=Fallback(action, recovery_steps=3),
+    )
+    observations = [CALM, OUTSIDE, CALM, GREEDY, GREEDY, CALM, GREEDY, OUTSIDE, OUTSIDE, CALM, CALM, CALM, GREEDY]
+    totals = [(0.5 * step, 0.1 * (step // 3)) for step in range(len(observations))]
+
+    def live(session: Session) -> list[StepResult]:
+        return [take(session, observations[step], totals[step]) for step in range(session.next_step, len(totals))]
+
+    undisturbed = live(begin(served, seal, opening))
+    reasons = [result.fallback and result.fallback.reason.name for result in undisturbed]
+    recovering = ["RECOVERING"] * 3
+    assert reasons == [None, "SHIFTED", *recovering, None, None, "SHIFTED", "SHIFTED", *recovering, None]
+    for cut, answer in enumerate(undisturbed[:-1], 1):
+        rest = live(begin(served, seal, opening, answer.state))
+        assert [comparable(result) for result in rest] == [comparable(result) for result in undisturbed[cut:]]
 
 
 observations = st.sampled_from([CALM, CALM, GREEDY, OUTSIDE, NONSENSE, (0.3, -0.1, 0.2)])
