@@ -1,0 +1,298 @@
+"""Versions come and go every second under load, and every answer is checked: `python -m benchmarks.serving_soak`.
+
+Robots ask without a pause, alone and in control streams, while a new version is put into the server's folder, served,
+put on trial, and the one before taken away. Each answer is compared, to the bit, with what the version that it names
+says in this process. Memory, open files and waiting times are told as well: those of requests during which a version
+was loaded, and of the others.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from benchmarks import errors
+from benchmarks.contestant import versions
+from benchmarks.errors import BenchmarkError
+from benchmarks.rounds import finish
+from benchmarks.serving.messages import NAME, OBSERVATIONS
+from benchmarks.serving.processes import python_server
+from benchmarks.serving.workload import write_workload
+from cvpo.bundle import POLICY_GRAPH, Bundle, read_bundle, write_bundle
+from serve.client import PolicyClient
+from serve.gen.cvpo.v1 import admin_pb2 as pb
+from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceStub
+from serve.graph import Graph
+from serve.runtime import load
+from serve.values import ActResult, Deterministic, Situations
+from serve.watchdog import Watchdog
+
+KINDS = 8  # sets of weights; version V has those of kind V % KINDS
+ASKED = 256  # different observations
+PATIENCE_SECONDS = 30.0
+
+
+def main() -> None:
+    """Run the soak."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving_soak",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--requests", type=int, default=1_000_000, help="answers to check [default: 1000000]")
+    parser.add_argument("--robots", type=int, default=4, help="half of them in control streams [default: 4]")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between two versions [default: 1]")
+    parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results as it is")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        headline, details = soak(Path(folder), arguments.requests, arguments.robots, arguments.every)
+    details["settings"] = {"requests": arguments.requests, "robots": arguments.robots, "every_s": arguments.every}
+    details["versions"] = versions(["grpcio", "onnxruntime", "numpy", "protobuf"])
+    finish("serving_soak", headline, details, save=not arguments.no_save)
+
+
+def soak(folder: Path, requests: int, robots: int, every_seconds: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run it in an empty folder; return the headline and the details."""
+    print("making bundles", file=sys.stderr, flush=True)
+    kinds = make_kinds(folder)
+    asked = np.random.default_rng(0).uniform(-1.0, 1.0, (ASKED, OBSERVATIONS)).astype(np.float32)
+    expected = [answers(kind, asked) for kind in kinds]
+    root = folder / "repository"
+    swaps = Swaps(root, kinds)
+    swaps.put(1)
+    server = python_server(
+        "cvpo", sys.executable, "serve", str(root), "--address=127.0.0.1:0", "--admin-address=127.0.0.1:0",
+        "--metrics-address=127.0.0.1:0", "--poll-seconds=0.1", "--log-level=warning",
+    )  # fmt: skip
+    with closing(server):
+        ready = server.ready()
+        swaps.follow(str(ready["admin_address"]))
+        crew = [Robot(str(ready["address"]), asked, expected, seed, stream=seed % 2 == 1) for seed in range(robots)]
+        enough = threading.Event()
+        began = time.perf_counter()
+        with ThreadPoolExecutor(robots) as pool:
+            work = [pool.submit(robot.drive, enough) for robot in crew]
+            try:
+                samples = [Sample.of(server.pid, 1)]
+                while sum(len(robot.waits) for robot in crew) < requests and not any(each.done() for each in work):
+                    next_swap = time.perf_counter() + every_seconds
+                    swaps.swap()
+                    samples.append(Sample.of(server.pid, swaps.version))
+                    told = sum(len(robot.waits) for robot in crew)
+                    print(f"version {swaps.version}, {told} answers, {samples[-1]}", file=sys.stderr, flush=True)
+                    time.sleep(max(0.0, next_swap - time.perf_counter()))
+            finally:
+                enough.set()
+            for each in work:
+                each.result(PATIENCE_SECONDS)
+        seconds = time.perf_counter() - began
+    return report(crew, swaps, samples, seconds)
+
+
+# --- what is served -------------------------------------------------------------------------------------------------
+
+
+def make_kinds(folder: Path) -> list[Bundle]:
+    """Return bundles of the same policy with different weights."""
+    bundle = read_bundle(write_workload(folder / "workload"))
+    manifest = bundle.manifest
+    sizes = {"O": manifest.observation.size, "A": manifest.action.size, "C": len(manifest.constraints)}
+    made = []
+    for kind in range(KINDS):
+        policy_graph = scale(bundle.policy_graph, 1 - kind / 100)
+        answered = Graph(POLICY_GRAPH, policy_graph, sizes).run(bundle.golden.inputs[POLICY_GRAPH])
+        golden = replace(bundle.golden, outputs={**bundle.golden.outputs, POLICY_GRAPH: answered})
+        made.append(replace(bundle, policy_graph=policy_graph, golden=golden))
+    return made
+
+
+def scale(graph: bytes, factor: float) -> bytes:
+    """Return a graph whose matrices are multiplied."""
+    model = onnx.load_from_string(graph)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.ndim == 2 and values.dtype == np.float32 and min(values.shape) > 1:
+            tensor.CopyFrom(numpy_helper.from_array(values * np.float32(factor), tensor.name))
+    return model.SerializeToString()
+
+
+def answers(bundle: Bundle, asked: np.ndarray[Any, np.dtype[np.float32]]) -> list[bytes]:
+    """What a bundle says to each observation, computed here, to the bit."""
+    runtime = load(bundle)
+    steps = runtime.frame.window_steps
+    allowed = np.array([[constraint.share(steps) for constraint in bundle.manifest.constraints]], np.float32)
+    return [
+        action_and_prediction(runtime.act(Situations(observation[None], np.array([steps]), allowed), Deterministic()))
+        for observation in asked
+    ]
+
+
+def action_and_prediction(result: ActResult) -> bytes:
+    prediction = result.prediction
+    return b"".join(
+        np.asarray(values).tobytes()
+        for values in (result.action, prediction.cost_to_go, prediction.violation_probability, prediction.violation)
+    )
+
+
+class Swaps:
+    """Puts versions into the folder of a server and takes them away, and knows when."""
+
+    def __init__(self, root: Path, kinds: Sequence[Bundle]) -> None:
+        self.version = 0
+        self.loading: list[tuple[float, float]] = []  # from when to when a version was new
+        self._root = root
+        self._kinds = kinds
+
+    def follow(self, admin_address: str) -> None:
+        self._admin = PolicyAdminServiceStub(grpc.insecure_channel(admin_address))  # type: ignore[no-untyped-call]
+
+    def put(self, version: int) -> None:
+        kind = self._kinds[version % KINDS]
+        write_bundle(
+            self._root / NAME / str(version),
+            kind.manifest.model_copy(update={"version": version}),
+            policy_graph=kind.policy_graph,
+            critic_graph=kind.critic_graph,
+            model_card=kind.model_card,
+            golden=kind.golden,
+        )
+        self.version = version
+
+    def swap(self) -> None:
+        """Serve a new version; put it on trial against the one before; serve it again, and retire the one before."""
+        version, began = self.version + 1, time.perf_counter()
+        self.put(version)
+        self._wait(lambda: self._served() == version)
+        self.loading.append((began, time.perf_counter()))
+        canary = pb.Canary(version=version, share=0.5)
+        for plan in (pb.ServingPlan(pinned=version - 1, canary=canary), pb.ServingPlan()):
+            request = pb.SetServingRequest(name=NAME, plan=plan)
+            self._admin.SetServing(request, timeout=PATIENCE_SECONDS)
+        shutil.rmtree(self._root / NAME / str(version - 1))
+
+    def _served(self) -> int:
+        (policy,) = self._admin.GetServing(pb.GetServingRequest(name=NAME), timeout=PATIENCE_SECONDS).policies
+        return int(policy.served)
+
+    def _wait(self, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not holds():
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"Version {self.version} was not served within {PATIENCE_SECONDS:g} s.")
+            time.sleep(0.01)
+
+
+# --- who asks -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Robot:
+    """Asks without a pause, and checks what it is answered."""
+
+    address: str
+    asked: np.ndarray[Any, np.dtype[np.float32]]
+    expected: Sequence[Sequence[bytes]]
+    seed: int
+    stream: bool
+    waits: list[tuple[float, float]] = field(default_factory=list)  # when it was asked, and how long it took
+    wrong: int = 0
+    seen: set[int] = field(default_factory=set)  # versions
+
+    def drive(self, enough: threading.Event) -> None:
+        order = np.random.default_rng(self.seed)
+        with PolicyClient(self.address, NAME, timeout_seconds=PATIENCE_SECONDS) as client:
+            while not enough.is_set():
+                if self.stream:
+                    self._drive_session(client, order, enough)
+                else:
+                    self._ask(order, lambda observation: client.act(observation))
+
+    def _drive_session(self, client: PolicyClient, order: np.random.Generator, enough: threading.Event) -> None:
+        with client.control(watchdog=Watchdog(timeout_seconds=PATIENCE_SECONDS)) as session:
+            for _ in range(session.description.horizon_steps):
+                if enough.is_set():
+                    return
+                self._ask(order, lambda observation: session.step(observation, cost=[0.0]))
+
+    def _ask(self, order: np.random.Generator, ask: Callable[[Any], Any]) -> None:
+        index = int(order.integers(ASKED))
+        began = time.perf_counter()
+        result = ask(self.asked[index])
+        self.waits.append((began, time.perf_counter() - began))
+        version = result.policy.version
+        self.seen.add(version)
+        expected = self.expected[version % KINDS][index]
+        # A session's predictions speak of its own budget; of its actions all must be equal.
+        said = result.action.tobytes() if self.stream else action_and_prediction(result)
+        self.wrong += said != expected[: len(said)]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The server process at one moment."""
+
+    version: int
+    resident_mib: float
+    files: int
+
+    @classmethod
+    def of(cls, pid: int, version: int) -> "Sample":
+        status = Path(f"/proc/{pid}/status").read_text()
+        resident_kib = int(status.partition("VmRSS:")[2].split()[0])
+        return cls(version, round(resident_kib / 1024, 1), len(list(Path(f"/proc/{pid}/fd").iterdir())))
+
+
+def report(
+    crew: Sequence[Robot], swaps: Swaps, samples: Sequence[Sample], seconds: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    waits = np.array([wait for robot in crew for wait in robot.waits])
+    begin, end = np.array(swaps.loading).T
+    index = np.searchsorted(end, waits[:, 0])  # the first loading that ends after the request began
+    overlaps = index < len(begin)
+    overlaps[overlaps] = begin[index[overlaps]] < waits[overlaps, 0] + waits[overlaps, 1]
+    settled = samples[len(samples) // 4 :]  # caches are filled by then
+    headline = {
+        "requests": len(waits),
+        "wrong": sum(robot.wrong for robot in crew),
+        "lost": 0,  # the first would have ended the soak
+        "versions": len(set().union(*(robot.seen for robot in crew))),
+        "seconds": round(seconds, 1),
+        "resident_mib": [settled[0].resident_mib, settled[-1].resident_mib],
+        "files": [settled[0].files, settled[-1].files],
+        "p99_ms": {"while_loading": _ms(waits[overlaps, 1], 99), "else": _ms(waits[~overlaps, 1], 99)},
+    }
+    details = {
+        "wait_ms": {
+            name: {f"p{share:g}": _ms(of, share) for share in (50, 99, 99.9, 100)}
+            for name, of in (("while_loading", waits[overlaps, 1]), ("else", waits[~overlaps, 1]))
+        },
+        "requests_while_loading": int(overlaps.sum()),
+        "loading_s": {
+            "median": round(float(np.median(end - begin)), 3),
+            "longest": round(float((end - begin).max()), 3),
+        },
+        "samples": [vars(sample) for sample in samples[:: max(1, len(samples) // 50)]],
+    }
+    return headline, details
+
+
+def _ms(seconds: np.ndarray[Any, np.dtype[np.float64]], share: float) -> float:
+    return round(float(np.percentile(seconds, share)) * 1e3, 3)
+
+
+if __name__ == "__main__":
+    errors.run(main)
