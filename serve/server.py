@@ -38,6 +38,11 @@ logger = logging.getLogger(__name__)
 # do not need it, but when the port closes, gRPC cancels those that it has not taken up yet (grpc/grpc issue 41785).
 _NOTICE_SECONDS = 0.2
 
+# A connection on which nothing came for the first time is asked for a sign of life, and closed where none comes for the
+# second: a robot that lost power says no farewell, and its stream would stay.
+_KEEPALIVE_MS = 20_000
+_KEEPALIVE_TIMEOUT_MS = 10_000
+
 
 @dataclass(frozen=True)
 class RunningServer:
@@ -158,6 +163,13 @@ def _grpc_server(settings: Settings, metrics: Metrics, draining: asyncio.Event) 
         (
             ("grpc.so_reuseport", int(settings.share_port)),  # without leave, a second server on a port is an error
             ("grpc.max_receive_message_length", settings.max_message_bytes),
+            # Of one connection, which holds what its client does not read.
+            ("grpc.max_concurrent_streams", settings.max_concurrent_requests + settings.max_streams),
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+            ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),  # of those that measure the bandwidth
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),  # clients may ask the same
         )
     )
     registrar = Registrar(

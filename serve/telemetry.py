@@ -114,8 +114,19 @@ def log(
     logger.log(level, event, exc_info=exception, extra={"fields": fields})
 
 
+# What gRPC logs, with a traceback, of each client that leaves before its answer, or whose headers are no text.
+_CLIENTS_FAULTS = ("ExecuteBatchError raised in core by servicer method", "Invalid encoding on")
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether it says more than that a client is not as it should be; a broken one could fill the log."""
+    return not record.getMessage().startswith(_CLIENTS_FAULTS)
+
+
 def configure_logging(level: str) -> None:
     """Send the log of this process to stderr as JSON lines."""
+    if level != "debug":
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_a_line)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

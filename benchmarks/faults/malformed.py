@@ -33,6 +33,8 @@ class Messages:
     """An endless supply of wrong messages; the same seed gives the same."""
 
     random: random.Random
+    policy: str  # that the server has
+    observation_size: int  # of that policy
 
     def unary(self) -> tuple[str, bytes]:
         """Return a method of PolicyService and the bytes that it is sent."""
@@ -55,13 +57,13 @@ class Messages:
                 lambda: opening.fallback.backup.policy.CopyFrom(self._selector()),
             )
         )()
-        good = control.OpenSession(policy=pb.PolicySelector(name="goal"))
+        good = control.OpenSession(policy=pb.PolicySelector(name=self.policy))
         first = control.ControlRequest(open=good if self.random.random() < 0.5 else opening)
         steps = [
             control.ControlRequest(
                 step=control.ControlStep(
                     step=self.random.choice((number, self._whole())),
-                    observation=self._numbers(4),
+                    observation=self._observation(),
                     cost_total=self._numbers(3),
                 )
             )
@@ -90,15 +92,22 @@ class Messages:
 
     def _selector(self) -> pb.PolicySelector:
         if self.random.random() < 0.7:
-            return pb.PolicySelector(name="goal")
+            return pb.PolicySelector(name=self.policy)
         version = self.random.choice((None, 0, 1, 2, 3, 2**64 - 1))
         fingerprint = self.random.choice(("", "0" * 16))
         return pb.PolicySelector(name=self.random.choice(_NAMES), version=version, fingerprint=fingerprint)
 
     def _situation(self) -> pb.Situation:
         steps = self.random.choice((None, self._whole()))
-        observation = [1.0, 2.0, -1.0] if self.random.random() < 0.5 else self._numbers(5)
-        return pb.Situation(observation=observation, steps_left=steps, cost_allowed=self._numbers(3))
+        return pb.Situation(observation=self._observation(), steps_left=steps, cost_allowed=self._numbers(3))
+
+    def _observation(self) -> list[float]:
+        match self.random.randrange(4):
+            case 0:
+                return self._numbers(2 * self.observation_size)
+            case 1:
+                return self.random.choices(_NUMBERS, k=self.observation_size)
+        return [1.0] * self.observation_size
 
     def _reasons(self) -> list[control.FallbackReason]:
         number: Any = self.random.randrange(20)  # the enum has fewer

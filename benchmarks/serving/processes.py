@@ -57,6 +57,11 @@ class ServerProcess:
                 return answer
         raise self.failure(f"was not ready within {READY_SECONDS:g} s")
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def failure(self, what: str) -> BenchmarkError:
         """The error that says what is wrong, with the end of the log."""
         self._log.seek(0)

@@ -17,7 +17,7 @@ def test_wrong_messages_and_wrong_bytes_leave_the_server_serving(
     server = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0")
     host, port = server.address.split(":")
     with grpc.insecure_channel(server.address) as channel:
-        codes = send_messages(channel, Messages(random.Random(0)), 200)
+        codes = send_messages(channel, Messages(random.Random(0), "goal", 3), 200)
     assert codes.keys() <= BLAMELESS, codes
     assert codes["INVALID_ARGUMENT"] > 50, codes
     connections = Connections(random.Random(0))
