@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 from serve.answer import ControlAnswer
 from serve.channel import Addresses, Dialer
 from serve.control_values import SessionOpened
-from serve.conversation import CHECK_SECONDS, CLOSING_SECONDS, Connected, Conversation, Ended, Event, Received, leave
+from serve.conversation import Conversation
 from serve.errors import DeadlineExceededError, PolicyServiceError, UnavailableError
+from serve.events import CHECK_SECONDS, CLOSING_SECONDS, Connected, Ended, Event, Received, leave
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
 from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceStub

@@ -11,7 +11,6 @@ that one that comes too late is never taken for that of the step after.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,75 +25,19 @@ from serve.errors import (
     InvalidRequestError,
     NotFoundError,
     PolicyServiceError,
-    ResourceExhaustedError,
-    SessionStateError,
-    UnavailableError,
 )
+from serve.events import Connected, Ended, Event, Link, Received, Stream
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.status import step_error
 from serve.values import PolicyDescription
 from serve.watchdog import StandIn, Watchdog, WatchdogReason, step_timeout_seconds
 
-# No other try at the same server would end otherwise.
-_REFUSALS = (InvalidRequestError, NotFoundError, FingerprintError, SessionStateError)
+# No other try at the same server would end otherwise. FingerprintError is what a client makes of FAILED_PRECONDITION,
+# with which a server also refuses a state.
+_REFUSALS = (InvalidRequestError, NotFoundError, FingerprintError)
 
 # A stream on which nothing comes for so long is given up, even if nothing says that it is broken.
 _SILENCE_SECONDS = 1.0
-
-CHECK_SECONDS = 1.0  # in which a server that is sought must answer
-CLOSING_SECONDS = 1.0  # in which a server may end a stream that is finished
-
-
-class Stream(Protocol):
-    """A stream to a server. None of its methods waits."""
-
-    @property
-    def address(self) -> str: ...
-
-    def send(self, message: pb.ControlRequest) -> None:
-        """Send a message after those before."""
-
-    def finish(self) -> None:
-        """Send nothing more; the server ends the stream."""
-
-    def cancel(self) -> None:
-        """Give it up."""
-
-
-class Link(Protocol):
-    """A connection to a server that answers, on which a stream can be opened at once."""
-
-    def open(self, opening: pb.ControlRequest) -> Stream:
-        """Open the stream, with its first message."""
-
-    def close(self) -> None:
-        """Close the connection, which is not needed."""
-
-
-@dataclass(frozen=True)
-class Connected:
-    """There is a server to go on with."""
-
-    link: Link
-
-
-@dataclass(frozen=True)
-class Received:
-    """A message came."""
-
-    stream: Stream
-    response: pb.ControlResponse
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A stream has ended."""
-
-    stream: Stream
-    error: PolicyServiceError
-
-
-Event = Connected | Received | Ended
 
 
 @dataclass
@@ -356,20 +299,6 @@ class Conversation:
         assert self._last is not None, "a step before the session is open"
         action, taken = self._stand_in.act(reason, message)
         return watchdog_answer(self._last, action, taken, self._clock() - self._began)
-
-
-def leave(event: Event, addresses: Addresses) -> bool:
-    """Whether another server must be sought; leaves the address alone that must be left."""
-    match event:
-        case Ended(stream, UnavailableError() | ResourceExhaustedError() as error):
-            addresses.failed(stream.address, error.retry_after_seconds)
-        case Ended(stream, _):
-            addresses.failed(stream.address)
-        case Received(stream, response) if response.notice.kind == pb.NOTICE_KIND_DRAINING:
-            addresses.failed(stream.address)
-        case _:
-            return False
-    return True
 
 
 def vector(name: str, value: ArrayLike, size: int | None = None) -> list[float]:

@@ -27,8 +27,9 @@ from serve.control_codec import (
     opening_digest,
 )
 from serve.control_values import Opening, SessionOpened
-from serve.conversation import Connected, Conversation, Event, Received
+from serve.conversation import Conversation
 from serve.errors import PolicyServiceError
+from serve.events import Connected, Event, Received
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.interceptors import status_of
 from serve.repository import Repository

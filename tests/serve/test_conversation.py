@@ -9,8 +9,9 @@ import pytest
 from serve.answer import ControlAnswer, Source
 from serve.channel import Addresses
 from serve.control_values import Opening, PolicySelector
-from serve.conversation import Connected, Conversation, Ended, Received
-from serve.errors import PolicyServiceError, ResourceExhaustedError, SessionStateError, UnavailableError
+from serve.conversation import Conversation
+from serve.errors import FingerprintError, PolicyServiceError, ResourceExhaustedError, UnavailableError
+from serve.events import Connected, Ended, Received
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
 from serve.local import LocalPolicy
@@ -180,7 +181,7 @@ def test_a_stream_on_which_nothing_comes_for_a_second_is_given_up(description: P
 
 def test_a_refusal_counts_until_a_server_goes_on_with_the_session(description: PolicyDescription) -> None:
     robot = Robot(description)
-    gone, refused = UnavailableError("gone"), SessionStateError("another key")
+    gone, refused = UnavailableError("gone"), FingerprintError("another key")
     robot.conversation.handle(Ended(robot.stream, gone))
     robot.conversation.handle(Ended(robot.connect("a"), refused))
     second = robot.connect("b")
