@@ -125,48 +125,42 @@ def check_observation_space(observation: Floats, frame: Frame, path: str) -> Non
 
 
 def _decode_situations(messages: Sequence[pb.Situation], frame: Frame, limits: Limits, path: str) -> Situations:
-    observation = np.empty((len(messages), frame.observation_size), np.float32)
-    steps_left = np.empty(len(messages), np.int64)
-    total = 0.0
+    # Lists, of which each array is made at once: for one situation that takes half the time of filling arrays.
+    rows, steps_left, cost_allowed = [], [], []
+    constraints = len(frame.cost_limit)
     for i, message in enumerate(messages):
-        if len(message.observation) != frame.observation_size:
+        row = message.observation[:]
+        if len(row) != frame.observation_size:
             raise InvalidRequestError(
                 f"{path.format(i)}.observation",
-                f"has {len(message.observation)} values; the policy's observation has {frame.observation_size}",
+                f"has {len(row)} values; the policy's observation has {frame.observation_size}",
             )
-        values = message.observation[:]  # a list: numpy reads it faster than the container
-        observation[i] = values
-        total += sum(values)
+        if not math.isfinite(sum(row)):  # a sum of float32 in Python's floats does not overflow
+            j, value = next((j, value) for j, value in enumerate(row) if not math.isfinite(value))
+            raise InvalidRequestError(f"{path.format(i)}.observation[{j}]", f"is {value}; it must be finite")
         steps = message.steps_left if message.HasField("steps_left") else frame.window_steps
         if not 1 <= steps <= frame.horizon_steps:
             raise InvalidRequestError(
                 f"{path.format(i)}.steps_left", f"is {steps}; the policy's horizon is 1 to {frame.horizon_steps} steps"
             )
-        steps_left[i] = steps
-    if not math.isfinite(total):  # a sum of float32 in Python's floats does not overflow
-        i, j = _first(~np.isfinite(observation))
-        raise InvalidRequestError(f"{path.format(i)}.observation[{j}]", f"is {observation[i, j]}; it must be finite")
-    if limits.strict_observations:
-        check_observation_space(observation, frame, f"{path}.observation")
-
-    cost_allowed = frame.share(steps_left)
-    constraints = len(frame.cost_limit)
-    for i, message in enumerate(messages):
-        if not message.cost_allowed:
-            continue
-        if len(message.cost_allowed) != constraints:
+        costs = message.cost_allowed[:] or frame.share(steps)
+        if len(costs) != constraints:
             raise InvalidRequestError(
                 f"{path.format(i)}.cost_allowed",
-                f"has {len(message.cost_allowed)} values; the policy has {constraints} constraints",
+                f"has {len(costs)} values; the policy has {constraints} constraints",
             )
-        cost_allowed[i] = message.cost_allowed[:]
-    allowed = cost_allowed >= 0  # False for NaN; infinity is "unconstrained"
-    if not allowed.all():
-        i, j = _first(~allowed)
-        raise InvalidRequestError(
-            f"{path.format(i)}.cost_allowed[{j}]", f"is {cost_allowed[i, j]}; it must be zero or more"
-        )
-    return Situations(observation, steps_left, cost_allowed)
+        for j, cost in enumerate(costs):
+            if not cost >= 0:  # True for NaN; infinity is "unconstrained"
+                raise InvalidRequestError(
+                    f"{path.format(i)}.cost_allowed[{j}]", f"is {cost:g}; it must be zero or more"
+                )
+        rows.append(row)
+        steps_left.append(steps)
+        cost_allowed.append(costs)
+    observation = np.array(rows, np.float32)
+    if limits.strict_observations:
+        check_observation_space(observation, frame, f"{path}.observation")
+    return Situations(observation, np.array(steps_left, np.int64), np.array(cost_allowed, np.float32))
 
 
 def _first(where: NDArray[np.bool_]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """One graph of a bundle, loaded and run on arrays by name."""
 
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -18,6 +19,9 @@ import onnxruntime as ort
 
 Arrays = dict[str, NDArray[Any]]  # by name of input or output
 _DTYPES: dict[int, type[np.generic]] = {FLOAT: np.float32, INT64: np.int64, BOOL: np.bool_}
+
+_BOUND = "cost_upper"
+_FINITE = {port for port, (kind, _) in PORTS.items() if kind == FLOAT and port != _BOUND}  # all others
 
 
 class Graph:
@@ -52,7 +56,7 @@ class Graph:
         """Return the outputs for inputs of the graph's types and axes.
 
         Raises:
-            InternalError: an output has other axes.
+            InternalError: an output has other axes, or is not finite; cost_upper may be infinite.
         """
         if self._one.fits(inputs) and (answer := self._one.run(inputs)) is not None:
             return answer
@@ -61,6 +65,8 @@ class Graph:
         for name, shape in self._outputs.items():
             if values[name].shape != (count, *shape):
                 raise InternalError(f"The graph gave {name} of shape {values[name].shape} for {count} situations.")
+        finite = np.concatenate([values[name].ravel() for name in self._outputs if name in _FINITE])
+        _check(finite, values[_BOUND].ravel())
         return values
 
 
@@ -70,20 +76,27 @@ class _OneRow:
 
     def __init__(self, session: ort.InferenceSession, name: str, sizes: Mapping[str, int]) -> None:
         self._session = session
-        self._binding = session.io_binding()
-        self._inputs, self._outputs = _record(INPUTS[name], sizes), _record(OUTPUTS[name], sizes)
-        self._fields = [(port, self._inputs[port]) for port in INPUTS[name]]
         self._names = OUTPUTS[name]
-        self._widest = INPUTS[name][1]  # noise or action: its shape has both N and K
-        self._shape = self._inputs[self._widest].shape
-        for bind, record, ports in (
-            (self._binding.bind_input, self._inputs, INPUTS[name]),
-            (self._binding.bind_output, self._outputs, OUTPUTS[name]),
-        ):
-            for port in ports:
-                field = record[port]
-                bind(port, "cpu", 0, field.dtype, field.shape, field.ctypes.data)
         self._lock = threading.Lock()  # there is one such memory; who comes while it is in use goes the other way
+        shapes = {
+            port: tuple(sizes.get(axis, 1) for axis in PORTS[port].axes) for port in (*INPUTS[name], *self._names)
+        }
+        dtypes = {port: np.dtype(_DTYPES[PORTS[port].type]) for port in shapes}
+        self._widest = INPUTS[name][1]  # noise or action: its shape has both N and K
+        self._shape = shapes[self._widest]
+        self._binding = session.io_binding()
+        self._inputs = [(port, np.zeros(shapes[port], dtypes[port])) for port in INPUTS[name]]
+        for port, field in self._inputs:
+            self._binding.bind_input(port, "cpu", 0, field.dtype, field.shape, field.ctypes.data)
+        # One row of one record, whose floats come first, those that must be finite before all others.
+        order = sorted(self._names, key=lambda port: (dtypes[port] != np.float32, port not in _FINITE))
+        self._record = np.dtype([(port, dtypes[port], shapes[port][1:]) for port in order], align=True)
+        self._memory = np.zeros(self._record.itemsize, np.uint8)
+        row = self._memory.view(self._record)
+        for port in self._names:
+            self._binding.bind_output(port, "cpu", 0, dtypes[port], shapes[port], row[port].ctypes.data)
+        finite = sum(row[port].nbytes for port in order if port in _FINITE)
+        self._finite, self._cost_upper = self._memory[:finite].view(np.float32), row[_BOUND].ravel()
 
     def fits(self, inputs: Mapping[str, NDArray[Any]]) -> bool:
         """Whether it is one situation with one candidate."""
@@ -94,18 +107,20 @@ class _OneRow:
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            for name, field in self._fields:
+            for name, field in self._inputs:
                 field[...] = inputs[name]
             self._session.run_with_iobinding(self._binding)
-            values = self._outputs.copy()
+            _check(self._finite, self._cost_upper)
+            values = self._memory.copy().view(self._record)
         finally:
             self._lock.release()
         return {name: values[name] for name in self._names}
 
 
-def _record(ports: tuple[str, ...], sizes: Mapping[str, int]) -> NDArray[Any]:
-    """Memory with a field per input or output, for N and K of 1."""
-    fields = [
-        (port, _DTYPES[PORTS[port].type], tuple(sizes.get(axis, 1) for axis in PORTS[port].axes)) for port in ports
-    ]
-    return np.zeros((), np.dtype(fields, align=True))
+def _check(finite: NDArray[np.float32], cost_upper: NDArray[np.float32]) -> None:
+    """Refuse what must not be sent. In lists: for a handful of numbers numpy takes three times as long."""
+    # A sum of float32 in Python's floats does not overflow, so it is finite where every one of them is.
+    if not math.isfinite(sum(finite.tolist())):
+        raise InternalError("The policy predicted or chose a value that is not finite.")
+    if any(map(math.isnan, cost_upper.tolist())):  # infinity is an honest bound
+        raise InternalError("The policy predicted a bound that is not a number.")

@@ -67,9 +67,9 @@ class Frame:
         low, high = self.observation_bounds
         return (observation < low) | (observation > high)
 
-    def share(self, steps_left: Integers) -> Floats:
-        """The limit's share of `steps_left` [N] steps, limit · steps/horizon, [N, C]: what is allowed by default."""
-        return (self.cost_limit * steps_left[:, None] / self.horizon_steps).astype(np.float32)
+    def share(self, steps_left: int) -> list[float]:
+        """The limit's share of so many steps, limit · steps/horizon, [C]: what is allowed by default."""
+        return [limit * steps_left / self.horizon_steps for limit in self.cost_limit.tolist()]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ is named in the output under "missing".
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases that have this text in their name")
     parser.add_argument("--no-save", action="store_true", help="leave benchmarks/results as it is")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end with it
     began = time.monotonic()
 
     def play(what: str, contestants: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
