@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -53,6 +53,13 @@ class Gate:
             pass
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to be"
+        time.sleep(0.001)
+
+
 class House:
     """A server of control streams with policy goal in versions 1 and 2, of which 1 is served."""
 
@@ -84,18 +91,12 @@ class House:
 
     def wait_for(self, name: str, value: float, **labels: str) -> None:
         """Wait until a metric has a value."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while self.read(name, **labels) != value:
-            assert time.monotonic() < deadline, f"{name} is {self.read(name, **labels)}"
-            time.sleep(0.01)
+        wait_until(lambda: self.read(name, **labels) == value)
 
     def wait_for_arrivals(self, count: int) -> None:
         """Wait until so many messages wait in the only stream."""
         (inbox,) = self.servicer._inboxes
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while len(inbox) < count:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_until(lambda: len(inbox) >= count)
 
     def close(self) -> None:
         self._loop.run(self._server.stop(0))
@@ -224,6 +225,24 @@ def test_a_fallback_is_told_and_counted(house: House) -> None:
         house.wait_for("cvpo_serve_fallback_steps_total", count, policy="goal", reason=reason, kind="constant")
     assert house.read("cvpo_serve_budgets_exhausted_total", policy="goal", constraint="heat") == 1
     assert house.read("cvpo_serve_budgets_exhausted_total", policy="goal", constraint="wear") == 0
+    for phase in ("queued", "checked", "computed"):
+        assert house.read("cvpo_serve_step_seconds_count", phase=phase) == 3
+    version = {"policy": "goal", "version": "1"}
+    assert house.read("cvpo_serve_answers_total", **version, calibration_status="SHIFTED") == 1
+    assert house.read("cvpo_serve_answers_total", **version, calibration_status="EXTERNAL_ACTION") == 2
+    assert house.read("cvpo_serve_paced_answers_total", **version) == 3
+
+
+def test_an_answer_that_takes_longer_than_the_control_period_is_counted(house: House, gate: Gate) -> None:
+    with Robot(house.address, OPEN) as robot:
+        robot.opened()
+        gate.keep()
+        robot.send(0)
+        assert gate.begun.acquire(timeout=PATIENCE_SECONDS)
+        time.sleep(0.03)  # the period is 20 ms
+        gate.open.set()
+        robot.result()
+    house.wait_for("cvpo_serve_late_answers_total", 1, policy="goal", version="1")
 
 
 def test_many_candidates_are_computed_by_a_thread_while_others_are_answered(house: House, gate: Gate) -> None:
@@ -387,13 +406,8 @@ def test_a_robot_that_does_not_read_is_held_back_and_disturbs_nobody(house: Hous
             deaf.send(step)
         for step in range(50):
             assert other.step(step).step == step
-        most = 0
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while most < MAX_WAITING:  # its answers fill the connection, its steps the inbox, and then it is not read
-            most = max(len(inbox) for inbox in house.servicer._inboxes)
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert most == MAX_WAITING
+        # Its answers fill the connection, its steps the inbox, and then it is not read.
+        wait_until(lambda: max(map(len, house.servicer._inboxes)) == MAX_WAITING)
         for step in range(50, 100):
             assert other.step(step).step == step
         deaf.call.cancel()
@@ -472,6 +486,7 @@ def test_a_robot_that_vanishes_leaves_no_session_behind(house: House, caplog: py
         house.wait_for("cvpo_serve_open_sessions", 1)
         robot.call.cancel()
         house.wait_for("cvpo_serve_open_sessions", 0)
+    wait_until(lambda: not house.servicer._inboxes)
     ended = [vars(record)["fields"]["why"] for record in caplog.records if record.getMessage() == "session ended"]
     assert ended == ["cancelled"]
 
