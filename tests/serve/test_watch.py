@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import shutil
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cvpo.bundle import MANIFEST
-from serve.errors import NotFoundError, PlanError, StartupError, UnavailableError
+from cvpo.bundle import MANIFEST, Bundle
+from serve.errors import NotFoundError, PlanError, RefusedBundleError, StartupError, UnavailableError
 from serve.plan import PLAN, Canary, ServingPlan, write_plan
-from serve.runtime import PolicyRuntime
+from serve.runtime import PolicyRuntime, load
 from serve.values import Deterministic, Situations
 from serve.watch import Watcher, find_bundles, load_repository
 from tests.serve import bundles
@@ -144,6 +145,25 @@ def test_a_first_bundle_is_served_when_it_comes(tmp_path: Path) -> None:
     watcher.poll()
     assert watcher.repository.snapshot.ready
     assert served(watcher) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_answers_waits_for_short_slices_only_while_a_bundle_is_loaded(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    before, while_loading = sys.getswitchinterval(), []
+
+    def record(bundle: Bundle) -> PolicyRuntime:
+        while_loading.append(sys.getswitchinterval())
+        if fails:
+            raise RefusedBundleError("as it happens")
+        return load(bundle)
+
+    monkeypatch.setattr("serve.watch.load", record)
+    add(tmp_path, 2)
+    watcher.poll()
+    assert while_loading == [pytest.approx(5e-4)]
+    assert sys.getswitchinterval() == before
 
 
 @pytest.mark.parametrize("spoil", ["altered", "uncalibrated", "graph"])
