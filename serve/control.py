@@ -101,11 +101,11 @@ class ControlServicer(ControlServiceServicer):
             inbox.fail(UnavailableError("The server has stopped. Go on at another one.", RETRY_AFTER_SECONDS))
 
     async def _converse(self, inbox: Inbox, context: Context) -> None:
-        arrivals: list[Arrival] = []
-        while not arrivals:
-            arrivals = await inbox.take()
-            if inbox.ended and not arrivals:
-                return
+        arrivals = await inbox.take()
+        if not arrivals and inbox.notices:  # it is told to go before it has begun
+            raise UnavailableError("The server is stopping. Ask again, or ask another one.", RETRY_AFTER_SECONDS)
+        if not arrivals:
+            return
         _, first = arrivals.pop(0)
         if first.WhichOneof("request") != "open":
             raise InvalidRequestError("open", "is missing; the first message of a stream opens the session")

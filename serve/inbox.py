@@ -70,7 +70,7 @@ class Inbox:
 
     def fail(self, error: Exception) -> None:
         """End the stream: the taker is cancelled, whatever it does, and finds the error in `failure`."""
-        if self.failure is None and not self.ended:
+        if self.failure is None:
             self.failure = error
             self._taker.cancel()
 

@@ -430,30 +430,53 @@ def test_an_idle_stream_is_closed(runtimes: dict[int, PolicyRuntime]) -> None:
         house.close()
 
 
+def silent(channel: grpc.Channel, until: threading.Event) -> Any:
+    """A stream on which nothing is sent."""
+    requests = (pb.ControlRequest(open=OPEN) for _ in range(1) if until.wait(PATIENCE_SECONDS))
+    return ControlServiceStub(channel).Control(requests, timeout=PATIENCE_SECONDS)  # type: ignore[no-untyped-call]
+
+
 def test_a_stream_that_is_never_opened_is_closed_when_idle(runtimes: dict[int, PolicyRuntime]) -> None:
-    house = House(dict(runtimes), idle_seconds=0.3)
+    house, never = House(dict(runtimes), idle_seconds=0.3), threading.Event()
     try:
         with grpc.insecure_channel(house.address) as channel:
-            never = threading.Event()
-            requests = (request for request in (OPEN,) if never.wait(PATIENCE_SECONDS))
-            stub = ControlServiceStub(channel)  # type: ignore[no-untyped-call]
-            call = stub.Control(requests, timeout=PATIENCE_SECONDS)
+            call = silent(channel, never)
             with pytest.raises(grpc.RpcError):
                 next(call)
-            never.set()
             assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
             assert "Nothing came" in call.details()
     finally:
+        never.set()
         house.close()
 
 
-def test_a_robot_that_neither_reads_nor_lets_go_is_closed_when_idle(runtimes: dict[int, PolicyRuntime]) -> None:
+def test_a_stream_that_is_not_opened_yet_ends_when_the_server_stops_and_holds_nothing_up(house: House) -> None:
+    never = threading.Event()
+    with Robot(house.address, OPEN) as robot, grpc.insecure_channel(house.address) as channel:
+        robot.opened()
+        call = silent(channel, never)
+        wait_until(lambda: len(house.servicer._inboxes) == 2)
+        house.drain(20.0)
+        with pytest.raises(grpc.RpcError):
+            next(call)
+        assert call.code() == grpc.StatusCode.UNAVAILABLE
+        assert robot.notice().kind == pb.NOTICE_KIND_DRAINING
+        assert robot.step(0).step == 0
+        never.set()
+
+
+@pytest.mark.parametrize("half_closed", [False, True])
+def test_a_robot_that_neither_reads_nor_lets_go_is_closed_when_idle(
+    runtimes: dict[int, PolicyRuntime], half_closed: bool
+) -> None:
     house = House(dict(runtimes), idle_seconds=0.5)
     try:
         with Robot(house.address, OPEN) as deaf:
             deaf.opened()
             for step in range(2_000):
                 deaf.send(step)
+            if half_closed:
+                deaf.end()
             house.wait_for("cvpo_serve_requests_total", 1, method="Control", code="DEADLINE_EXCEEDED")
             house.wait_for("cvpo_serve_open_sessions", 0)
     finally:
