@@ -1,6 +1,7 @@
 """Follows the folder of bundles: what is new is verified, loaded and served; what is bad is refused, visibly."""
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -217,7 +218,9 @@ class Watcher:
                 policies[name] = policy
             _log_changes(name, old, policy)
         refused = {
-            str(path.relative_to(self._root)): found.refused for path, found in self._found.items() if found.refused
+            _printable(str(path.relative_to(self._root))): _printable(found.refused)
+            for path, found in self._found.items()
+            if found.refused
         }
         if self._unreadable:
             refused["."] = self._unreadable
@@ -263,6 +266,11 @@ def _roles(policy: PolicyVersions) -> dict[str, object]:
     versions = {role: None if runtime is None else runtime.served.version for role, runtime in runtimes.items()}
     share = policy.plan.canary.share if policy.canary is not None and policy.plan.canary is not None else None
     return {**versions, "share": share}
+
+
+def _printable(text: str) -> str:
+    """Return text in which the bytes of a file's name that are not UTF-8 are spelt out: messages must be UTF-8."""
+    return os.fsencode(text).decode(errors="backslashreplace")
 
 
 def _sign(folder: Path, name: str | None = None) -> Signature:

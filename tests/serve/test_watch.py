@@ -185,6 +185,14 @@ def test_a_bad_bundle_is_refused_and_the_old_goes_on(
     assert caplog.messages.count("bundle refused") == 1  # told once, and not tried again
 
 
+def test_a_folder_whose_name_is_not_utf_8_is_refused_in_utf_8(tmp_path: Path) -> None:
+    bundles.write(tmp_path / "good")
+    (bundles.write(tmp_path / os.fsdecode(b"b\xff"), bundles.manifest(version=2)) / "critic.onnx").write_bytes(b"")
+    refused = load_repository(tmp_path, allow_uncalibrated=False).snapshot.refused
+    assert list(refused) == ["b\\xff"]
+    assert refused["b\\xff"].encode()
+
+
 def test_a_refused_bundle_is_tried_again_when_its_files_change(watcher: Watcher, tmp_path: Path) -> None:
     path = add(tmp_path, 2)
     whole = (path / "critic.onnx").read_bytes()
