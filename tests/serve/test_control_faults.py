@@ -1,11 +1,12 @@
 """Control sessions on real servers: that are killed, that stop, and in process, which must make no difference."""
 
 import asyncio
+import contextlib
 import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import numpy as np
@@ -186,35 +187,57 @@ def test_a_restart_without_a_shared_key_is_the_end_of_a_session_and_says_so(
 # --- stopped -------------------------------------------------------------------------------------------------------
 
 
+@contextlib.asynccontextmanager
+async def driving(fleet: list[Robot]) -> AsyncIterator[None]:
+    """Let the robots step, and close their sessions in the end."""
+    running = True
+
+    async def drive(robot: Robot) -> None:
+        while running:
+            await robot.step()
+            await asyncio.sleep(0.01)
+
+    tasks = [asyncio.create_task(drive(robot)) for robot in fleet]
+    yield
+    running = False
+    await asyncio.gather(*tasks)
+    for robot in fleet:
+        await robot.session.close()
+
+
 def test_servers_that_stop_one_after_the_other_cost_no_step(repository: Path, serve_process: Serve, key: Path) -> None:
     arguments = (str(repository / "goal"), "--session-key-file", str(key), "--address")
     servers = [serve_process(*arguments, "127.0.0.1:0") for _ in range(2)]
     addresses = [server.address for server in servers]
 
-    async def run() -> None:
+    async def run() -> list[Robot]:
         async with AsyncPolicyClient(addresses, timeout_seconds=PATIENCE_SECONDS) as client:
             fleet = await robots(client, timeout_seconds=PATIENCE_SECONDS)
-            running = True
+            async with driving(fleet):
+                for index in range(2):
+                    steps = sum(robot.steps for robot in fleet)
+                    assert await asyncio.to_thread(servers[index].terminate) == 0
+                    servers[index] = await asyncio.to_thread(serve_process, *arguments, addresses[index])
+                    while sum(robot.steps for robot in fleet) < steps + 4 * ROBOTS:
+                        await asyncio.sleep(0.01)
+            return fleet
 
-            async def drive(robot: Robot) -> None:
-                while running:
-                    await robot.step()
-                    await asyncio.sleep(0.01)
+    assert [message for robot in asyncio.run(run()) for message in robot.watchdogs] == []
 
-            driving = [asyncio.create_task(drive(robot)) for robot in fleet]
-            for index in range(2):
-                steps = sum(robot.steps for robot in fleet)
-                assert await asyncio.to_thread(servers[index].terminate) == 0
-                servers[index] = await asyncio.to_thread(serve_process, *arguments, addresses[index])
-                while sum(robot.steps for robot in fleet) < steps + 4 * ROBOTS:
-                    await asyncio.sleep(0.01)
-            running = False
-            await asyncio.gather(*driving)
-            assert [message for robot in fleet for message in robot.watchdogs] == []
-            for robot in fleet:
-                await robot.session.close()
 
-    asyncio.run(run())
+def test_a_process_of_a_shared_port_that_stops_costs_no_step(repository: Path, serve_process: Serve, key: Path) -> None:
+    arguments = (str(repository / "goal"), "--share-port", "--session-key-file", str(key), "--address")
+    stopping = serve_process(*arguments, "127.0.0.1:0")
+    serve_process(*arguments, stopping.address)
+
+    async def run() -> list[Robot]:
+        async with AsyncPolicyClient(stopping.address, timeout_seconds=PATIENCE_SECONDS) as client:
+            fleet = await robots(client, timeout_seconds=PATIENCE_SECONDS)
+            async with driving(fleet):
+                assert await asyncio.to_thread(stopping.terminate) == 0
+            return fleet
+
+    assert [message for robot in asyncio.run(run()) for message in robot.watchdogs] == []
 
 
 def test_a_robot_with_threads_of_its_own_loses_no_step_either(
