@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rounds import RESULTS, table
+from benchmarks.serving.figures import TARGETS, latency_table, ratio_table, throughput_table
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 MARKED = re.compile(r"(?<=<!-- )(?P<name>(?!end )[\w.]+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
@@ -171,6 +172,19 @@ def checkpoints(document: Document) -> str:
     return f"{table(header, rows)}\n"
 
 
+def serving(document: Document) -> str:
+    """Ratios, waits of one and of many clients, and answers a second."""
+    parts = [
+        ratio_table(document["spread"], TARGETS),
+        f"One client that asks as soon as it has its answer:\n\n{latency_table(document['closed'])}",
+        f"Clients on a schedule; the number is theirs:\n\n{latency_table(document['paced'])}",
+        f"As many as they answer, of so many clients:\n\n{throughput_table(document['throughput'])}",
+    ]
+    parts += [f"Missing: {name}. {why.splitlines()[0]}" for name, why in document["missing"].items()]
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    return "\n\n".join([*parts, f"{document['rounds']} rounds, {document['seconds']} s in all. {versions}.\n"])
+
+
 TABLES: dict[str, Callable[[Document], str]] = {
     "learner": learner,
     "learner_profile": learner_profile,
@@ -180,6 +194,7 @@ TABLES: dict[str, Callable[[Document], str]] = {
     "simulator_profile": simulator_profile,
     "training": training,
     "checkpoints": checkpoints,
+    "serving": serving,
 }
 
 
@@ -201,6 +216,8 @@ def filled(page: str) -> str:
     """The page with its tables made anew from the results."""
 
     def text(file: str) -> str:
+        if not (RESULTS / file).is_file():
+            return "Not measured yet.\n"
         document = json.loads((RESULTS / file).read_text())
         return f"{TABLES[file.removesuffix('.json')](document)}\n{measured(document)}"
 

@@ -35,10 +35,6 @@ class ServerProcess:
             start_new_session=True,  # so that its children can be ended with it
         )
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def ready(self) -> dict[str, Any]:
         """Wait for the line of JSON in which the server says that it answers.
 

@@ -106,3 +106,30 @@ def test_a_checkpoint_is_shown_beside_what_it_is_compared_with() -> None:
         "3.00 (2.50 to 3.25)",
         "3.0",
     ]
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "RESULTS", tmp_path)
+    assert page.filled("<!-- learner.json -->\nold\n<!-- end -->\n") == (
+        "<!-- learner.json -->\nNot measured yet.\n<!-- end -->\n"
+    )
+
+
+def test_serving_shows_ratios_beside_their_targets_and_names_what_is_missing() -> None:
+    wait = {"p50_us": 100.0, "p99_us": 200.0, "p99_9_us": 300.0, "max_us": 4000.0, "late_share": 0.0}
+    text = page.serving(
+        {
+            "spread": {"stream_p50": {"median": 1.1, "low": 1.0, "high": 1.2}},
+            "closed": {"ours stream": wait},
+            "paced": {"ours stream 16": wait},
+            "throughput": {"ours 16": {"requests_per_second": 2500.0, "mean_us": 6400.0, "max_us": 9000.0}},
+            "missing": {"ray": "The environment of ray cannot be made\nand so on"},
+            "versions": {"grpcio": "1.85.3"},
+            "rounds": 5,
+            "seconds": 500,
+        }
+    )
+    assert "| stream_p50 |   1.10 |   1.00 to 1.20 | at most 1.20 |" in text
+    assert "| ours stream | 100 | 200 |   300 | 4,000 |           0.00% |" in text
+    assert "2,500" in text
+    assert "Missing: ray. The environment of ray cannot be made\n" in text

@@ -8,10 +8,14 @@ import argparse
 import base64
 import importlib.metadata
 import json
+import os
 import signal
 import socket
 import sys
 from pathlib import Path
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # else it writes a token into the home folder
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import grpc
 import numpy as np
