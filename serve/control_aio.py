@@ -66,7 +66,7 @@ class AsyncControlSession:
             raise conversation.trouble or DeadlineExceededError(
                 f"No session within {timeout_seconds:g} s from {self._addresses}; allow more time with timeout_seconds."
             ) from None
-        except PolicyServiceError:
+        except BaseException:  # cancellation, too: nothing is left running
             await self.close()
             raise
 

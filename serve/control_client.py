@@ -128,7 +128,7 @@ class RemoteControlSession(ControlSession):
             raise conversation.trouble or DeadlineExceededError(
                 f"No session within {timeout_seconds:g} s from {self._addresses}; allow more time with timeout_seconds."
             ) from None
-        except PolicyServiceError:
+        except BaseException:  # an interrupt, too: nothing is left running
             self.close()
             raise
 

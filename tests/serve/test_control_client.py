@@ -467,3 +467,19 @@ def test_closing_leaves_no_task(server: FaultyServer) -> None:
         return len(asyncio.all_tasks())
 
     assert asyncio.run(run()) == 1
+
+
+def test_an_opening_that_is_cancelled_leaves_no_task(server: FaultyServer) -> None:
+    server.refuse = grpc.StatusCode.UNAVAILABLE
+
+    async def run() -> int:
+        async with AsyncPolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
+            opening = asyncio.create_task(client.control())
+            while len(asyncio.all_tasks()) < 3:  # this one, the opening, and its search for a server
+                await asyncio.sleep(0.01)
+            opening.cancel()
+            await asyncio.wait([opening])
+            assert opening.cancelled()
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(run()) == 1
