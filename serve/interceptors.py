@@ -50,7 +50,7 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 RETRY_AFTER_SECONDS = 1.0  # by then a balancer or a restarted process answers
-_RETRY_WHEN_FULL_SECONDS = 0.1  # by then what waits is answered
+RETRY_WHEN_FULL_SECONDS = 0.1  # by then what waits is answered
 _PRINTABLE_ID = re.compile(r"[!-~]{1,128}")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # quoted: only grpc's stubs can be subscripted
@@ -167,7 +167,7 @@ class Registrar:
         if room.taken > room.size:
             raise ResourceExhaustedError(
                 f"The server takes {room.size} {room.name}, and has them. Ask again, or ask another one.",
-                _RETRY_WHEN_FULL_SECONDS,
+                RETRY_WHEN_FULL_SECONDS,
             )
 
 
@@ -220,6 +220,11 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
     return status_pb2.Status(code=code.value[0], message=message, details=[_pack(detail) for detail in details])
 
 
+def trailing(request_id: str, status: status_pb2.Status) -> tuple[tuple[str, str | bytes], ...]:
+    """Return the trailing metadata of a refused call."""
+    return (REQUEST_ID, request_id), ("grpc-status-details-bin", status.SerializeToString())
+
+
 def _name(context: Context) -> None:
     """Give the call its request id, which every end of it sends: the caller's where it gave a printable one."""
     for key, value in context.invocation_metadata() or ():
@@ -254,8 +259,12 @@ async def _abort(context: Context, error: Exception, code: grpc.StatusCode, meth
             reason=status.message,
             request_id=named,
         )
-    trailing = ((REQUEST_ID, named), ("grpc-status-details-bin", status.SerializeToString()))
-    await context.abort(code, status.message, trailing)
+    sending = asyncio.ensure_future(context.abort(code, status.message, trailing(named, status)))
+    try:
+        await asyncio.shield(sending)
+    except asyncio.CancelledError:  # of the handler, and late: the status is sent all the same
+        await sending
+    raise AssertionError("grpc.aio raises when it has aborted a call")
 
 
 def _pack(message: Message) -> AnyMessage:

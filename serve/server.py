@@ -170,7 +170,9 @@ def _grpc_server(settings: Settings, metrics: Metrics, draining: asyncio.Event) 
             ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),  # of those that measure the bandwidth
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),  # clients may ask the same
-        )
+        ),
+        metrics,
+        settings.max_concurrent_requests,
     )
     registrar = Registrar(
         server,

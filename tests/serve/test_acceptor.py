@@ -1,15 +1,27 @@
 """Calls that nobody knows: refused, and no danger to the others."""
 
 import socket
+import threading
+import time
+import urllib.request
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
 
 from benchmarks.faults.malformed import connection, frame
 from serve.client import PolicyClient
+from serve.gen.cvpo.v1 import policy_pb2 as pb
+from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
+from serve.service import PolicyServicer
+from serve.settings import Settings
+from serve.status import call_details, retry_after_seconds
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.running import ServerThread
+
+FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_an_unknown_method_is_refused(server: ServerThread) -> None:
@@ -42,3 +54,48 @@ def test_a_path_that_is_not_utf8_does_not_end_the_server(
                 assert received
                 answer += received
         assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+
+
+def test_small_requests_that_wait_are_bounded_and_told_when_to_come_back(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, release = threading.Event(), threading.Event()
+    act = PolicyServicer.Act
+
+    def stall(self: PolicyServicer, request: pb.ActRequest, request_id: str | None) -> pb.ActResponse:
+        begun.set()
+        release.wait(PATIENCE_SECONDS)  # and with it the event loop
+        return act(self, request, request_id)
+
+    monkeypatch.setattr(PolicyServicer, "Act", stall)
+    server = ServerThread(
+        Settings(
+            repository=repository / "goal",
+            address="127.0.0.1:0",
+            metrics_address="127.0.0.1:0",
+            max_concurrent_requests=4,
+        )
+    )
+    request = pb.ActRequest(situations=[pb.Situation(observation=(1, 2, -1))])
+    try:
+        with grpc.insecure_channel(server.address) as channel:
+            stub = PolicyServiceStub(channel)  # type: ignore[no-untyped-call]
+            first = stub.Act.future(request, timeout=PATIENCE_SECONDS)
+            assert begun.wait(PATIENCE_SECONDS)
+            calls = [stub.Act.future(request, timeout=PATIENCE_SECONDS) for _ in range(200)]
+            time.sleep(1.0)  # they arrive while nobody looks
+            release.set()
+            assert list(first.result().results[0].action) == [0.25, -2.0]
+            codes = Counter(call.code() for call in calls)
+            assert codes.keys() == {grpc.StatusCode.OK, FULL}
+            for call in calls:
+                if call.code() is FULL:
+                    assert retry_after_seconds(call_details(call)) == pytest.approx(0.1)
+                    assert "4 requests wait" in call.details()
+            stub.Act(request, timeout=PATIENCE_SECONDS)  # there is room again
+        with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=PATIENCE_SECONDS) as page:
+            counted = f'cvpo_serve_requests_total{{code="RESOURCE_EXHAUSTED",method="Act"}} {codes[FULL]}.0'
+            assert counted in page.read().decode()
+    finally:
+        release.set()
+        server.stop(drain_seconds=0)

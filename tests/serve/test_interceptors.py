@@ -53,7 +53,7 @@ class Waiting(PolicyServiceServicer):
 
 
 class Echoing(control_pb2_grpc.ControlServiceServicer):
-    """Answers each step by its number, step 13 with a crash, 14 with an error, 15 with one in the middle of a write."""
+    """Answers each step by its number, step 13 with a crash, 14 with an error, 15 and 16 with interrupted ones."""
 
     async def Control(  # noqa: N802
         self, requests: AsyncIterator[control_pb2.ControlRequest], context: Context
@@ -63,6 +63,11 @@ class Echoing(control_pb2_grpc.ControlServiceServicer):
                 raise RuntimeError("the secret of the house")
             if request.step.step == 14:
                 raise NotFoundError("There is no step 14.")
+            if request.step.step == 16:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                raise NotFoundError("There is no step 16.")
             response = control_pb2.ControlResponse(result=control_pb2.ControlResult(step=request.step.step))
             if request.step.step == 15:
                 task = asyncio.current_task()
@@ -250,9 +255,12 @@ def test_a_stream_ends_with_the_status_of_its_error(fixture: Fixture) -> None:
         assert fixture.count("Control", code.name) == 1
 
 
-def test_a_stream_whose_first_write_is_interrupted_ends_with_its_status(fixture: Fixture) -> None:
+@pytest.mark.parametrize("number", [15, 16])
+def test_a_stream_that_is_interrupted_in_its_first_write_or_its_end_ends_with_its_status(
+    fixture: Fixture, number: int
+) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        list(fixture.control(iter([step(15)])))
+        list(fixture.control(iter([step(number)])))
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
