@@ -94,7 +94,7 @@ class Cases:
             if party in self._endpoints:
                 endpoint, body = self._endpoints[party], self._folder / f"{party}.body"
                 write_h2load_body(body, endpoint.request)
-                cases[f"{party} {clients}"] = partial(h2load, endpoint.address, clients, SECONDS, body, endpoint.method)
+                cases[f"{party} {clients}"] = partial(_rate, endpoint, clients, body)
         return cases
 
     def _in_process(self, play: "Callable[[list[Asker]], Latency]") -> LatencyCases:
@@ -149,6 +149,12 @@ def _asker(endpoint: Endpoint, way: str) -> Asker:
     if way == "stream":
         return StreamAsker(endpoint.address, *session(), _STREAM_SECONDS)
     return UnaryAsker(endpoint.address, endpoint.method, endpoint.request, _TIMEOUT_SECONDS)
+
+
+def _rate(endpoint: Endpoint, clients: int, body: Path) -> Throughput:
+    done = h2load(endpoint.address, clients, SECONDS, body, endpoint.method)
+    done.check(endpoint.answer_bytes)
+    return done
 
 
 def _latency(load: Load) -> Latency:

@@ -35,6 +35,7 @@ class Endpoint:
     address: str
     method: str
     request: bytes
+    answer_bytes: int  # of the message
 
 
 class Parties:
@@ -78,7 +79,7 @@ class Parties:
             self.missing[name] = str(error)
 
     def _add(self, name: str, address: str) -> None:
-        self.endpoints[name] = Endpoint(address, ACT, act_bytes())
+        self.endpoints[name] = Endpoint(address, ACT, act_bytes(), self.answers.sizes()["act_response"])
 
     def _start(self, server: ServerProcess) -> str:
         address = self._stack.enter_context(closing(server)).ready()["address"]
@@ -118,4 +119,5 @@ class Parties:
             if time.monotonic() > end:
                 raise server.failure(f"does not answer as it should: {done.stderr}")
         said = json.loads(done.stdout.splitlines()[-1])
-        return Endpoint(ready["address"], said["method"], base64.b64decode(said["request"]))
+        request = base64.b64decode(said["request"])
+        return Endpoint(ready["address"], said["method"], request, said["answer_bytes"])

@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ class ServerProcess:
                 raise self.failure(f"ended with exit code {self._process.wait()}")
             if line.startswith("{"):
                 answer: dict[str, Any] = json.loads(line)
+                threading.Thread(target=stdout.read, daemon=True).start()  # a full pipe would stop it
                 return answer
         raise self.failure(f"was not ready within {READY_SECONDS:g} s")
 
@@ -74,7 +76,6 @@ class ServerProcess:
                 break
             except subprocess.TimeoutExpired:
                 continue
-        self._process.communicate()
         self._log.close()
 
 

@@ -23,6 +23,7 @@ SOURCE = Path(__file__).parent / "cpp" / "client.cc"
 BUILD = ROOT / "benchmarks" / ".peers" / "cpp"  # ignored by git, as the peers' environments are
 PACKAGES = "nghttp2-client g++ libgrpc++-dev libprotobuf-dev protobuf-compiler-grpc"
 _PROTOS = ("cvpo/v1/policy.proto", "cvpo/v1/control.proto", "google/rpc/status.proto")
+_FULL = 0.95  # an answer tells the time that it took, in a few bytes more or less
 _UNITS = {"us": 1.0, "ms": 1e3, "s": 1e6}
 
 
@@ -109,6 +110,17 @@ class Throughput:
             raise BenchmarkError(f"{requests[3]} of {requests[1]} of h2load's requests failed:\n{said}")
         longest, mean = (float(times[i]) * _UNITS[times[i + 1]] for i in (1, 3))
         return cls(float(rate[1]), mean, longest, int(data[1]) / int(requests[2]))
+
+    def check(self, answer_bytes: int) -> None:
+        """Refuse a turn in which answers of that size were missing; errors have none.
+
+        Raises:
+            BenchmarkError: there were.
+        """
+        if self.bytes_per_answer < _FULL * answer_bytes:
+            raise BenchmarkError(
+                f"h2load got {self.bytes_per_answer:.0f} bytes an answer, not {answer_bytes}: some were errors."
+            )
 
 
 def find_h2load() -> str:

@@ -50,6 +50,13 @@ def test_a_turn_with_failed_requests_is_no_turn(old: str, new: str, said: str) -
         Throughput.parse(REPORT.replace(old, new))
 
 
+def test_a_turn_with_answers_that_are_errors_is_no_turn() -> None:
+    turn = rate(100)  # 200 bytes an answer
+    turn.check(answer_bytes=205)
+    with pytest.raises(BenchmarkError, match="200 bytes an answer, not 400"):
+        turn.check(answer_bytes=400)
+
+
 def test_a_ratio_is_the_median_over_rounds_of_the_ratios_within_them() -> None:
     # Within the rounds 1.2, 1.1 and 3.0; the ratio of the medians would be 120/100 as well, that of the means 1.88.
     closed = {

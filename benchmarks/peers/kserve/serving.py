@@ -67,7 +67,8 @@ def ask(bundle: Path, address: str) -> None:
     network = Network(bundle)
     expected = network.run(network.inputs(observation))[network.outputs.index("action")]
     np.testing.assert_allclose(action.reshape(-1), expected.reshape(-1), rtol=1e-5)
-    print(json.dumps({"method": METHOD, "request": base64.b64encode(request.SerializeToString()).decode()}))
+    encoded = base64.b64encode(request.SerializeToString()).decode()
+    print(json.dumps({"method": METHOD, "request": encoded, "answer_bytes": answer.ByteSize()}))
 
 
 def _free_ports(count: int) -> list[int]:

@@ -84,7 +84,8 @@ def ask(bundle: Path, address: str) -> None:
     network = Network(bundle)
     expected = network.run(network.inputs(observation))[network.outputs.index("action")]
     np.testing.assert_allclose(list(answer.results[0].action), expected.reshape(-1), rtol=1e-5)
-    print(json.dumps({"method": METHOD, "request": base64.b64encode(request.SerializeToString()).decode()}))
+    encoded = base64.b64encode(request.SerializeToString()).decode()
+    print(json.dumps({"method": METHOD, "request": encoded, "answer_bytes": answer.ByteSize()}))
 
 
 def main() -> None:
