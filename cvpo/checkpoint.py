@@ -122,6 +122,11 @@ def checkpoint_steps(run: Path) -> list[int]:
     return steps
 
 
+def checkpoint_written(run: Path, steps: int) -> int:
+    """When the checkpoint of that step was written, seconds since 1970."""
+    return int((step_folder(run, "checkpoints", steps) / POLICY).stat().st_mtime)
+
+
 def load_policy(run: Path, steps: int) -> TrainedPolicy:
     """Read and verify the checkpoint of that step.
 

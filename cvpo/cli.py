@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
-from cvpo import __version__
+from cvpo import __version__, bundle_commands
 from cvpo.errors import ConfigError, CvpoError
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ app = typer.Typer(
     help="Learn policies that keep an expected cost under a limit (CVPO), export them, and serve them to robots.",
     epilog="A first look at all of it: cvpo demo",
 )
+
+app.add_typer(bundle_commands.app)  # without a name: they stand beside the others
 
 EnvId = Annotated[
     str, typer.Argument(metavar="ENV", help="Safety-Gymnasium task, registered Gymnasium id, or module:attribute.")
@@ -252,13 +254,18 @@ def export(
     calibration_episodes: Annotated[int, typer.Option(min=8)] = 100,
     evaluation_episodes: Annotated[int, typer.Option(min=1)] = 50,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
+    sign_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Sign it with this private key (cvpo keygen makes one).")
+    ] = None,
 ) -> None:
     """Write the policy of a run to a bundle, calibrated.
 
     The bundle has policy and cost critics as ONNX graphs, a manifest with checksums and with what was measured in
     fresh episodes, and a card for people. Nothing is written if the graphs do not compute what the policy in torch
-    computes.
+    computes. The same checkpoint, exported again with the same options, gives the same bytes; the time of creation is
+    that of the checkpoint, or SOURCE_DATE_EPOCH.
     """
+    from cvpo.bundle import read_private_key
     from cvpo.release import release
     from cvpo.report import say
 
@@ -274,6 +281,7 @@ def export(
         calibration_episodes=calibration_episodes if calibrate else 0,
         evaluation_episodes=evaluation_episodes,
         workers=workers,
+        key=None if sign_key is None else read_private_key(sign_key),
         say=say,
     )
     names = tuple(constraint.name for constraint in done.manifest.constraints)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cvpo.bundle import NAME_PATTERN, Evaluation, Manifest, Provenance, read_bundle
 from cvpo.calibrate import calibrate
-from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
+from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, checkpoint_written, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.errors import BundleError, CheckpointError, ConfigError
 from cvpo.evaluate import ServedActor, TorchActor, run_episodes, summarize
@@ -43,6 +44,7 @@ def release(
     calibration_episodes: int = 100,
     evaluation_episodes: int = 50,
     workers: int = 1,
+    key: Ed25519PrivateKey | None = None,
     say: Callable[[str], None],
 ) -> Released:
     """Export a checkpoint of a run, with episodes of the exported policy behind every claim.
@@ -55,6 +57,7 @@ def release(
         calibration_episodes: to calibrate predictions on; 0 leaves the bundle uncalibrated, and every answer flagged.
         evaluation_episodes: fresh ones, for return and cost.
         workers: simulator processes.
+        key: to sign the bundle with.
         say: is told what goes on.
 
     Raises:
@@ -80,7 +83,7 @@ def release(
         reward_scale=trained.reward_scale,
         spec=trained.spec,
         constraints=trained.constraints,
-        provenance=_provenance(trained, f"{selection}, at {steps} steps"),
+        provenance=_provenance(trained, f"{selection}, at {steps} steps", _created(run, steps)),
     )
     environment = trained.config.environment
     with VectorEnv(
@@ -110,6 +113,7 @@ def release(
         np.concatenate([observations, *(episode.observation for episode in fresh[:2])]),
         calibrated=calibrated,
         evaluations=[summarize(fresh, trained.config.cost_limits, "deterministic")],
+        key=key,
     )
     return Released(path, read_bundle(path).manifest)
 
@@ -173,13 +177,26 @@ def choose_checkpoint(run: Path) -> tuple[int, str]:
     )
 
 
-def _provenance(trained: TrainedPolicy, selection: str) -> Provenance:
+def _created(run: Path, steps: int) -> str:
+    """When the checkpoint was written, so that a second export of it is the same to the byte; or SOURCE_DATE_EPOCH.
+
+    That is what reproducible builds agree on: https://reproducible-builds.org/specs/source-date-epoch/
+    """
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        seconds = checkpoint_written(run, steps) if given is None else int(given)
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"SOURCE_DATE_EPOCH is {given!r}, and not a number of seconds since 1970.") from error
+
+
+def _provenance(trained: TrainedPolicy, selection: str, created: str) -> Provenance:
     return Provenance(
         environment=trained.spec.env_id,
         seed=trained.config.seed,
         steps=trained.steps,
         selection=selection,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=created,
         packages={name: metadata.version(name) for name in PACKAGES if _installed(name)},
         config=trained.config.model_dump(mode="json"),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from numpy.typing import ArrayLike
 
+from cvpo.bundle import TrustedKeys
 from serve.answer import ControlAnswer
 from serve.calls import Call, R
 from serve.channel import Addresses
@@ -61,13 +62,22 @@ class LocalPolicy(PolicyCaller):
         version: int | None = None,
         fingerprint: str = "",
         allow_uncalibrated: bool = False,
+        trusted: TrustedKeys | None = None,
     ) -> "LocalPolicy":
         """Verify and load a bundle or a folder of bundles.
+
+        Args:
+            repository: the bundle, or the folder.
+            policy: name of the policy to ask; may be empty where there is only one.
+            version: None for the one that is served.
+            fingerprint: what the caller was built for; empty where it does not say.
+            allow_uncalibrated: load bundles without calibration, too.
+            trusted: load only bundles that one of these keys signed (`cvpo.bundle.read_trusted_keys`).
 
         Raises:
             StartupError: there is nothing that may be served.
         """
-        loaded = load_repository(repository, allow_uncalibrated=allow_uncalibrated)
+        loaded = load_repository(repository, allow_uncalibrated=allow_uncalibrated, trusted=trusted)
         return cls(loaded, policy, version, fingerprint)
 
     def _ask(self, call: Call[R]) -> R:

@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cvpo.bundle import TrustedKeys, read_trusted_keys
+from cvpo.errors import KeyFileError
 from serve.acceptor import aio_server
 from serve.admin import AdminServicer
 from serve.control import ControlServicer
@@ -89,7 +92,9 @@ async def start(settings: Settings) -> RunningServer:
     """
     check_reach(settings)
     certificates = settings.certificate_files
-    watcher = Watcher(settings.repository, allow_uncalibrated=settings.allow_uncalibrated)
+    watcher = Watcher(
+        settings.repository, allow_uncalibrated=settings.allow_uncalibrated, trusted=_trusted(settings.trusted_keys)
+    )
     watcher.poll(first=True)
     metrics = Metrics()
     metrics.registry.register(RepositoryCollector(watcher.repository))
@@ -218,6 +223,13 @@ async def _run(settings: Settings) -> int:
     await server.stop(settings.drain_seconds)
     log(logger, logging.INFO, "stopped")
     return 0
+
+
+def _trusted(path: Path | None) -> TrustedKeys | None:
+    try:
+        return None if path is None else read_trusted_keys([path])
+    except KeyFileError as error:
+        raise StartupError(f"--trusted-keys: {error}") from error
 
 
 def _seal(settings: Settings) -> StateSeal:

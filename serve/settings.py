@@ -62,6 +62,11 @@ class Settings(BaseSettings):
     allow_uncalibrated: bool = Field(
         default=False, description="serve bundles without calibration; every one of their answers is flagged"
     )
+    trusted_keys: Path | None = Field(
+        default=None,
+        description="public key (PEM, Ed25519), or folder of *.pub: serve only bundles that one of them signed; "
+        "without it, signatures are not looked at",
+    )
     poll_seconds: float = Field(
         default=1.0, gt=0, description="time between two looks at the repository for what is new or gone"
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from cvpo.bundle import MANIFEST, Bundle, read_bundle
+from cvpo.bundle import MANIFEST, Bundle, TrustedKeys, read_bundle
 from serve.errors import PlanError, RefusedBundleError, StartupError, UnavailableError
 from serve.plan import ServingPlan, plan_path, read_plan, write_plan
 from serve.repository import PolicyVersions, Repository, Snapshot, follow
@@ -54,10 +54,18 @@ class Watcher:
     requests never waits for it.
     """
 
-    def __init__(self, root: Path, *, allow_uncalibrated: bool) -> None:
+    def __init__(self, root: Path, *, allow_uncalibrated: bool, trusted: TrustedKeys | None = None) -> None:
+        """Look at nothing yet.
+
+        Args:
+            root: the repository.
+            allow_uncalibrated: serve bundles without calibration.
+            trusted: serve only bundles that one of these keys signed; None: signatures are not looked at.
+        """
         self.repository = Repository(Snapshot())
         self._root = root
         self._allow_uncalibrated = allow_uncalibrated
+        self._trusted = trusted
         self._found: dict[Path, _Found] = {}
         self._plans: dict[str, _Plan] = {}
         self._unreadable = ""  # why the repository itself cannot be read
@@ -160,7 +168,7 @@ class Watcher:
         slice_seconds = sys.getswitchinterval()
         sys.setswitchinterval(_SLICE_SECONDS)
         try:
-            bundle = read_bundle(path)
+            bundle = read_bundle(path, self._trusted)
             if runtime is None:
                 runtime = self._load(bundle, present)
                 self._found[path] = _Found(signature, runtime, settled=True)
@@ -306,13 +314,13 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _walk(child, depth - 1)
 
 
-def load_repository(root: Path, *, allow_uncalibrated: bool) -> Repository:
+def load_repository(root: Path, *, allow_uncalibrated: bool, trusted: TrustedKeys | None = None) -> Repository:
     """Verify, load and warm up what is under `root` now; bundles that fail are logged and left out.
 
     Raises:
         StartupError: nothing is left to serve.
     """
-    watcher = Watcher(root, allow_uncalibrated=allow_uncalibrated)
+    watcher = Watcher(root, allow_uncalibrated=allow_uncalibrated, trusted=trusted)
     watcher.poll(first=True)
     snapshot = watcher.repository.snapshot
     if not snapshot.policies:

@@ -9,6 +9,7 @@ import pytest
 from tests.command import ROOT, cvpo, run_process
 
 COMMANDS = ("train", "presets", "evaluate", "export", "serve", "query", "plot", "check-env", "demo")
+COMMANDS += ("inspect", "verify", "diff", "keygen", "sign")
 HEAVY = ("torch", "gymnasium", "scipy", "onnx", "onnxruntime", "matplotlib", "tensorboard", "mujoco", "grpc", "numpy")
 
 

@@ -1,6 +1,7 @@
 """Which checkpoint is exported, under which name, and what is refused before minutes are spent on it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -146,3 +147,32 @@ def test_a_name_that_a_bundle_cannot_have_is_refused_at_once(name: str, run: Pat
     with pytest.raises(ConfigError, match=f"'{name}' is no name for a policy"):
         release(run, tmp_path / name / "1", say=told.append)
     assert told == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_checkpoint_exported_again_is_the_same_to_the_byte(workers: int, run: Path, tmp_path: Path) -> None:
+    contents = []
+    for place in ("first", "second"):
+        path = tmp_path / place / "drift"
+        release(run, path, calibration_episodes=12, evaluation_episodes=3, workers=workers, say=lambda text: None)
+        contents.append({file.name: file.read_bytes() for file in path.iterdir()})
+    assert contents[0] == contents[1]
+
+
+def test_the_time_of_creation_is_the_checkpoints_or_what_the_environment_says(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def created(place: str) -> str:
+        done = release(
+            run, tmp_path / place, calibration_episodes=0, evaluation_episodes=1, workers=0, say=lambda text: None
+        )
+        return done.manifest.provenance.created
+
+    written = run / "checkpoints" / f"{checkpoint_steps(run)[-1]:010d}" / "policy.pt"
+    os.utime(written, (0, 86_400))
+    assert created("one") == "1970-01-02T00:00:00+00:00"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert created("two") == "2023-11-14T22:13:20+00:00"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(ConfigError, match="SOURCE_DATE_EPOCH is 'yesterday'"):
+        created("three")

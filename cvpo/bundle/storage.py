@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -48,7 +48,7 @@ class Bundle:
     policy_graph: bytes
     critic_graph: bytes
     model_card: str
-    golden: Golden
+    golden: Golden = field(compare=False)  # arrays; the manifest has its hash
     signed: bool  # by whom is only known of trusted keys
     signer: Path | None  # file of the trusted key that signed it; None where none was asked for
 
@@ -85,9 +85,7 @@ def write_bundle(
     files = {
         name: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)) for name, data in contents.items()
     }
-    document = json.loads(manifest.model_copy(update={"files": files}).model_dump_json())
-    document["digest"] = _digest(document)
-    contents[MANIFEST] = _render(document)
+    contents[MANIFEST] = seal(json.loads(manifest.model_copy(update={"files": files}).model_dump_json()))
     if key is not None:
         contents[SIGNATURE] = key.sign(contents[MANIFEST])
     write_directory(path, contents, BundleError)
@@ -193,6 +191,12 @@ def _parse_manifest(path: Path, data: bytes) -> Manifest:
     if set(manifest.files) != _LISTED:
         raise BundleError(f"{path / MANIFEST} must list exactly {sorted(_LISTED)}, not {sorted(manifest.files)}.")
     return manifest
+
+
+def seal(document: dict[str, object]) -> bytes:
+    """A manifest as its file, with its own digest; anyone can make it, so only a signature says who did."""
+    unsealed = {name: value for name, value in document.items() if name != "digest"}
+    return _render({**unsealed, "digest": _digest(unsealed)})
 
 
 def _digest(document: dict[str, object]) -> str:

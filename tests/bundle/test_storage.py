@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -19,9 +21,9 @@ from cvpo.bundle import (
     Constraint,
     Manifest,
     read_bundle,
-    storage,
     write_bundle,
 )
+from cvpo.bundle.storage import seal
 from cvpo.errors import BundleError
 from tests.serve.bundles import calibration, critic_graph, golden, manifest, policy_graph
 
@@ -41,10 +43,7 @@ def write(path: Path, document: Manifest | None = None) -> Path:
 def rewrite_manifest(path: Path, **changes: object) -> None:
     """Change the manifest as someone would who also knows how to make its digest."""
     document = json.loads((path / MANIFEST).read_text())
-    del document["digest"]
-    document.update(changes)
-    document["digest"] = storage._digest(document)
-    (path / MANIFEST).write_bytes(storage._render(document))
+    (path / MANIFEST).write_bytes(seal(document | changes))
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -134,6 +133,50 @@ def test_a_file_the_manifest_does_not_list_is_refused(tmp_path: Path) -> None:
     (path / "notes.txt").write_text("hello")
     with pytest.raises(BundleError, match=r"notes\.txt"):
         read_bundle(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_is_not_followed_even_to_the_very_bytes(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    (path / name).rename(tmp_path / "elsewhere")
+    (path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match=f"{re.escape(name)}: it is a link"):
+        read_bundle(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_or_a_folder_in_the_place_of_a_file_is_refused_without_waiting(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(BundleError, match=f"{re.escape(name)} is no plain file"):
+        read_bundle(path)
+    (path / name).unlink()
+    (path / name).mkdir()
+    with pytest.raises(BundleError, match=re.escape(name)):
+        read_bundle(path)
+
+
+def test_a_file_larger_than_a_bundle_may_hold_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    with (path / MANIFEST).open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(BundleError, match=r"manifest\.json is larger than 1,048,576 bytes"):
+        read_bundle(path)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "policy.onnx/../../x", "more"])
+def test_a_path_in_the_manifest_is_never_opened(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    files = json.loads((path / MANIFEST).read_text())["files"]
+    rewrite_manifest(path, files=files | {name: files[POLICY_GRAPH]})
+    with pytest.raises(BundleError, match="must list exactly"):
+        read_bundle(path)
+
+
+def test_a_bundle_may_itself_be_reached_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(write(tmp_path / "bundle"))
+    assert read_bundle(tmp_path / "current").manifest == read_bundle(tmp_path / "bundle").manifest
 
 
 def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:

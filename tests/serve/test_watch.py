@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cvpo.bundle import MANIFEST, Bundle
+from cvpo.bundle import MANIFEST, Bundle, make_keys, read_private_key, read_trusted_keys, sign_bundle
 from serve.errors import NotFoundError, PlanError, RefusedBundleError, StartupError, UnavailableError
 from serve.plan import PLAN, Canary, ServingPlan, write_plan
 from serve.runtime import PolicyRuntime, load
@@ -118,6 +118,17 @@ def test_many_refused_bundles_point_to_the_log(tmp_path: Path) -> None:
         bundles.write(tmp_path / name, bundles.manifest(calibration=None))
     with pytest.raises(StartupError, match="all 2 bundles were refused"):
         load_repository(tmp_path, allow_uncalibrated=False)
+
+
+def test_with_trusted_keys_only_what_one_of_them_signed_is_served(tmp_path: Path) -> None:
+    key, public = make_keys(tmp_path / "release")
+    path = bundles.write(tmp_path / "goal" / "1")
+    watcher = Watcher(tmp_path, allow_uncalibrated=False, trusted=read_trusted_keys([public]))
+    watcher.poll(first=True)
+    assert "is not signed" in watcher.repository.snapshot.refused["goal/1"]
+    sign_bundle(path, read_private_key(key))
+    watcher.poll()
+    assert served(watcher) == 1
 
 
 @pytest.mark.parametrize("name", ["missing", "file"])

@@ -1,0 +1,30 @@
+"""The published schema is the manifest's, and says so of a real one."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from cvpo.bundle import MANIFEST
+from cvpo.schema import manifest_schema
+from tests.command import ROOT
+from tests.serve import bundles
+
+
+def test_the_published_schema_is_up_to_date() -> None:
+    published = (ROOT / "docs" / "manifest.schema.json").read_text()
+    assert published == manifest_schema(), "run: python -m cvpo.schema > docs/manifest.schema.json"
+
+
+def test_a_manifest_follows_the_schema_and_one_with_a_field_more_or_less_does_not(tmp_path: Path) -> None:
+    document = json.loads((bundles.write(tmp_path / "bundle") / MANIFEST).read_text())
+    schema = json.loads(manifest_schema())
+    jsonschema.validate(document, schema)
+    for wrong in (
+        document | {"more": 1},
+        {k: v for k, v in document.items() if k != "files"},
+        document | {"version": 0},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
