@@ -33,6 +33,17 @@ def test_every_client_is_answered_and_counted(address: str) -> None:
     assert 0 <= document["late_share"] <= 1
 
 
+def test_steps_of_control_streams_are_answered_and_counted(address: str) -> None:
+    said = succeed("loadtest", address, "--policy", "goal", "--stream", "--clients", "3", *SHORT, "--json").out
+    document = json.loads(said)
+    assert (document["way"], document["answered"], document["errors"]) == ("stream", 30, {})
+
+
+def test_a_stream_that_is_refused_is_named_by_its_code(address: str) -> None:
+    sentence = cvpo("loadtest", address, "--policy", "goal", "--stream", *SHORT, "--observation", "[1, 2]").sentence
+    assert "no answer to the first question (INVALID_ARGUMENT)" in sentence
+
+
 def test_a_person_gets_percentiles_lateness_errors_and_a_histogram(address: str) -> None:
     said = succeed("loadtest", address, "--policy", "goal", *SHORT).out
     assert "goal version 1, unary, 1 client at 20 Hz each for 0.5 s" in said
