@@ -269,7 +269,7 @@ def report(
         "requests": len(waits),
         "wrong": sum(robot.wrong for robot in crew),
         "lost": 0,  # the first would have ended the soak
-        "versions": len(set().union(*(robot.seen for robot in crew))),
+        "versions_served": len(set().union(*(robot.seen for robot in crew))),
         "seconds": round(seconds, 1),
         "resident_mib": [settled[0].resident_mib, settled[-1].resident_mib],
         "files": [settled[0].files, settled[-1].files],
