@@ -16,6 +16,7 @@ from pathlib import Path
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # else it writes a token into the home folder
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # 5 s are too few for its imports on a busy machine
 
 import grpc
 import numpy as np
