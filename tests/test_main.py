@@ -8,8 +8,11 @@ import pytest
 
 from tests.command import ROOT, cvpo, run_process
 
-COMMANDS = ("train", "presets", "evaluate", "export", "serve", "query", "plot", "check-env", "demo")
-COMMANDS += ("inspect", "verify", "diff", "keygen", "sign")
+COMMANDS = (
+    *("train", "presets", "evaluate", "plot", "check-env", "demo"),
+    *("export", "inspect", "verify", "diff", "keygen", "sign"),
+    *("serve", "query", "loadtest"),
+)
 HEAVY = ("torch", "gymnasium", "scipy", "onnx", "onnxruntime", "matplotlib", "tensorboard", "mujoco", "grpc", "numpy")
 
 
