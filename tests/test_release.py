@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cvpo.bundle import read_bundle
+from cvpo.bundle import make_keys, read_bundle, read_private_key, read_trusted_keys
 from cvpo.checkpoint import checkpoint_steps
 from cvpo.errors import BundleError, CheckpointError, ConfigError
 from cvpo.release import choose_checkpoint, identity, release
@@ -176,3 +176,12 @@ def test_the_time_of_creation_is_the_checkpoints_or_what_the_environment_says(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
     with pytest.raises(ConfigError, match="SOURCE_DATE_EPOCH is 'yesterday'"):
         created("three")
+
+
+def test_a_bundle_is_signed_as_it_is_exported_and_otherwise_the_same(run: Path, tmp_path: Path) -> None:
+    private, public = make_keys(tmp_path / "release")
+    paths = tmp_path / "signed" / "drift", tmp_path / "not" / "drift"
+    for path, key in zip(paths, (read_private_key(private), None), strict=True):
+        release(run, path, calibration_episodes=0, evaluation_episodes=1, workers=0, key=key, say=lambda text: None)
+    assert read_bundle(paths[0], read_trusted_keys([public])).signer == public
+    assert read_bundle(paths[0]).manifest_data == read_bundle(paths[1]).manifest_data
