@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import math
+from typing import Any
 
 import matplotlib as mpl
 
@@ -17,10 +18,12 @@ from cvpo.bundle import OUTPUTS, POLICY_GRAPH, Bundle, Calibration, Constraint
 from cvpo.inspection import describe, plain
 
 LIMIT, GOOD, BAD = "tab:red", "tab:blue", "tab:orange"
+_BELOW: dict[str, Any] = {"fontsize": 8, "loc": "upper center", "bbox_to_anchor": (0.5, -0.1), "ncols": 3}
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { margin-bottom: 0 } pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; font-size: 13px; line-height: 1.45 }
+h1 { margin-bottom: 0 }
+pre { background: #f5f5f5; padding: 1rem; white-space: pre-wrap; font-size: 13px; line-height: 1.45 }
 img { max-width: 100% } figure { margin: 1.5rem 0 } figcaption { color: #555; font-size: 14px }
 .warning { border-left: 4px solid #c60; padding-left: 1rem }
 """
@@ -96,6 +99,7 @@ def _costs(bundle: Bundle) -> Figure:
             axis.axvline(constraint.cost_limit, color=LIMIT)
         axis.set_yticks(range(len(manifest.evaluations)), [evaluation.mode for evaluation in manifest.evaluations])
         axis.set_xlim(left=0)
+        axis.set_ylim(-0.8, len(manifest.evaluations) - 0.2)
         axis.set_title(f"{_label(constraint.name)}: cost of an episode")
         axis.set_xlabel(_label(constraint.unit))
     return figure
@@ -113,17 +117,17 @@ def _trust(calibration: Calibration, constraints: tuple[Constraint, ...]) -> Fig
     _shares(covered, "cost within its bound", names)
     covered.bar(place, [result.coverage for result in results], color=GOOD, width=0.5)
     covered.axhline(calibration.confidence, color=LIMIT)
-    covered.set_ylim(0, 1)
+    covered.set_ylim(0, 1.05)
     _shares(missed, "flags", names)
     missed.bar(place - 0.2, [result.missed_share or 0 for result in results], 0.35, color=BAD, label="missed")
     missed.bar(place + 0.2, [result.flagged_share for result in results], 0.35, color="0.6", label="flagged for none")
     missed.axhline(calibration.miss_rate, color=LIMIT, label="misses meant")
-    missed.legend(fontsize=8)
+    missed.legend(**_BELOW)
     predicted.bar(place - 0.2, [result.cost_to_go_mean for result in results], 0.35, color=GOOD, label="predicted")
     predicted.bar(place + 0.2, [result.episode_cost_mean for result in results], 0.35, color="0.6", label="realized")
     predicted.set_xticks(place, names)
     predicted.set_title("mean cost of an episode")
-    predicted.legend(fontsize=8)
+    predicted.legend(**_BELOW)
     return figure
 
 
@@ -151,5 +155,5 @@ def _answers(bundle: Bundle) -> Figure:
         axis.set_title(_label(name))
         axis.set_xlabel("cost_allowed")
         axis.set_ylabel("violation_probability")
-        axis.legend(fontsize=8)
+        axis.legend(loc="lower right", fontsize=8)
     return figure
