@@ -57,6 +57,8 @@ class Served:
 
 def serve(bundle: Path) -> None:
     """Serve on a free port until the process is ended."""
+    from benchmarks.peers.ray.serving import Served  # by a name that a worker process can import
+
     with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as free_too:
         port, http_port = free.getsockname()[1], free_too.getsockname()[1]
     ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=_OBJECT_STORE_BYTES)
