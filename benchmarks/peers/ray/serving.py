@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import types
 from pathlib import Path
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # else it writes a token into the home folder
@@ -26,7 +27,12 @@ from ray.serve.config import gRPCOptions
 
 from benchmarks.serving.network import Network
 from serve.gen.cvpo.v1 import policy_pb2 as pb
-from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
+from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub, add_PolicyServiceServicer_to_server
+
+# Ray pickles messages between its proxy and the deployment, by the name that protoc gave their module.
+sys.modules.setdefault("cvpo.v1", types.ModuleType("cvpo.v1"))
+sys.modules["cvpo.v1.policy_pb2"] = pb
+add_servicer = add_PolicyServiceServicer_to_server  # by a name in here, so that the proxy imports this module, too
 
 METHOD = "/cvpo.v1.PolicyService/Act"
 _OBJECT_STORE_BYTES = 200 * 2**20
@@ -62,7 +68,7 @@ def serve(bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as free_too:
         port, http_port = free.getsockname()[1], free_too.getsockname()[1]
     ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=_OBJECT_STORE_BYTES)
-    functions = ["serve.gen.cvpo.v1.policy_pb2_grpc.add_PolicyServiceServicer_to_server"]
+    functions = ["benchmarks.peers.ray.serving.add_servicer"]
     ray_serve.start(
         http_options={"host": "127.0.0.1", "port": http_port},
         grpc_options=gRPCOptions(port=port, grpc_servicer_functions=functions),
