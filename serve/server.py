@@ -13,7 +13,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from cvpo.bundle import TrustedKeys, read_trusted_keys
+from cvpo.bundle import MANIFEST, TrustedKeys, read_trusted_keys
 from cvpo.errors import KeyFileError
 from serve.acceptor import aio_server
 from serve.admin import AdminServicer
@@ -84,11 +84,11 @@ class RunningServer:
 async def start(settings: Settings) -> RunningServer:
     """Load the repository, answer on the configured addresses, and follow the repository from then on.
 
-    A repository without anything to serve is waited for; the health of our services says so.
+    A folder without anything to serve is waited for; the health of our services says so.
 
     Raises:
-        StartupError: the repository is no folder or cannot be read; an address is in use, malformed, or open to the
-            network without leave; a certificate cannot be used.
+        StartupError: the repository is no folder, cannot be read, or is a bundle that is refused; an address is in
+            use, malformed, or open to the network without leave; a certificate cannot be used.
     """
     check_reach(settings)
     certificates = settings.certificate_files
@@ -96,6 +96,8 @@ async def start(settings: Settings) -> RunningServer:
         settings.repository, allow_uncalibrated=settings.allow_uncalibrated, trusted=_trusted(settings.trusted_keys)
     )
     watcher.poll(first=True)
+    if (settings.repository / MANIFEST).exists():
+        watcher.require_policies()  # bundles are immutable: one that is refused will not become another
     metrics = Metrics()
     metrics.registry.register(RepositoryCollector(watcher.repository))
     draining = asyncio.Event()

@@ -151,6 +151,22 @@ class Watcher:
             self._found = {path: found for path, found in self._found.items() if path in present}
         self._publish()
 
+    def require_policies(self) -> None:
+        """Be content with any policy that can be served.
+
+        Raises:
+            StartupError: there is none; says why.
+        """
+        snapshot = self.repository.snapshot
+        if snapshot.policies:
+            return
+        if len(snapshot.refused) == 1:
+            ((path, reason),) = snapshot.refused.items()
+            raise StartupError(f"Nothing to serve: {self._root / path} is refused. {reason}")
+        refused = f"all {len(snapshot.refused)} bundles were refused (see the log)"
+        what = refused if snapshot.refused else "it holds no bundle"
+        raise StartupError(f"Nothing to serve in {self._root}: {what}. `cvpo export` writes a bundle.")
+
     def _look(self, path: Path, present: frozenset[Path], first: bool) -> bool:
         """Verify and load the bundle in a folder where its files are not those of last time; return whether it is new.
 
@@ -322,15 +338,5 @@ def load_repository(root: Path, *, allow_uncalibrated: bool, trusted: TrustedKey
     """
     watcher = Watcher(root, allow_uncalibrated=allow_uncalibrated, trusted=trusted)
     watcher.poll(first=True)
-    snapshot = watcher.repository.snapshot
-    if not snapshot.policies:
-        if len(snapshot.refused) == 1:
-            ((path, reason),) = snapshot.refused.items()
-            raise StartupError(f"Nothing to serve: {root / path} is refused. {reason}")
-        what = (
-            f"all {len(snapshot.refused)} bundles were refused (see the log)"
-            if snapshot.refused
-            else "it holds no bundle"
-        )
-        raise StartupError(f"Nothing to serve in {root}: {what}. `cvpo export` writes a bundle.")
+    watcher.require_policies()
     return watcher.repository

@@ -313,6 +313,10 @@ def test_a_damaged_bundle_is_refused_as_a_server_refuses_it(copied: Path) -> Non
     succeed("verify", copied / "bundle")
     alter(copied / "bundle" / "policy.onnx", "altered")
     assert "policy.onnx does not match its SHA-256" in cvpo("verify", copied / "bundle").sentence
+    served = run_process("serve", copied / "bundle", "--address", "127.0.0.1:0")
+    assert served.code == 1
+    assert served.out == ""
+    assert "policy.onnx does not match its SHA-256" in served.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "evaluations.jsonl"])

@@ -156,9 +156,7 @@ def test_the_steps_of_the_policy_grow_smaller_as_the_run_ends() -> None:
     early, late = create(settings), create(settings)
     first = learner.update(early, one_step_batch(np.random.default_rng(0)), np.zeros(1), 0, settings)
     last = learner.update(late, one_step_batch(np.random.default_rng(0)), np.zeros(1), 1_000, settings)
-    assert (
-        last.temperature > 1.5 * first.temperature
-    )  # of a KL bound of a quarter: about 2, were it not sampled
+    assert last.temperature > 1.5 * first.temperature  # of a KL bound of a quarter: about 2, were it not sampled
     moved = [
         max(
             (a - b).abs().max().item()

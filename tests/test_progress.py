@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pytest
 
+from cvpo.bundle import Constraint
 from cvpo.learner import LearnerState, UpdateMetrics, create
 from cvpo.progress import Progress, Rows, Waits
 from tests.budget import small_config
 
+CONSTRAINT = Constraint(name="cost", cost_limit=25.0, discount=0.99, horizon_steps=100, window_steps=100)
 PROGRESS = Progress(
     steps=1000,
     total_steps=9000,
@@ -28,7 +30,7 @@ PROGRESS = Progress(
 
 @pytest.fixture(scope="module")
 def state() -> LearnerState:
-    return create(small_config(), 1, 1, ())
+    return create(small_config(), 1, 1, [CONSTRAINT])
 
 
 def update(loss: float, kl_mean: float | None = None) -> UpdateMetrics:
