@@ -19,6 +19,7 @@ from cvpo.errors import ConfigError, CvpoError
 if TYPE_CHECKING:
     from cvpo.bundle import Evaluation
     from cvpo.presets import Preset
+    from serve.channel import Tls
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,6 +47,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Mode = Literal["deterministic", "sampled", "shielded"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Candidates = Annotated[int, typer.Option(min=2, help="Candidates of a shielded policy.")]
+TlsCa = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Ask with TLS; PEM of who signed the server's certificate.")
+]
+TlsCertificate = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="PEM of your certificate, for a server that asks for one.")
+]
+TlsKey = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM of its key.")]
 
 
 def _cost_limit(text: str) -> float:
@@ -202,6 +210,9 @@ def evaluate(
     video: Annotated[
         Path | None, typer.Option(metavar="FILE.mp4", help="Film one more episode, of the first mode.")
     ] = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Return and cost of a policy in fresh episodes.
@@ -213,7 +224,8 @@ def evaluate(
     from cvpo.target import evaluate_target, open_target
 
     modes = cast("tuple[Mode, ...]", tuple(dict.fromkeys(mode)) or ("deterministic", "sampled"))
-    opened = open_target(target, policy=policy, steps=step, candidates=candidates, seed=seed)
+    tls = _tls(tls_ca, tls_certificate, tls_key)
+    opened = open_target(target, policy=policy, steps=step, candidates=candidates, seed=seed, tls=tls)
     if video is not None:  # first: whether it can be made is seen at once
         from cvpo.video import film_episode
 
@@ -320,6 +332,9 @@ def query(
     candidates: Candidates = 8,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, unless deterministic.")] = None,
     timeout_seconds: Annotated[float, typer.Option(min=0.001)] = 2.0,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a policy service for an action, or for what it serves."""
@@ -329,10 +344,11 @@ def query(
         _refuse(context, ["candidates"], "is for --mode shielded")
     if mode == "deterministic":
         _refuse(context, ["seed"], "is for a draw, with --mode sampled or shielded")
+    tls = _tls(tls_ca, tls_certificate, tls_key)
     if observation is None:
         asked = ["policy", "steps_left", "cost_allowed", "mode", "candidates", "seed"]
         _refuse(context, asked, "is for an action; give the --observation that it answers")
-        text = describe(address, timeout_seconds, as_json)
+        text = describe(address, timeout_seconds, as_json, tls)
     else:
         text = ask(
             address,
@@ -345,6 +361,7 @@ def query(
             seed=seed,
             timeout_seconds=timeout_seconds,
             as_json=as_json,
+            tls=tls,
         )
     typer.echo(text)
 
@@ -367,6 +384,9 @@ def loadtest(
     ] = None,
     timeout_seconds: Annotated[float, typer.Option(min=0.001, help="Longest wait for one answer.")] = 1.0,
     figure: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the histogram, too.")] = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how long a policy service makes robots wait.
@@ -388,6 +408,7 @@ def loadtest(
             seconds=seconds,
             observation=None if observation is None else _numbers(observation),
             timeout_seconds=timeout_seconds,
+            tls=_tls(tls_ca, tls_certificate, tls_key),
         )
     )
     typer.echo(json.dumps(report.document()) if as_json else report.text())
@@ -534,6 +555,13 @@ def _print_evaluation(evaluation: "Evaluation", names: tuple[str, ...], limits: 
             verdict = "no limit"
         spread = f"[{cost.low:.2f}, {cost.high:.2f}]"
         typer.echo(f"{'':<13}  {name:<12} {cost.mean:>9.2f}  {spread:<18} CVaR 0.9 {worst:>8.2f}  {verdict}")
+
+
+def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> "Tls | None":
+    """What a client needs for TLS; None where nothing of it is asked for."""
+    from serve.channel import Tls
+
+    return Tls(ca, certificate, key) if ca or certificate or key else None
 
 
 def _numbers(text: str) -> list[float]:

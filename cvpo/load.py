@@ -18,6 +18,7 @@ import grpc
 import numpy as np
 
 from cvpo.latency import Latency, Seconds
+from serve.channel import Tls
 from serve.gen.cvpo.v1 import control_pb2, policy_pb2
 
 NOT_SENT = "NOT_SENT"  # due within the time of the test, but the answers before it took until after its end
@@ -35,16 +36,20 @@ class Asker(Protocol):
         """Close the connection."""
 
 
-def connect(address: str) -> grpc.Channel:
+def connect(address: str, tls: Tls | None = None) -> grpc.Channel:
     """A connection of its own: gRPC would have all clients of a process share one."""
-    return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    if tls is None:
+        return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+    return grpc.secure_channel(address, tls.credentials(), options=_CHANNEL_OPTIONS)
 
 
 class UnaryAsker:
     """Sends the same request again and again, as bytes; takes any service's unary method."""
 
-    def __init__(self, address: str, method: str, request: bytes, timeout_seconds: float) -> None:
-        self._channel = connect(address)
+    def __init__(
+        self, address: str, method: str, request: bytes, timeout_seconds: float, tls: Tls | None = None
+    ) -> None:
+        self._channel = connect(address, tls)
         self._call: Any = self._channel.unary_unary(method)
         self._request, self._timeout_seconds = request, timeout_seconds
 
@@ -63,7 +68,12 @@ class StreamAsker:
     """One robot's control stream, opened anew where it ends."""
 
     def __init__(
-        self, address: str, opening: control_pb2.OpenSession, step: control_pb2.ControlStep, timeout_seconds: float
+        self,
+        address: str,
+        opening: control_pb2.OpenSession,
+        step: control_pb2.ControlStep,
+        timeout_seconds: float,
+        tls: Tls | None = None,
     ) -> None:
         """Prepare.
 
@@ -72,8 +82,9 @@ class StreamAsker:
             opening: of each stream.
             step: sent again and again, with its number.
             timeout_seconds: of a whole stream, with all its steps.
+            tls: None: in plaintext.
         """
-        self._channel = connect(address)
+        self._channel = connect(address, tls)
         self._method: Any = self._channel.stream_stream("/cvpo.v1.ControlService/Control")
         self._opening = control_pb2.ControlRequest(open=opening).SerializeToString()
         self._request = control_pb2.ControlRequest(step=step)

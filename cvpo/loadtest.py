@@ -11,6 +11,7 @@ import numpy as np
 from cvpo.errors import ConfigError, ServiceError
 from cvpo.latency import bins, histogram, milliseconds, percentile
 from cvpo.load import Asker, Load, StreamAsker, UnaryAsker, act_request, control_messages, on_schedule
+from serve.channel import Tls
 from serve.client import PolicyClient
 from serve.errors import PolicyServiceError
 from serve.values import PolicyDescription
@@ -35,6 +36,7 @@ class LoadTest:
         seconds: how long.
         observation: what the robots see. None: zeros, or the nearest to them within the bounds.
         timeout_seconds: for an answer, after which there is none.
+        tls: None: in plaintext.
     """
 
     address: str
@@ -45,6 +47,7 @@ class LoadTest:
     seconds: float = 10.0
     observation: Sequence[float] | None = None
     timeout_seconds: float = 1.0
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ def run_load_test(test: LoadTest) -> LoadReport:
 
 def _describe(test: LoadTest) -> PolicyDescription:
     try:
-        with PolicyClient(test.address, test.policy, timeout_seconds=max(test.timeout_seconds, 2.0)) as client:
+        timeout_seconds = max(test.timeout_seconds, 2.0)
+        with PolicyClient(test.address, test.policy, timeout_seconds=timeout_seconds, tls=test.tls) as client:
             return client.get_policy()
     except PolicyServiceError as error:
         raise ServiceError(str(error)) from error
@@ -171,6 +175,7 @@ def _asker(test: LoadTest, policy: PolicyDescription, observation: list[float]) 
     name = policy.policy.name
     if test.way == "unary":
         request = act_request(name, observation)
-        return UnaryAsker(test.address, "/cvpo.v1.PolicyService/Act", request, test.timeout_seconds)
+        return UnaryAsker(test.address, "/cvpo.v1.PolicyService/Act", request, test.timeout_seconds, test.tls)
     opening, step = control_messages(name, observation, policy.window_steps, len(policy.constraints))
-    return StreamAsker(test.address, opening, step, test.seconds + _CONNECTING_SECONDS + test.timeout_seconds)
+    stream_seconds = test.seconds + _CONNECTING_SECONDS + test.timeout_seconds
+    return StreamAsker(test.address, opening, step, stream_seconds, test.tls)

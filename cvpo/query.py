@@ -8,6 +8,7 @@ import numpy as np
 
 from cvpo.bundle import Mode
 from cvpo.errors import ServiceError
+from serve.channel import Tls
 from serve.client import PolicyClient
 from serve.errors import PolicyServiceError
 from serve.values import ActResult, CalibrationStatus, Deterministic, PolicyDescription, Sampled, Shielded
@@ -21,14 +22,14 @@ _STATUS = {
 }
 
 
-def describe(address: str, timeout_seconds: float, as_json: bool) -> str:
+def describe(address: str, timeout_seconds: float, as_json: bool, tls: Tls | None = None) -> str:
     """What a server serves.
 
     Raises:
         ServiceError: no answer, and what to do.
     """
     try:
-        with PolicyClient(address, timeout_seconds=timeout_seconds) as client:
+        with PolicyClient(address, timeout_seconds=timeout_seconds, tls=tls) as client:
             policies = client.list_policies()
     except PolicyServiceError as error:
         raise ServiceError(str(error)) from error
@@ -49,6 +50,7 @@ def ask(
     seed: int | None,
     timeout_seconds: float,
     as_json: bool,
+    tls: Tls | None = None,
 ) -> str:
     """The action for one observation, and what is predicted of it.
 
@@ -61,7 +63,7 @@ def ask(
     elif mode == "shielded":
         served_mode = Shielded(candidates=candidates, seed=seed)
     try:
-        with PolicyClient(address, policy, timeout_seconds=timeout_seconds) as client:
+        with PolicyClient(address, policy, timeout_seconds=timeout_seconds, tls=tls) as client:
             result = client.act(observation, steps_left=steps_left, cost_allowed=cost_allowed, mode=served_mode)
     except PolicyServiceError as error:
         raise ServiceError(str(error)) from error

@@ -14,6 +14,7 @@ from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.errors import ConfigError, ServiceError
 from cvpo.evaluate import EVALUATION_SEED_OFFSET, Actor, EpisodeRunner, ServedActor, TorchActor, summarize
+from serve.channel import Tls
 from serve.client import PolicyCaller, PolicyClient
 from serve.errors import PolicyServiceError
 
@@ -46,7 +47,15 @@ class ModeResult:
         return self.evaluation.model_dump(mode="json") | episodes
 
 
-def open_target(name: str, *, policy: str = "", steps: int | None = None, candidates: int = 8, seed: int = 0) -> Target:
+def open_target(
+    name: str,
+    *,
+    policy: str = "",
+    steps: int | None = None,
+    candidates: int = 8,
+    seed: int = 0,
+    tls: Tls | None = None,
+) -> Target:
     """Find out what a name stands for, and load it or connect to it.
 
     Args:
@@ -55,12 +64,15 @@ def open_target(name: str, *, policy: str = "", steps: int | None = None, candid
         steps: of the checkpoint of a run; None: the last.
         candidates: of a shielded policy.
         seed: of what is drawn where actions are sampled.
+        tls: of a service that asks for it.
 
     Raises:
         ConfigError, CheckpointError, BundleError, ServiceError: what is wrong, and what to do.
     """
     torch.set_num_threads(1)  # a small network: more threads spin in the simulators' way, six times slower where busy
     path = Path(name)
+    if tls is not None and path.exists():
+        raise ConfigError(f"{name} is no service, and only a service is asked with TLS; leave out its files.")
     if (path / CONFIG).exists():
         if policy:
             raise ConfigError(f"{name} is a run, which has one policy; leave out --policy.")
@@ -68,13 +80,13 @@ def open_target(name: str, *, policy: str = "", steps: int | None = None, candid
     if steps is not None:
         raise ConfigError(f"{name} is not a run, and only a run has checkpoints; leave out --step.")
     caller: PolicyCaller
-    if path.exists():
-        caller = ServedActor.from_bundle(path, policy=policy).caller
-    elif ":" in name:
-        caller = PolicyClient(name, policy, timeout_seconds=5.0)
-    else:
-        raise ConfigError(f"{name} is neither a run nor a bundle, nor HOST:PORT of a policy service.")
     try:
+        if path.exists():
+            caller = ServedActor.from_bundle(path, policy=policy).caller
+        elif ":" in name:
+            caller = PolicyClient(name, policy, timeout_seconds=5.0, tls=tls)
+        else:
+            raise ConfigError(f"{name} is neither a run nor a bundle, nor HOST:PORT of a policy service.")
         description = caller.get_policy()
     except PolicyServiceError as error:
         raise ServiceError(str(error)) from error

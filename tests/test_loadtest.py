@@ -10,6 +10,7 @@ from cvpo.load import UnaryAsker, act_request, one_after_the_other
 from serve.settings import Settings
 from tests.command import cvpo, succeed
 from tests.serve import bundles
+from tests.serve.certificates import Authority
 from tests.serve.running import ServerThread
 
 SHORT = ("--seconds", "0.5", "--rate", "20", "--timeout-seconds", "30")
@@ -90,3 +91,38 @@ def test_what_a_user_gets_wrong_is_one_sentence(address: str, arguments: tuple[s
 
 def test_no_server_is_one_sentence() -> None:
     assert "No server answers at 127.0.0.1:1" in cvpo("loadtest", "127.0.0.1:1").sentence
+
+
+def test_a_server_with_mutual_tls_is_asked_with_the_files_of_a_robot(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "factory")
+    certificate, key = authority.issue("server")
+    settings = Settings(
+        repository=bundles.write(tmp_path / "goal", bundles.manifest()),
+        address="127.0.0.1:0",
+        tls_certificate=certificate,
+        tls_key=key,
+        tls_client_ca=authority.certificate,
+    )
+    robot, robot_key = authority.issue("robot")
+    files = ("--tls-ca", authority.certificate, "--tls-certificate", robot, "--tls-key", robot_key)
+    server = ServerThread(settings)
+    try:
+        for way in ("--unary", "--stream"):
+            document = json.loads(succeed("loadtest", server.address, way, *SHORT, *files, "--json").out)
+            assert (document["answered"], document["errors"]) == (10, {})
+        assert "goal version 1" in succeed("query", server.address, *files).out
+        assert "action" in succeed("query", server.address, *files, "--observation", "[1, 0, 0]").out
+        for some in ((), files[:2]):
+            assert "No server answers" in cvpo("loadtest", server.address, *SHORT, *some).sentence
+            assert "No server answers" in cvpo("query", server.address, *some).sentence
+        assert "tls.key" in cvpo("query", server.address, *files[:4]).sentence
+    finally:
+        server.stop(drain_seconds=0)
+
+
+def test_only_a_service_is_evaluated_with_tls(tmp_path: Path) -> None:
+    bundle = bundles.write(tmp_path / "goal", bundles.manifest())
+    assert "only a service is asked with TLS" in cvpo("evaluate", bundle, "--tls-ca", "factory.pem").sentence
+    said = cvpo("evaluate", "127.0.0.1:1", "--tls-ca", tmp_path / "missing.pem").sentence
+    assert "tls.certificate_authority" in said
+    assert "cannot be read" in said
