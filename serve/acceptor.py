@@ -12,6 +12,7 @@ over a bound are refused at once.
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections import deque
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private: test_a
 
 from serve.errors import PolicyServiceError, ResourceExhaustedError, UnavailableError
 from serve.interceptors import RETRY_AFTER_SECONDS, RETRY_WHEN_FULL_SECONDS, code_of, status_of, trailing
-from serve.telemetry import Metrics
+from serve.telemetry import Metrics, log
+
+logger = logging.getLogger(__name__)
 
 Options = Sequence[tuple[str, int]]
 
@@ -116,7 +119,10 @@ class _Line:
         named = os.urandom(8).hex()
         status = status_of(error, named)
         code = code_of(error)
-        self._acceptor.metrics.count_stream(self._method.decode().rpartition("/")[2], code.name)
+        method = self._method.decode().rpartition("/")[2]
+        self._acceptor.metrics.count_stream(method, code.name)
+        reason = status.message
+        log(logger, logging.DEBUG, "request refused", method=method, code=code.name, reason=reason, request_id=named)
         self._refusing.add(call, code, status.message, trailing(named, status))
 
 

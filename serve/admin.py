@@ -1,15 +1,20 @@
 """PolicyAdminService: tells what is served, and changes it by writing the plan that every server follows."""
 
 import asyncio
+import logging
 
 from pydantic import ValidationError
 
 from serve.errors import InvalidRequestError, NotFoundError, PlanError
 from serve.gen.cvpo.v1 import admin_pb2 as pb
 from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceServicer
+from serve.interceptors import Context, request_id
 from serve.plan import Canary, ServingPlan
 from serve.repository import PolicyVersions, follow
+from serve.telemetry import log
 from serve.watch import Watcher
+
+logger = logging.getLogger(__name__)
 
 # Writing takes milliseconds, and plans are followed before bundles are looked at; but a look may just have begun.
 _FOLLOW_SECONDS = 10.0
@@ -30,21 +35,21 @@ class AdminServicer(PolicyAdminServiceServicer):
             refused=[pb.RefusedBundle(path=path, reason=reason) for path, reason in sorted(snapshot.refused.items())],
         )
 
-    async def SetServing(self, request: pb.SetServingRequest, context: object) -> pb.SetServingResponse:  # noqa: N802
+    async def SetServing(self, request: pb.SetServingRequest, context: Context) -> pb.SetServingResponse:  # noqa: N802
         plan = _decode(request)
         async with self._changing:
             policy = self._find(request.name)
             then = _check(request.name, policy, plan)
             plan = policy.plan.followed_by(plan, served=_version(policy), then=then)
-            return pb.SetServingResponse(policy=await self._change(request.name, plan))
+            return pb.SetServingResponse(policy=await self._change(request.name, plan, context))
 
-    async def Rollback(self, request: pb.RollbackRequest, context: object) -> pb.RollbackResponse:  # noqa: N802
+    async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.RollbackResponse:  # noqa: N802
         async with self._changing:
             policy = self._find(request.name)
             plan = policy.plan.rolled_back(served=_version(policy), loaded=frozenset(policy.loaded))
             if plan is None:
                 raise PlanError(f"No version of {request.name!r} that is loaded was served before.")
-            return pb.RollbackResponse(policy=await self._change(request.name, plan))
+            return pb.RollbackResponse(policy=await self._change(request.name, plan, context))
 
     def _find(self, name: str) -> PolicyVersions:
         policies = self._watcher.repository.snapshot.policies
@@ -53,9 +58,18 @@ class AdminServicer(PolicyAdminServiceServicer):
             raise NotFoundError(f"There is no policy {name!r}; this server has {', '.join(policies) or 'none'}.")
         return policy
 
-    async def _change(self, name: str, plan: ServingPlan) -> pb.PolicyServing:
+    async def _change(self, name: str, plan: ServingPlan, context: Context) -> pb.PolicyServing:
         """Write a plan and return the policy as it is once this server follows it; in a thread, for it waits."""
-        return _encode(name, await asyncio.to_thread(self._watcher.set_plan, name, plan, _FOLLOW_SECONDS))
+        changed = await asyncio.to_thread(self._watcher.set_plan, name, plan, _FOLLOW_SECONDS)
+        log(
+            logger,
+            logging.INFO,
+            "plan changed",
+            policy=name,
+            plan=plan.model_dump(exclude={"history"}, exclude_none=True),
+            request_id=request_id(context),
+        )
+        return _encode(name, changed)
 
 
 def _check(name: str, policy: PolicyVersions, plan: ServingPlan) -> int:

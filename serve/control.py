@@ -148,6 +148,7 @@ class ControlServicer(ControlServiceServicer):
             self._session_metrics.refused_states.inc()
             log(logger, logging.WARNING, "session state refused", request_id=request_id(context), reason=str(error))
             raise
+        self._session_metrics.begun.labels(session.policy.served.name, str(bool(state)).lower()).inc()
         log(
             logger,
             logging.INFO,

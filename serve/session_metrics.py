@@ -14,6 +14,12 @@ class SessionMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.open = Gauge("cvpo_serve_open_sessions", "Sessions that are open.", registry=registry)
+        self.begun = Counter(
+            "cvpo_serve_sessions",
+            "Sessions that were opened, by policy: new ones, and those that went on from a state.",
+            ["policy", "goes_on"],
+            registry=registry,
+        )
         self.steps = Counter(
             "cvpo_serve_steps",
             "Steps by policy and outcome: OK, or the code of a step error.",

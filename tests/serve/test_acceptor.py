@@ -1,5 +1,6 @@
 """Calls that nobody knows: refused, and no danger to the others."""
 
+import logging
 import socket
 import threading
 import time
@@ -57,8 +58,9 @@ def test_a_path_that_is_not_utf8_does_not_end_the_server(
 
 
 def test_small_requests_that_wait_are_bounded_and_told_when_to_come_back(
-    repository: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "serve.acceptor")
     begun, release = threading.Event(), threading.Event()
     act = PolicyServicer.Act
 
@@ -96,6 +98,7 @@ def test_small_requests_that_wait_are_bounded_and_told_when_to_come_back(
         with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=PATIENCE_SECONDS) as page:
             counted = f'cvpo_serve_requests_total{{code="RESOURCE_EXHAUSTED",method="Act"}} {codes[FULL]}.0'
             assert counted in page.read().decode()
+        assert [record.getMessage() for record in caplog.records] == ["request refused"] * codes[FULL]
     finally:
         release.set()
         server.stop(drain_seconds=0)

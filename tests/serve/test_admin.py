@@ -1,6 +1,7 @@
 """PolicyAdminService: what it tells, what it changes, and what it refuses."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,16 @@ def test_a_plan_is_written_followed_and_told(admin: PolicyAdminServiceStub, tmp_
     policy = change(admin, pinned=2)
     assert policy.plan == pb.ServingPlan(pinned=2)  # what is absent is off
     assert policy.served == 2
+
+
+def test_the_log_tells_who_changed_a_plan(admin: PolicyAdminServiceStub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "serve.admin")
+    request = pb.SetServingRequest(name="goal", plan=pb.ServingPlan(pinned=2))
+    admin.SetServing(request, timeout=PATIENCE_SECONDS, metadata=(("x-request-id", "shift-7"),))
+    roll_back(admin)
+    changed, rolled_back = (vars(record)["fields"] for record in caplog.records if record.name == "serve.admin")
+    assert changed == {"policy": "goal", "plan": {"pinned": 2}, "request_id": "shift-7"}
+    assert rolled_back["plan"] == {"pinned": 3}
 
 
 def test_an_empty_plan_serves_the_highest(admin: PolicyAdminServiceStub) -> None:

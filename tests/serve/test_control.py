@@ -561,5 +561,7 @@ def test_a_session_goes_on_at_another_server_and_a_state_of_another_opening_is_r
             with Robot(elsewhere.address, bad) as robot:
                 assert robot.status().code == code_pb2.FAILED_PRECONDITION
         assert elsewhere.read("cvpo_serve_refused_states_total") == 2
+        assert house.read("cvpo_serve_sessions_total", policy="goal", goes_on="false") == 1
+        assert elsewhere.read("cvpo_serve_sessions_total", policy="goal", goes_on="true") == 1
     finally:
         elsewhere.close()
