@@ -70,7 +70,7 @@ class Cases:
         """Clients that ask on a schedule."""
         cases = self._in_process(partial(self._pace, 1))
         for clients in PACED_HZ:
-            for party in (RUN, OURS, TWO) if clients > 1 else (RUN, OURS, UNIX, PEERS[0], PEERS[1]):
+            for party in (RUN, OURS, UNIX, TWO) if clients > 1 else (RUN, OURS, UNIX, PEERS[0], PEERS[1]):
                 for way in ("unary", "stream") if party not in PEERS else ("unary",):
                     cases |= self._served(f"{party} {way} {clients}", party, way, partial(self._pace, clients), clients)
         return cases
