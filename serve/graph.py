@@ -56,11 +56,16 @@ class Graph:
         """Return the outputs for inputs of the graph's types and axes.
 
         Raises:
-            InternalError: an output has other axes, or is not finite; cost_upper may be infinite.
+            InternalError: it fails, an output has other axes, or is not finite; cost_upper may be infinite.
         """
-        if self._one.fits(inputs) and (answer := self._one.run(inputs)) is not None:
-            return answer
-        values: Arrays = dict(zip(self._outputs, self._session.run(list(self._outputs), inputs), strict=True))
+        try:
+            if self._one.fits(inputs) and (answer := self._one.run(inputs)) is not None:
+                return answer
+            values: Arrays = dict(zip(self._outputs, self._session.run(list(self._outputs), inputs), strict=True))
+        except InternalError:
+            raise
+        except Exception as error:  # ONNX Runtime's own errors have no common parent
+            raise InternalError(str(error)) from error
         count = len(inputs["observation"])
         for name, shape in self._outputs.items():
             if values[name].shape != (count, *shape):

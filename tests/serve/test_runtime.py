@@ -154,6 +154,24 @@ def test_a_value_that_is_not_finite_is_never_sent(runtime: PolicyRuntime) -> Non
         runtime.evaluate_action(case, np.zeros((1, 2), np.float32))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_graph_that_fails_is_an_error_that_a_fallback_can_answer(tmp_path: Path, count: int) -> None:
+    """ONNX Runtime's own errors are others: here a row is looked up that is not there."""
+
+    def look_up(text: str) -> str:
+        looked_up = """whole = Cast <to = 7> (first)
+          row = Gather <axis = 0> (weights, whole)
+          row_sum = ReduceSum <keepdims = 0> (row, last)
+          nothing = Mul(row_sum, float_zero)
+          square_and_row = Add(square, nothing)
+          poison = Mul(square_and_row, float_zero)"""
+        return text.replace("poison = Mul(square, float_zero)", looked_up)
+
+    runtime = load(read_bundle(bundles.write(tmp_path / "bundle", policy=bundles.policy_graph(look_up))))
+    with pytest.raises(InternalError):
+        runtime.act(situations(*[[3.0, 2.0, -1.0]] * count), Deterministic())
+
+
 def test_an_action_outside_its_bounds_is_never_sent(tmp_path: Path) -> None:
     graph = bundles.policy_graph(lambda text: text.replace("float[2] {1.0, 2.0}", "float[2] {1.0, 2.5}"))
     loose = load(read_bundle(bundles.write(tmp_path / "bundle", policy=graph)))
