@@ -182,20 +182,30 @@ class _Conversation:
         self._workers = workers
         self._metrics = metrics
         self._version = session.policy.served.version  # that the robot knows of
-        self._failed = False  # the last step was our fault, and the log has it
+        self._failed = False  # the policy gave nothing at the last step, and the log has it
 
     async def hold(self, arrivals: list[Arrival], inbox: Inbox) -> None:
         """Answer what comes until the robot ends the stream."""
         while True:
-            for _, request in arrivals[:-1]:
-                await self._context.write(self._supersede(_step(request)))
-            if arrivals:
-                await self._answer(*arrivals[-1])
+            newest = self._newest(arrivals)
+            for index, arrival in enumerate(arrivals):
+                if index < newest:
+                    await self._context.write(self._supersede(_step(arrival[1])))
+                else:
+                    await self._answer(*arrival)
             arrivals = await inbox.take()
             while inbox.notices:
                 await self._context.write(inbox.notices.popleft())
             if inbox.ended and not arrivals:
                 return
+
+    def _newest(self, arrivals: list[Arrival]) -> int:
+        """The place of the newest step that is the session's next when its turn comes; those behind it are errors."""
+        newest, expected = 0, self._session.next_step
+        for index, (_, request) in enumerate(arrivals):
+            if request.step.step == expected:
+                newest, expected = index, expected + 1
+        return newest
 
     async def _answer(self, arrived: float, request: pb.ControlRequest) -> None:
         message = _step(request)
@@ -212,7 +222,9 @@ class _Conversation:
         except Exception as error:
             await self._context.write(self._refuse(step.number, error))
             return
-        self._failed = False
+        if session.failure is not None:
+            self._log_failure("policy failed", session.failure, step.number)
+        self._failed = session.failure is not None
         self._record.answered(result)
         period_ms = session.policy.manifest.control_period_ms
         if period_ms is not None:
@@ -238,19 +250,16 @@ class _Conversation:
     def _refuse(self, step: int, error: Exception) -> pb.ControlResponse:
         code, named = code_of(error), request_id(self._context)
         self._record.failed(code.name)
-        if code is grpc.StatusCode.INTERNAL and not self._failed:  # once for as long as it goes on
-            self._failed = True
-            session_id = self._session.session_id
-            log(
-                logger,
-                logging.ERROR,
-                "step failed",
-                exception=error,
-                session_id=session_id,
-                request_id=named,
-                step=step,
-            )
+        if code is grpc.StatusCode.INTERNAL:
+            self._log_failure("step failed", error, step)
         return encode_step_error(step, status_of(error, named), self._session.next_step)
+
+    def _log_failure(self, event: str, error: Exception, step: int) -> None:
+        """Once for as long as it goes on."""
+        if not self._failed:
+            self._failed = True
+            session_id, named = self._session.session_id, request_id(self._context)
+            log(logger, logging.ERROR, event, exception=error, session_id=session_id, request_id=named, step=step)
 
 
 def _step(request: pb.ControlRequest) -> pb.ControlStep:

@@ -93,6 +93,7 @@ class Pilot:
         self._seed = seed
         self._policy = _Followed(policies, opening.policy, session_id, versions[0])
         self.own: tuple[Situations, Mode, ActResult] | None = None  # what the policy was asked last, and said
+        self.failure: InternalError | None = None  # why it said nothing that may be sent
         self._backup: _Followed | None = None
         if isinstance(opening.fallback.action, BackupPolicy):
             backup = opening.fallback.action.policy
@@ -125,14 +126,13 @@ class Pilot:
         self._policy.follow()
         fallback = self._fallback
         own: ActResult | None = None
-        self.own = None
-        failure: InternalError | None = None
+        self.own = self.failure = None
         asked, mode = _asked(self.policy, situation), self._drawn(self._mode, situation.step)
         try:
             own = self.policy.act(asked, mode)
             self.own = asked, mode, own
         except InternalError as error:
-            failure = error
+            self.failure = error
         reason = None
         if not isinstance(fallback.action, FlaggedAction):
             reason = first_reason(
@@ -147,8 +147,8 @@ class Pilot:
         if told is not None:
             return self._fall_back(situation, authority, FallbackTaken(told, authority.fallback_steps))
         if own is None:
-            assert failure is not None
-            raise failure
+            assert self.failure is not None
+            raise self.failure
         return Decision.of(own, authority)
 
     def _fall_back(self, situation: Situation, authority: Authority, taken: FallbackTaken) -> Decision:

@@ -27,6 +27,7 @@ from serve.decision import Pilot, Policies, Situation
 from serve.errors import (
     DeadlineExceededError,
     HorizonError,
+    InternalError,
     InvalidRequestError,
     SessionStateError,
 )
@@ -93,6 +94,11 @@ class Session:
     def own(self) -> tuple[Situations, Mode, ActResult] | None:
         """What the policy was asked at the last step and how it was drawn, and what it said; None: nothing."""
         return self._pilot.own
+
+    @property
+    def failure(self) -> InternalError | None:
+        """Why the policy gave nothing at the last step, whatever the fallback gave; None: it did."""
+        return self._pilot.failure
 
     @property
     def policy(self) -> PolicyRuntime:

@@ -210,6 +210,18 @@ def test_nonsense_from_the_policy_is_an_error_with_fixed_words_and_one_line_in_t
     assert [record.getMessage() for record in caplog.records].count("step failed") == 1
 
 
+def test_a_policy_that_fails_under_a_fallback_is_logged_once_until_it_answers_again(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    fallback = pb.Fallback(constant=pb.ConstantAction())
+    with Robot(house.address, pb.OpenSession(policy=GOAL, fallback=fallback)) as robot:
+        robot.opened()
+        for step, observation in enumerate((NONSENSE, NONSENSE, CALM, NONSENSE)):
+            robot.step(step, observation)
+    failed = [record for record in caplog.records if record.getMessage() == "policy failed"]
+    assert [record.__dict__["fields"]["step"] for record in failed] == [0, 3]
+
+
 def test_a_fallback_is_told_and_counted(house: House) -> None:
     fallback = pb.Fallback(constant=pb.ConstantAction(action=[0.5, -1.0]), recovery_steps=1)
     with Robot(house.address, pb.OpenSession(policy=GOAL, cost_budget=[1.0, 99.0], fallback=fallback)) as robot:
@@ -376,6 +388,25 @@ def test_a_wrong_step_in_the_queue_keeps_its_own_error(house: House, gate: Gate)
         assert robot.error().status.code == code_pb2.INVALID_ARGUMENT
         assert robot.error().status.code == code_pb2.ABORTED
         assert robot.result().step == 2
+
+
+def test_a_step_is_not_passed_over_for_one_that_cannot_be_answered(house: House, gate: Gate) -> None:
+    with Robot(house.address, THREADED) as robot:
+        robot.opened()
+        gate.keep()
+        robot.send(0)
+        assert gate.begun.acquire(timeout=PATIENCE_SECONDS)
+        for step in (1, 2, 2, 9):  # sent again by a robot that has lost patience, and out of order
+            robot.send(step)
+        house.wait_for_arrivals(4)
+        gate.open.set()
+        assert robot.result().step == 0
+        assert robot.error().status.code == code_pb2.ABORTED
+        assert robot.result().step == 2
+        for step in (2, 9):
+            error = robot.error()
+            assert (error.step, error.next_step) == (step, 3)
+            assert error.status.code == code_pb2.INVALID_ARGUMENT
 
 
 def test_a_step_that_waited_too_long_is_late_and_counts(house: House, gate: Gate) -> None:
