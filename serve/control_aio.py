@@ -86,6 +86,9 @@ class AsyncControlSession:
                         return answer
         except TimeoutError:
             return conversation.overdue()
+        except asyncio.CancelledError:
+            conversation.abandon()
+            raise
         return conversation.no_session()
 
     async def close(self) -> None:

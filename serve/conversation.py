@@ -148,6 +148,10 @@ class Conversation:
         waited = 1e3 * (self._clock() - self._began)
         return self._substitute(WatchdogReason.LATE, f"No answer from {leg.stream.address} within {waited:.1f} ms.")
 
+    def abandon(self) -> None:
+        """Forget the step in flight, whose caller has left: what comes for it is for nobody."""
+        self._in_flight = None
+
     def no_session(self) -> ControlAnswer:
         """Return the watchdog's answer in a session that is lost."""
         return self._substitute(
@@ -179,7 +183,15 @@ class Conversation:
         if cost_total is not None:
             if cost is not None:
                 raise InvalidRequestError("cost", "and cost_total cannot both be given")
-            self._cost_total = np.array(vector("cost_total", cost_total, len(self._cost_total)))
+            total = np.array(vector("cost_total", cost_total, len(self._cost_total)))
+            wrong = ~(total >= self._cost_total) | np.isinf(total)  # True for NaN
+            if wrong.any():
+                index = int(wrong.argmax())
+                raise InvalidRequestError(
+                    f"cost_total[{index}]",
+                    f"is {total[index]:g}; a total must be finite, and it was {self._cost_total[index]:g} before",
+                )
+            self._cost_total = total
         elif cost is not None:
             spent = np.array(vector("cost", cost, len(self._cost_total)))
             wrong = ~(spent >= 0) | np.isinf(spent)  # True for NaN
@@ -207,7 +219,10 @@ class Conversation:
     def _switch(self) -> None:
         """Go on with the session on the link that waits, if one does."""
         link, self._link = self._link, None
-        if link is None or self.lost is not None:
+        if link is None:
+            return
+        if self.lost is not None:
+            link.close()
             return
         self._previous, self._leaving = self._leg, False
         opening = pb.ControlRequest(open=encode_opening(self._opening, self._state))

@@ -74,7 +74,7 @@ class StandIn:
 
     def answered(self, action: Floats) -> None:
         """An answer came in time, with this action [A]."""
-        self._last_action = action
+        self._last_action = action.copy()  # the robot may do with it what it likes
         self._steps = 0
 
     def act(self, reason: WatchdogReason, message: str) -> tuple[Floats, WatchdogTaken]:

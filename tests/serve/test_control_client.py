@@ -188,7 +188,7 @@ def test_a_total_may_be_given_instead_of_each_cost(control: Open, server: Faulty
         (OBSERVATION, {"cost": [0, -1]}, "cost[1]"),
         (OBSERVATION, {"cost": [np.nan, 0]}, "cost[0]"),
         (OBSERVATION, {"cost": [0, 0], "cost_total": [0, 0]}, "cost"),
-        (OBSERVATION, {"cost_total": [0.5, 1]}, "step.cost_total[0]"),
+        (OBSERVATION, {"cost_total": [0.5, 1]}, "cost_total[0]"),
     ],
 )
 def test_a_bad_step_names_the_field_and_the_session_goes_on(
@@ -467,6 +467,27 @@ def test_closing_leaves_no_task(server: FaultyServer) -> None:
         return len(asyncio.all_tasks())
 
     assert asyncio.run(run()) == 1
+
+
+def test_a_step_that_its_caller_has_left_does_not_fail_the_next_one(server: FaultyServer) -> None:
+    stall = Stall()
+    server.behave = [stall]
+
+    async def run() -> ControlAnswer:
+        async with (
+            AsyncPolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client,
+            await client.control(watchdog=PATIENT) as session,
+        ):
+            left = asyncio.create_task(session.step([1, np.nan, 0], cost=[1, 0]))
+            await asyncio.to_thread(stall.reached.wait, PATIENCE_SECONDS)
+            left.cancel()
+            await asyncio.wait([left])
+            stall.release.set()
+            while session._inbox.empty():  # the error of the step that nobody waits for
+                await asyncio.sleep(0.001)
+            return await session.step(OBSERVATION, cost=[0.5, 0])
+
+    assert asyncio.run(run()).cost_spent.tolist() == [1.5, 0.0]
 
 
 def test_an_opening_that_is_cancelled_leaves_no_task(server: FaultyServer) -> None:

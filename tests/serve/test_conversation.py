@@ -1,16 +1,25 @@
 """What the client sends, and which answer it takes for which step, without a transport."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from google.rpc import code_pb2
+from google.rpc.status_pb2 import Status
 
 from serve.answer import ControlAnswer, Source
 from serve.channel import Addresses
 from serve.control_values import Opening, PolicySelector
 from serve.conversation import Conversation
-from serve.errors import FingerprintError, PolicyServiceError, ResourceExhaustedError, UnavailableError
+from serve.errors import (
+    FingerprintError,
+    InvalidRequestError,
+    PolicyServiceError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from serve.events import Connected, Ended, Received
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
@@ -227,6 +236,55 @@ def test_messages_that_answer_nothing_are_passed_over(description: PolicyDescrip
     assert robot.receive(robot.stream, notice=pb.Notice(kind=pb.NOTICE_KIND_VERSION_CHANGED)) is None
     assert robot.receive(robot.stream, error=pb.StepError(step=7)) is None
     assert robot.answer(robot.stream, 0, 0.5) is not None
+
+
+def test_what_the_robot_does_to_an_action_is_not_held(description: PolicyDescription) -> None:
+    robot = Robot(description, watchdog=Watchdog(hold_steps=1))
+    robot.begin()
+    answer = robot.answer(robot.stream, 0, 0.5)
+    assert answer is not None
+    answer.action[:] = 99
+    robot.begin()
+    assert robot.conversation.overdue().action.tolist() == [0.5, 0.0]
+
+
+@pytest.mark.parametrize("total", [[math.nan, 0], [math.inf, 0], [0.5, 0]])
+def test_a_total_that_is_refused_does_not_become_the_one_that_costs_are_added_to(
+    description: PolicyDescription, total: list[float]
+) -> None:
+    robot = Robot(description)
+    robot.conversation.begin(OBSERVATION, None, [1, 0])
+    robot.answer(robot.stream, 0, 0.5)
+    with pytest.raises(InvalidRequestError) as caught:
+        robot.conversation.begin(OBSERVATION, None, total)
+    assert caught.value.field == "cost_total[0]"
+    robot.conversation.begin(OBSERVATION, [1, 1], None)
+    assert robot.stream.sent[-1].step.cost_total == [2, 1]
+
+
+def test_what_comes_for_a_step_that_its_caller_has_left_is_for_no_other(description: PolicyDescription) -> None:
+    robot = Robot(description, watchdog=Watchdog(hold_steps=1))
+    robot.begin()
+    robot.conversation.abandon()
+    refused = Status(code=code_pb2.INVALID_ARGUMENT)
+    assert robot.receive(robot.stream, error=pb.StepError(step=0, status=refused, next_step=0)) is None
+    robot.begin()
+    robot.conversation.abandon()
+    assert robot.answer(robot.stream, 0, 0.5) is None
+    robot.begin()
+    assert robot.conversation.overdue().action.tolist() == [0.0, 0.0]  # nothing was answered that could be held
+
+
+def test_a_server_that_is_found_for_a_lost_session_is_let_go(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    robot.conversation.handle(Ended(robot.stream, UnavailableError("gone")))
+    robot.conversation.handle(Ended(robot.connect("a"), FingerprintError("another key")))
+    robot.conversation.handle(Ended(robot.connect("b"), FingerprintError("another key")))
+    assert robot.conversation.lost is not None
+    link = FakeLink("a")
+    robot.conversation.handle(Connected(link))
+    assert link.streams == []
+    assert link.closed
 
 
 def test_a_session_that_is_closed_takes_no_step(description: PolicyDescription) -> None:
