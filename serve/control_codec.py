@@ -51,6 +51,8 @@ from serve.errors import InvalidRequestError
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
 
+_LONGEST_SECONDS = 3e11  # that a Duration takes: some ten thousand years
+
 # --- requests, on the server ---------------------------------------------------------------------------------------
 
 
@@ -138,7 +140,7 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
     """Return the message that opens a session, or goes on from a state of it.
 
     Raises:
-        InvalidRequestError: a number that does not fit into the message.
+        InvalidRequestError: a number that does not fit into the message, an age that is none.
     """
     message = pb.OpenSession(policy=_encode_selector(opening.policy), state=state)
     message.cost_budget.extend(opening.cost_budget or ())
@@ -148,8 +150,10 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
         case RollingWindow(steps):
             message.rolling_window_steps = in_range("rolling window", steps, UINT32_MAX)
     encode_mode(message, opening.mode)
-    if opening.max_age_seconds is not None:
-        fill_duration(message.max_age, opening.max_age_seconds)
+    if (seconds := opening.max_age_seconds) is not None:
+        if not 0 < seconds <= _LONGEST_SECONDS:  # True for NaN
+            raise InvalidRequestError("max_age_seconds", f"is {seconds:g}; it must be above zero, and finite")
+        fill_duration(message.max_age, seconds)
     fallback = opening.fallback
     message.fallback.reasons.extend(map(_encode_reason, sorted(fallback.reasons)))
     message.fallback.recovery_steps = in_range("recovery_steps", fallback.recovery_steps, UINT32_MAX)

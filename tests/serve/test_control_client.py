@@ -406,6 +406,8 @@ def test_a_server_that_falls_silent_is_left(control: Open, faulty: Start) -> Non
         ({"cost_budget": [-1, 0]}, "open.cost_budget[0]"),
         ({"cost_budget": [[1, 0]]}, "cost_budget"),
         ({"extent": Horizon(0)}, "open.horizon_steps"),
+        ({"max_age_seconds": np.nan}, "max_age_seconds"),
+        ({"max_age_seconds": np.inf}, "max_age_seconds"),
         ({"watchdog": Watchdog(safe_action=(0.0,))}, "watchdog.safe_action"),
         ({"watchdog": Watchdog(safe_action=(0.0, 2.5))}, "watchdog.safe_action[1]"),
         ({"watchdog": Watchdog(timeout_seconds=0.0)}, "watchdog.timeout_seconds"),
