@@ -151,8 +151,8 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
             message.rolling_window_steps = in_range("rolling window", steps, UINT32_MAX)
     encode_mode(message, opening.mode)
     if (seconds := opening.max_age_seconds) is not None:
-        if not 0 < seconds <= _LONGEST_SECONDS:  # True for NaN
-            raise InvalidRequestError("max_age_seconds", f"is {seconds:g}; it must be above zero, and finite")
+        if not abs(seconds) <= _LONGEST_SECONDS:  # True for NaN; the server says what else it must be
+            raise InvalidRequestError("max_age_seconds", f"is {seconds:g}; it must be finite")
         fill_duration(message.max_age, seconds)
     fallback = opening.fallback
     message.fallback.reasons.extend(map(_encode_reason, sorted(fallback.reasons)))
