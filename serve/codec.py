@@ -129,12 +129,12 @@ def _decode_situations(messages: Sequence[pb.Situation], frame: Frame, limits: L
     rows, steps_left, cost_allowed = [], [], []
     constraints = len(frame.cost_limit)
     for i, message in enumerate(messages):
-        row = message.observation[:]
-        if len(row) != frame.observation_size:
+        if len(message.observation) != frame.observation_size:  # before it is copied: it may be as long as a message
             raise InvalidRequestError(
                 f"{path.format(i)}.observation",
-                f"has {len(row)} values; the policy's observation has {frame.observation_size}",
+                f"has {len(message.observation)} values; the policy's observation has {frame.observation_size}",
             )
+        row = message.observation[:]
         if not math.isfinite(sum(row)):  # a sum of float32 in Python's floats does not overflow
             j, value = next((j, value) for j, value in enumerate(row) if not math.isfinite(value))
             raise InvalidRequestError(f"{path.format(i)}.observation[{j}]", f"is {value}; it must be finite")

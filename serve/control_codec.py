@@ -129,8 +129,8 @@ def _decode_fallback_action(message: pb.Fallback, limits: Limits) -> FallbackAct
 
 
 def decode_step(message: pb.ControlStep) -> Step:
-    """Return a step; the session checks it."""
-    return Step(message.step, message.observation[:], tuple(message.cost_total))  # a list: numpy reads it faster
+    """Return a step; the session checks it, its lengths before its values are copied."""
+    return Step(message.step, message.observation, message.cost_total)
 
 
 # --- requests, on the client ---------------------------------------------------------------------------------------

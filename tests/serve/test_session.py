@@ -261,6 +261,16 @@ def test_a_rolling_session_is_judged_over_the_next_steps_of_the_window(served: S
     assert spent[:20] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
 
 
+def test_a_step_that_is_far_too_long_is_refused_before_it_is_copied(served: Served, seal: StateSeal) -> None:
+    """Copying the values of a message of 4 MB takes 50 ms, in which no other robot is answered."""
+    session = begin(served, seal, Opening(PolicySelector("goal")))
+    message = pb.ControlStep(observation=[0.0] * 1_000_000)
+    refused = decode_step(message)
+    assert refused.observation is message.observation
+    with pytest.raises(InvalidRequestError, match="has 1000000 values"):
+        session.step(refused)
+
+
 def test_a_step_past_the_horizon_is_an_error(served: Served, seal: StateSeal) -> None:
     session = begin(served, seal, Opening(cost_budget=FREE, extent=Horizon(2)))
     assert [take(session).account.steps_left for _ in range(2)] == [2, 1]
