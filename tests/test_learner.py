@@ -100,6 +100,20 @@ def test_each_cost_is_bootstrapped_with_its_own_discount() -> None:
     assert metrics.critic_loss == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_controller_answers_to_the_measured_cost_brought_up_to_date() -> None:
+    # The critics say 3 everywhere, and said 2 on average when 20 was measured: it is 30 now. Held at 20, the gap is a
+    # half. Of the past, this update's own prediction is a small part.
+    settings = config((20.0,), limit={"predicted_weight": 0.0})
+    state = create(settings)
+    state.measured_age = 1e9
+    state.controller = state.controller.predicting(np.array([2.0]), 1.0)
+    with torch.no_grad():
+        state.target_critics.output_weight.zero_()
+        state.target_critics.output_bias.fill_(float(np.log(np.expm1(3.0))))
+    metrics = learner.update(state, one_step_batch(np.random.default_rng(0)), np.array([20.0]), 0, settings)
+    assert metrics.share[0] == pytest.approx(0.5 * settings.limit.gain_above, rel=1e-3)
+
+
 def test_reward_is_learned_in_units_of_its_scale() -> None:
     settings = config()
     state = create(settings)
