@@ -153,8 +153,8 @@ def test_presets_are_shown() -> None:
     rows = succeed("presets").out.splitlines()
     assert len(rows) == 1 + len(PRESETS)
     assert rows[0].split() == ["task", "cost", "limit", "steps", "settings"]
-    (row,) = succeed("presets", "SafetyPointGoal1-v0").out.splitlines()[1:]
-    assert row.split() == ["SafetyPointGoal1-v0", "25", "500,000", "-"]
+    (row,) = succeed("presets", "SafetyPointCircle1-v0").out.splitlines()[1:]
+    assert row.split() == ["SafetyPointCircle1-v0", "25", "300,000", "-"]
     assert {row.split()[0] for row in succeed("presets", "Drone").out.splitlines()[1:]} == {
         "SafetyDroneRun-v0",
         "SafetyDroneCircle-v0",
@@ -166,8 +166,8 @@ def test_presets_are_shown_to_machines() -> None:
     settings = PRESETS["SafetyCarRun-v0"].settings
     assert settings["critic.discount"] == 0.98
     assert shown == {"SafetyCarRun-v0": {"cost_limits": [10.0], "steps": 100_000, "settings": settings}}
-    shown = json.loads(succeed("presets", "SafetyPointGoal1-v0", "--json").out)
-    assert shown == {"SafetyPointGoal1-v0": {"cost_limits": [25.0], "steps": 500_000, "settings": {}}}
+    shown = json.loads(succeed("presets", "SafetyPointCircle1-v0", "--json").out)
+    assert shown == {"SafetyPointCircle1-v0": {"cost_limits": [25.0], "steps": 300_000, "settings": {}}}
 
 
 def test_a_task_without_a_preset_is_answered_with_the_closest() -> None:
