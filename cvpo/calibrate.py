@@ -5,18 +5,29 @@ the probability over which the flag is raised, and `test` shows what came of it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from cvpo.bundle import CalibratedMode, Calibration, CalibrationResult, Constraint
-from cvpo.conformal import conformal_map, cost_values, float32, window_cost
+from cvpo.bundle import (
+    BoundCoverage,
+    CalibratedMode,
+    Calibration,
+    CalibrationResult,
+    Constraint,
+    ReliabilityBin,
+)
+from cvpo.conformal import conformal_map, float32
 from cvpo.costmap import CostMap
 from cvpo.errors import ConfigError, ExportError, NonFiniteError
 from cvpo.evaluate import Episode
+from cvpo.forecast import CostForecast
+from cvpo.forecast_fit import ForecastEpisode, fit_forecast
+from cvpo.sessions import Session, crossing
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -24,13 +35,16 @@ Bools = NDArray[np.bool_]
 MINIMUM_EPISODES = 8
 DETERMINISTIC = CalibratedMode(mode="deterministic")
 
-BUDGETS = (0.25, 0.5, 1.0, 2.0)  # of the limit: alarm levels must serve requests that allow more or less than it
+BUDGETS = np.geomspace(0.25, 2, 7)  # of the limit: alarm levels must serve sessions that may spend more or less than it
+MOST_LEAD_STEPS = 20
+BINS = 10  # of probabilities, equally wide, and of bounds, equally full
 
 
 @dataclass(frozen=True)
 class CalibratedMap:
-    """The map that goes into the graphs, and what the manifest says of it."""
+    """What goes into the graphs, and what the manifest says of it."""
 
+    forecast: CostForecast
     cost_map: CostMap
     record: Calibration
 
@@ -38,24 +52,26 @@ class CalibratedMap:
 def calibrate(
     episodes: Sequence[Episode],
     constraints: Sequence[Constraint],
+    normalize: Callable[[Tensor], Tensor],
     *,
     seed: int,
     mode: CalibratedMode = DETERMINISTIC,
     confidence: float = 0.9,
     miss_rate: float = 0.05,
 ) -> CalibratedMap:
-    """Measure the map of costs on episodes of the exported policy.
+    """Fit the forecast and measure the map of costs on episodes of the exported policy.
 
-    What its bound and probabilities claim is said at `conformal_map`, what its alarm levels claim at `choose_level`.
+    What the map's bound and probabilities claim is said at `conformal_map`, what the alarm levels do at `choose_level`.
 
     Args:
         episodes: in the mode that will be served, with the critic's `cost_value` of each action taken. Of 100, 30 fit,
             30 calibrate, 25 choose alarm levels, 15 test.
         constraints: C of them, in the order of the costs.
-        seed: of the random split.
+        normalize: maps observations [N, O] to those that the networks see.
+        seed: of the random split and of the fit.
         mode: how the episodes' actions were chosen.
         confidence: of `cost_upper`.
-        miss_rate: of the violations ahead of an episode's steps, the expected share that no flag announces.
+        miss_rate: of the sessions that exceed their budget, the expected share that no flag announces in time.
 
     Raises:
         ConfigError: `confidence` or `miss_rate` is not between 0 and 1.
@@ -65,24 +81,37 @@ def calibrate(
     if not (0 < confidence < 1 and 0 < miss_rate < 1):
         raise ConfigError(f"confidence {confidence:g} and miss_rate {miss_rate:g} must lie between 0 and 1.")
     _check(episodes, len(constraints), constraints[0].horizon_steps)
-    groups = _split(episodes, confidence, np.random.default_rng(seed))
+    split = _split(episodes, confidence, np.random.default_rng(seed))
+    forecast = fit_forecast(split["fit"], constraints, normalize, seed)
+    groups = {
+        name: [ForecastEpisode(episode, forecast, normalize) for episode in group] for name, group in split.items()
+    }
     cost_map = conformal_map(groups["fit"], groups["calibrate"], constraints, confidence)
-    trials = {name: [try_map(cost_map, episode, constraints) for episode in groups[name]] for name in ("alarm", "test")}
-    alarms = [choose_level(trials["alarm"], index, confidence, miss_rate) for index in range(len(constraints))]
+    lead_steps = lead(constraints[0].window_steps)
+    alarms = [
+        choose_level(
+            [sessions(cost_map, episode, constraint, index) for episode in groups["alarm"]],
+            lead_steps,
+            confidence,
+            miss_rate,
+        )
+        for index, constraint in enumerate(constraints)
+    ]
     notes = [f"{c.name}: {alarm.note}" for c, alarm in zip(constraints, alarms, strict=True)]
     record = Calibration(
         method=(
-            "Conformal predictive distribution of the cost of the next steps, tabled over steps left and cost value; "
-            "episodes weigh the same, each shared by its steps (Lee, Barber and Willett, arXiv 2306.06342). "
-            f"Alarm levels: {'; '.join(notes)}."
+            "Conformal predictive distribution of the cost of the next steps, tabled over steps left and a forecast "
+            "from observation and cost value; episodes weigh the same, each shared by its steps (Lee, Barber and "
+            f"Willett, arXiv 2306.06342). Alarm levels: {'; '.join(notes)}."
         ),
         modes=(mode,),
         confidence=confidence,
         miss_rate=miss_rate,
+        lead_steps=lead_steps,
         alarm_levels=tuple(alarm.level for alarm in alarms),
         episodes={name: len(group) for name, group in groups.items()},
         results=tuple(
-            _result(cost_map, groups["test"], trials["test"], index, constraint, alarm.level)
+            _result(cost_map, groups["test"], index, constraint, alarm.level, lead_steps)
             for index, (constraint, alarm) in enumerate(zip(constraints, alarms, strict=True))
         ),
         not_claimed=(
@@ -90,7 +119,12 @@ def calibrate(
             *(f"{c.name}: {alarm.shortage}" for c, alarm in zip(constraints, alarms, strict=True) if alarm.shortage),
         ),
     )
-    return CalibratedMap(cost_map, record)
+    return CalibratedMap(forecast, cost_map, record)
+
+
+def lead(window_steps: int) -> int:
+    """How many steps before a budget is exceeded a flag counts: 20, or fewer where the window is short."""
+    return max(1, min(MOST_LEAD_STEPS, window_steps // 5))
 
 
 def _check(episodes: Sequence[Episode], num_costs: int, horizon: int) -> None:
@@ -142,39 +176,38 @@ def _no_bound(count: int, confidence: float) -> tuple[str, ...]:
     )
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What the map said of one episode, and what came, for Q spans of steps and BUDGETS of each."""
+def sessions(cost_map: CostMap, episode: ForecastEpisode, constraint: Constraint, index: int) -> list[Session]:
+    """The episode with each of BUDGETS, asked as the service asks: what is left to spend, over the steps left.
 
-    covered: Bools  # [Q, C], the cost was within cost_upper
-    probability: Array  # [Q · budgets, C]
-    violated: Bools  # [Q · budgets, C], the cost exceeded what was allowed
-    judged: Bools  # [Q · budgets, C]; not where nothing was limited, or the budget was spent already
+    None without a limit.
+    """
+    if constraint.cost_limit is None:
+        return []
+    return budget_sessions(cost_map, episode, constraint, index, constraint.cost_limit * BUDGETS)
 
 
-def try_map(cost_map: CostMap, episode: Episode, constraints: Sequence[Constraint]) -> Trial:
-    """Ask as the service is asked: over a window with its share of the limit, and over what is left of an episode."""
-    horizon, window = constraints[0].horizon_steps, constraints[0].window_steps
-    start = np.arange(len(episode.cost))
-    limit = np.array([np.inf if c.cost_limit is None else c.cost_limit for c in constraints])
-    budget = np.multiply.outer(BUDGETS, limit)[:, None]  # [budgets, 1, C]
-    spent = episode.cost.cumsum(0) - episode.cost  # [L, C]
-    covered, probability, violated, judged = [], [], [], []
-    for steps, allowed in (
-        (np.full(len(start), window), budget * window / horizon + np.zeros_like(spent)),
-        (horizon - start, budget - spent),
-    ):
-        cost, observed = window_cost(episode, steps)
-        realized = float32(cost[observed])
-        cost_value = float32(cost_values(episode)[observed]).unsqueeze(-1)
-        for number, some in enumerate(allowed[:, observed]):
-            prediction = cost_map(cost_value, torch.from_numpy(steps[observed]), float32(some))
-            if number == 0:
-                covered.append((realized <= prediction.cost_upper[..., 0]).numpy())
-            probability.append(prediction.violation_probability[..., 0].double().numpy())
-            violated.append((realized > float32(some)).numpy())
-            judged.append(np.isfinite(some) & (some >= 0))
-    return Trial(*(np.concatenate(part) for part in (covered, probability, violated, judged)))
+def budget_sessions(
+    cost_map: CostMap, episode: ForecastEpisode, constraint: Constraint, index: int, budgets: Array
+) -> list[Session]:
+    """The episode with each of some budgets, in the environment's cost units.
+
+    Args:
+        cost_map: says the probabilities.
+        episode: of L steps.
+        constraint: the one that is limited.
+        index: its place among the costs.
+        budgets: for the episode.
+    """
+    cost = episode.cost[:, index]
+    steps = constraint.horizon_steps - np.arange(len(cost))
+    forecast = float32(episode.forecast(steps)).unsqueeze(-1)  # [L, C, 1]
+    found = []
+    for budget in budgets:
+        allowed = torch.full(forecast.shape[:2], torch.inf)
+        allowed[:, index] = float32(budget - (cost.cumsum() - cost))
+        probability = cost_map(forecast, torch.from_numpy(steps), allowed).violation_probability[:, index, 0]
+        found.append(Session(np.asarray(probability.double()), crossing(cost, budget)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -186,63 +219,146 @@ class Alarm:
     shortage: str | None = None  # why the miss rate is not claimed
 
 
-def choose_level(trials: Sequence[Trial], index: int, confidence: float, miss_rate: float) -> Alarm:
-    """The highest level that keeps the expected share of missed violations in a fresh episode at most `miss_rate`.
+def choose_level(episodes: Sequence[Sequence[Session]], lead_steps: int, confidence: float, miss_rate: float) -> Alarm:
+    """The highest level that keeps the expected share of missed sessions of a fresh episode at most `miss_rate`.
 
-    Conformal risk control (Angelopoulos et al., arXiv 2208.02814): the mean over n episodes with violations, and one
-    more that misses them all, is at most `miss_rate`. That takes n >= 1/miss_rate - 1. With fewer, the mean over those
-    there are must be, and the level is not above 1 - confidence: the flag is raised at least wherever cost_upper
-    exceeds what is allowed.
+    A session that exceeds its budget is missed if no flag came `lead_steps` before or earlier; one that exceeds it
+    sooner than that cannot be announced, and does not count here. Conformal risk control (Angelopoulos et al., arXiv
+    2208.02814): the mean over n episodes with such sessions, and one more that misses them all, is at most `miss_rate`.
+    That takes n >= 1/miss_rate - 1. With fewer, the mean over those there are must be, and the level is not above
+    1 - confidence: the flag is raised at least wherever cost_upper exceeds what is allowed.
+
+    Args:
+        episodes: for each its sessions.
+        lead_steps: see above.
+        confidence: of `cost_upper`.
+        miss_rate: see above.
     """
-    announced = [trial.probability[trial.judged[:, index] & trial.violated[:, index], index] for trial in trials]
-    announced = [probability for probability in announced if len(probability)]
-    # Risk rises where a violation goes unannounced: what is worth trying lies just below, in the graphs' float32.
+    announced = [
+        [s.announced(lead_steps) for s in some if s.crossing is not None and s.crossing >= lead_steps]
+        for some in episodes
+    ]
+    announced = [probability for probability in announced if probability]
+    # Risk rises where a session goes unannounced: what is worth trying lies just below, in the graphs' float32.
     announcements = np.unique(np.concatenate([[0.0], *announced])).astype(np.float32)
-    levels = np.nextafter(announcements, np.float32(0), dtype=np.float32).astype(np.float64)
-    missed = np.array([[(probability <= level).mean() for level in levels] for probability in announced])
+    levels = np.maximum(np.nextafter(announcements, np.float32(-1), dtype=np.float32), 0).astype(np.float64)
+    missed = np.array([[(np.array(probability) <= level).mean() for level in levels] for probability in announced])
     count = len(announced)
     needed = math.ceil(1 / miss_rate - 1 - 1e-9)
     enough = count >= needed
     risk = (missed.sum(0) + enough) / max(count + enough, 1)
-    level = float(levels[risk <= miss_rate + 1e-9][-1]) if count else 1.0
+    kept = levels[risk <= miss_rate + 1e-9] if count else np.ones(1)
+    level = float(kept[-1]) if len(kept) else 0.0
     if enough:
-        return Alarm(level, f"{level:.3g}, chosen on {count} episodes with violations")
+        return Alarm(level, f"{level:.3g}, chosen on {count} episodes that exceed a budget")
     level = min(level, round(1 - confidence, 9))
     return Alarm(
         level,
         f"{level:.3g}, kept low: the flag is raised at least wherever cost_upper exceeds what is allowed",
-        f"No miss rate: {miss_rate:.0%} needs {needed} episodes with violations and there were {count}.",
+        f"No miss rate: {miss_rate:.0%} needs {needed} episodes that exceed a budget and there were {count}.",
     )
 
 
 def _result(
     cost_map: CostMap,
-    episodes: Sequence[Episode],
-    trials: Sequence[Trial],
+    episodes: Sequence[ForecastEpisode],
     index: int,
     constraint: Constraint,
     alarm_level: float,
+    lead_steps: int,
 ) -> CalibrationResult:
     """Means over test episodes, each of which counts the same however many of its steps were asked about."""
-    coverage, missed, flagged = [], [], []
-    for trial in trials:
-        judged, violated = trial.judged[:, index], trial.violated[:, index]
-        flags = trial.probability[:, index] > alarm_level
-        coverage += _mean(trial.covered[:, index])
-        missed += _mean(~flags[judged & violated])
-        flagged += _mean(flags[judged & ~violated])
-    first = torch.from_numpy(np.stack([cost_values(episode)[0] for episode in episodes]).astype(np.float32))
-    _, cost_to_go = cost_map.atoms(first.unsqueeze(-1), torch.full((len(episodes),), constraint.horizon_steps))
+    bounds = [bound_coverage(cost_map, episode, constraint, index) for episode in episodes]
+    tried = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index)]
+    crossed = [session for session in tried if session.crossing is not None]
+    leads = [steps for session in crossed if (steps := session.lead_steps(alarm_level)) is not None]
+    missed = [session.announced(lead_steps) <= alarm_level for session in crossed]
+    flagged = [session.flagged_share(alarm_level) for session in tried if session.crossing is None]
+    bins = reliability(tried)
+    horizon = constraint.horizon_steps
+    first = np.stack([episode.forecast(horizon - np.arange(len(episode)))[0] for episode in episodes])
+    _, cost_to_go = cost_map.atoms(float32(first).unsqueeze(-1), torch.full((len(episodes),), horizon))
     return CalibrationResult(
         constraint=constraint.name,
         test_episodes=len(episodes),
-        coverage=float(np.mean(coverage)) if coverage else 0.0,
+        coverage=float(np.mean([within.mean() for _, within in bounds])),
+        coverage_by_bound=coverage_by_bound(bounds),
         missed_share=float(np.mean(missed)) if missed else None,
-        flagged_share=float(np.mean(flagged)) if flagged else 0.0,
+        flagged_share=float(np.mean(flagged)) if flagged else None,
+        lead_steps_median=float(np.median(leads)) if leads else None,
+        reliability=bins,
+        calibration_error=calibration_error(bins),
         cost_to_go_mean=float(cost_to_go[:, index].mean()),
         episode_cost_mean=float(np.mean([episode.cost[:, index].sum() for episode in episodes])),
     )
 
 
-def _mean(values: Bools) -> list[float]:
-    return [float(values.mean())] if len(values) else []
+def bound_coverage(
+    cost_map: CostMap, episode: ForecastEpisode, constraint: Constraint, index: int
+) -> tuple[Array, Bools]:
+    """`cost_upper` [Q] over windows and over all the steps left, where that was observed, and whether it held, [Q]."""
+    start = np.arange(len(episode))
+    upper, within = [], []
+    for steps in (np.full(len(start), constraint.window_steps), constraint.horizon_steps - start):
+        cost, observed = episode.window_cost(steps)
+        bound = cost_upper(cost_map, episode, steps)[observed, index]
+        upper.append(bound)
+        within.append(cost[observed, index].astype(np.float32) <= bound)
+    return np.concatenate(upper), np.concatenate(within)
+
+
+def cost_upper(cost_map: CostMap, episode: ForecastEpisode, steps: NDArray[np.int64]) -> Array:
+    """The bound on the cost of the next steps[t] steps from step t on, [L, C]."""
+    forecast = float32(episode.forecast(steps)).unsqueeze(-1)
+    nothing = torch.zeros(forecast.shape[:2])
+    return np.asarray(cost_map(forecast, torch.from_numpy(steps), nothing).cost_upper[..., 0].double())
+
+
+def coverage_by_bound(bounds: Sequence[tuple[Array, Bools]]) -> tuple[BoundCoverage, ...]:
+    """Coverage where the bound is low and where it is high: BINS groups of as many steps, fewer if bounds are equal."""
+    upper, within = (np.concatenate(part) for part in zip(*bounds, strict=True))
+    finite = np.isfinite(upper)
+    upper, within = upper[finite], within[finite]
+    edges = np.unique(np.quantile(upper, np.linspace(0, 1, BINS + 1)[1:-1])) if len(upper) else np.empty(0)
+    group = np.searchsorted(edges, upper)
+    return tuple(
+        BoundCoverage(
+            cost_upper=float(upper[group == g].mean()),
+            coverage=float(within[group == g].mean()),
+            share=float((group == g).mean()),
+        )
+        for g in np.unique(group)
+    )
+
+
+def reliability(tried: Sequence[Session]) -> tuple[ReliabilityBin, ...]:
+    """What came of each tenth of probability, over the steps of sessions before their budget was exceeded."""
+    probability, happened, weight = said(tried)
+    bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    return tuple(
+        ReliabilityBin(
+            predicted=float(np.average(probability[bins == b], weights=weight[bins == b])),
+            observed=float(np.average(happened[bins == b], weights=weight[bins == b])),
+            share=float(weight[bins == b].sum() / weight.sum()),
+        )
+        for b in np.unique(bins)
+    )
+
+
+def said(tried: Sequence[Session]) -> tuple[Array, Bools, Array]:
+    """Each probability that was said before the budget was exceeded, [Q]; whether it came to that, [Q]; its weight.
+
+    A session's weight is shared by all its steps, for it is a random one of them that a probability speaks of.
+    """
+    spans = [len(s.probability) if s.crossing is None else s.crossing + 1 for s in tried]
+    probability = [session.probability[:span] for session, span in zip(tried, spans, strict=True)]
+    happened = [np.full(span, session.crossing is not None) for session, span in zip(tried, spans, strict=True)]
+    weight = [np.full(span, 1 / len(session.probability)) for span, session in zip(spans, tried, strict=True)]
+    if not tried:
+        return np.empty(0), np.empty(0, np.bool_), np.empty(0)
+    return np.concatenate(probability), np.concatenate(happened), np.concatenate(weight)
+
+
+def calibration_error(bins: Sequence[ReliabilityBin]) -> float | None:
+    """Expected calibration error: how far predicted and observed are apart, mean over what was said."""
+    return sum(b.share * abs(b.predicted - b.observed) for b in bins) if bins else None

@@ -90,16 +90,16 @@ def _predictions(calibration: Calibration | None, constraints: tuple[Constraint,
         f"Claimed{', except where the episodes were too few (below)' if calibration.not_claimed else ''}: for a fresh "
         "episode and a random one of its steps, the cost of the next steps is at most "
         f"`cost_upper` with probability {calibration.confidence:g} or more, where those steps are a window of "
-        f"{constraints[0].window_steps} or all that are left. Alarm levels are meant to let "
-        f"at most {calibration.miss_rate:.0%} of the violations ahead go unannounced, with budgets from a quarter of "
-        "the limit to twice the limit.",
+        f"{constraints[0].window_steps} or all that are left. Alarm levels are meant to let at most "
+        f"{calibration.miss_rate:.0%} of the sessions over budget pass without a flag {calibration.lead_steps} steps "
+        "before, or earlier, with budgets from a quarter of the limit to twice the limit.",
         *(f"**Not claimed.** {sentence}" for sentence in calibration.not_claimed),
         "On test episodes:",
         "\n".join(
             [
-                "| constraint | alarm level | cost within bound | violations missed | flagged without one "
-                "| predicted / realized cost of an episode |",
-                "|---|---|---|---|---|---|",
+                "| constraint | alarm level | cost within bound | calibration error | sessions over budget missed "
+                "| steps before it, median | steps flagged within budget | predicted / realized cost of an episode |",
+                "|---|---|---|---|---|---|---|---|",
                 *rows,
             ]
         ),
@@ -107,11 +107,19 @@ def _predictions(calibration: Calibration | None, constraints: tuple[Constraint,
 
 
 def _result(result: CalibrationResult, level: float) -> str:
-    missed = "there were none" if result.missed_share is None else f"{result.missed_share:.1%}"
     return (
-        f"| {result.constraint} | {level:.3g} | {result.coverage:.1%} | {missed} | {result.flagged_share:.1%} "
+        f"| {result.constraint} | {level:.3g} | {result.coverage:.1%} | {_share(result.calibration_error)} "
+        f"| {_share(result.missed_share)} | {_steps(result.lead_steps_median)} | {_share(result.flagged_share)} "
         f"| {result.cost_to_go_mean:.3g} / {result.episode_cost_mean:.3g} |"
     )
+
+
+def _share(value: float | None) -> str:
+    return "there were none" if value is None else f"{value:.1%}"
+
+
+def _steps(value: float | None) -> str:
+    return "no flag" if value is None else f"{value:.0f}"
 
 
 def _interval(value: Interval) -> str:

@@ -1,4 +1,4 @@
-"""From the critic's discounted mean to statements about the cost of the next steps: the map inside both graphs."""
+"""From a forecast to statements about the cost of the next steps: the map inside both graphs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cvpo.bundle import Constraint
 
-BELOW_EVERY_COST = -1.0  # a cost value is never negative, so a ramp that ends here has always ended
+BELOW_EVERY_FORECAST = -1.0  # a forecast is never negative, so a ramp that ends here has always ended
 LARGEST_COST_VALUE = 1e9  # up to here the uncalibrated map is linear
 
 
@@ -26,7 +26,7 @@ class CostPrediction(NamedTuple):
 
 
 class CostMap(nn.Module):
-    """A predictive distribution of the cost of the next steps, tabled over steps left and cost value.
+    """A predictive distribution of the cost of the next steps, tabled over steps left and a forecast.
 
     Atoms (possible costs, ascending) and the mean are piecewise linear in both: sums of clipped ramps, so that a cost
     that is the same at neighbouring nodes comes out exactly. How much probability lies at or below atom m depends on
@@ -55,10 +55,10 @@ class CostMap(nn.Module):
         Args:
             horizons: steps at which atoms and mean are given, [H], ascending, the first at least 1; at 0 both are 0.
                 A number of steps beyond the last is answered like the last.
-            nodes: cost values at which they are given, [C, B], ascending, not negative.
+            nodes: forecasts at which they are given, [C, B], ascending, not negative.
             atoms: [C, H, B, M], ascending along H and M.
             mean: [C, H, B].
-            covered: probability that the cost is at most atom m, [C, H, M], ascending along M and descending along H.
+            covered: probability that the cost is at most atom m, [C, H, M], ascending along M.
                 Row h speaks of more steps than horizons[h - 1], up to horizons[h].
             confidence: of `cost_upper`.
         """
@@ -68,7 +68,7 @@ class CostMap(nn.Module):
         values = np.concatenate([atoms, mean[..., None]], axis=-1)
         increments = np.diff(np.diff(values, axis=1, prepend=0), axis=2, prepend=0)  # [C, H, B, M + 1]
         horizon_lower = np.concatenate([[0], horizons[:-1]])
-        ahead = np.full((C, 1), BELOW_EVERY_COST)
+        ahead = np.full((C, 1), BELOW_EVERY_FORECAST)
         node_lower = np.concatenate([ahead - 1, nodes[:, :-1]], axis=1)
         node_upper = np.concatenate([ahead, nodes[:, 1:]], axis=1)
         tail = np.ones((H + 1, C, M + 1))  # row 0, for no steps left, is never asked for
@@ -88,15 +88,15 @@ class CostMap(nn.Module):
         }.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
 
-    def forward(self, cost_value: Tensor, steps_left: Tensor, cost_allowed: Tensor) -> CostPrediction:
+    def forward(self, forecast: Tensor, steps_left: Tensor, cost_allowed: Tensor) -> CostPrediction:
         """Predict the cost of the next steps.
 
         Args:
-            cost_value: of K actions, [N, C, K].
+            forecast: of K actions, [N, C, K], not negative.
             steps_left: [N] int64, at least 1.
             cost_allowed: [N, C], undiscounted; +inf: unconstrained.
         """
-        atoms, cost_to_go = self.atoms(cost_value, steps_left)
+        atoms, cost_to_go = self.atoms(forecast, steps_left)
         cell = (steps_left[:, None] > self.horizon_lower).sum(-1)
         within = (atoms <= cost_allowed[..., None, None]).sum(-1)
         probability = torch.gather(self.tail[cell], 2, within)
@@ -104,10 +104,10 @@ class CostMap(nn.Module):
         cost_upper = (atoms + self.bound[cell].unsqueeze(2)).amax(-1)
         return CostPrediction(cost_to_go, cost_upper, probability)
 
-    def atoms(self, cost_value: Tensor, steps_left: Tensor) -> tuple[Tensor, Tensor]:
+    def atoms(self, forecast: Tensor, steps_left: Tensor) -> tuple[Tensor, Tensor]:
         """The possible costs, [N, C, K, M], and their mean, [N, C, K]."""
         along_horizon = ((steps_left[:, None] - self.horizon_lower) / self.horizon_width).clamp(0, 1)
-        along_nodes = ((cost_value.unsqueeze(-1) - self.node_lower) / self.node_width).clamp(0, 1)
+        along_nodes = ((forecast.unsqueeze(-1) - self.node_lower) / self.node_width).clamp(0, 1)
         table = (along_horizon @ self.table).view(-1, self.num_costs, self.num_nodes, self.num_atoms + 1)
         values = along_nodes @ table
         return values[..., :-1], values[..., -1]
@@ -116,8 +116,8 @@ class CostMap(nn.Module):
 def uncalibrated_map(constraints: Sequence[Constraint]) -> CostMap:
     """The map of a policy that nothing was measured of: it says so by no bound and a certain violation.
 
-    Only `cost_to_go` carries information: cost spread evenly over an episode of T steps, the assumption behind
-    `Constraint.threshold`, makes cost_value · (1 − γ)/(1 − γ^T) a cost per step.
+    Its forecast is the cost value itself. Only `cost_to_go` carries information: cost spread evenly over an episode of
+    T steps, the assumption behind `Constraint.threshold`, makes cost_value · (1 − γ)/(1 − γ^T) a cost per step.
     """
     C = len(constraints)
     T = constraints[0].horizon_steps

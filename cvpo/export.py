@@ -77,7 +77,8 @@ def export_bundle(
     """
     cost_map = calibrated.cost_map if calibrated else uncalibrated_map(policy.constraints)
     spec = policy.spec
-    served = Served(policy.model, cost_map, spec.action_low, spec.action_high, policy.reward_scale).eval()
+    forecast = calibrated.forecast if calibrated else None
+    served = Served(policy.model, forecast, cost_map, spec.action_low, spec.action_high, policy.reward_scale).eval()
     manifest = make_manifest(policy, calibrated, tuple(evaluations))
     graphs = {POLICY_GRAPH: policy_graph(served), CRITIC_GRAPH: critic_graph(served)}
     seen = _spread(observations, spec)

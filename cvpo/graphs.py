@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cvpo.bundle import CRITIC_GRAPH, FLOAT, INPUTS, INT64, IR_VERSION, OPSET, OUTPUTS, POLICY_GRAPH, PORTS
 from cvpo.costmap import CostMap
+from cvpo.forecast import QUANTILES, CostForecast
 from cvpo.networks import (
     MAX_SPREAD,
     MIN_STANDARD_DEVIATION,
@@ -179,7 +180,8 @@ def _correlated(graph: _Graph, A: int, below: str) -> str:  # noqa: N803
 
 def _judge(graph: _Graph, served: Served, normalized: str, action: str) -> _Judged:
     reward_value, cost_value = _values(graph, served.model.critics, normalized, action)
-    predicted = _predict(graph, served.cost_map, cost_value)
+    forecast = cost_value if served.forecast is None else _forecast(graph, served.forecast, normalized, cost_value)
+    predicted = _predict(graph, served.cost_map, forecast)
     probability = predicted[-1]
     costs = graph.node("Concat", cost_value, *predicted, axis=1)
     return _Judged(graph.node("Mul", reward_value, graph.floats(served.reward_scale)), probability, costs)
@@ -209,7 +211,38 @@ def _values(graph: _Graph, critics: Critics, normalized: str, action: str) -> tu
     return reward_value, graph.node("Transpose", cost_value, perm=[1, 0, 2])
 
 
-def _predict(graph: _Graph, cost_map: CostMap, cost_value: str) -> tuple[str, str, str]:
+def _forecast(graph: _Graph, forecast: CostForecast, normalized: str, cost_value: str) -> str:
+    """`CostForecast.forward`, [N, C, K]."""
+    C, _, F = forecast.observation_weight.shape
+    H = len(forecast.knot_lower)
+    by_constraint = graph.node("Transpose", cost_value, perm=[1, 0, 2])  # [C, N, K]
+    value = graph.unsqueeze(by_constraint, 3)
+    typical = graph.tensor(forecast.typical_value.unsqueeze(1))
+    value = graph.node("Div", value, graph.node("Add", value, typical))
+    value = graph.node("Mul", value, graph.tensor(forecast.value_weight.unsqueeze(1)))  # [C, N, K, F]
+    state = graph.node("MatMul", normalized, graph.tensor(forecast.observation_weight))
+    state = graph.unsqueeze(graph.node("Add", state, graph.tensor(forecast.first_bias)), 2)
+    hidden = graph.node("Relu", graph.node("Add", state, value))
+    hidden = graph.node("Reshape", hidden, graph.integers(C, -1, F))
+    hidden = graph.node("MatMul", hidden, graph.tensor(forecast.second_weight))
+    hidden = graph.node("Relu", graph.node("Add", hidden, graph.tensor(forecast.second_bias)))
+    output = graph.node("MatMul", hidden, graph.tensor(forecast.output_weight))
+    rates = graph.node("Relu", graph.node("Add", output, graph.tensor(forecast.output_bias)))
+    shape = graph.node("Concat", graph.node("Shape", by_constraint), graph.integers(H * len(QUANTILES)), axis=0)
+    rates = graph.node("Reshape", rates, shape)  # [C, N, K, H·Q]
+
+    steps = graph.node("Sub", graph.unsqueeze(graph.cast("steps_left", FLOAT), 1), graph.tensor(forecast.knot_lower))
+    steps = graph.clip(graph.node("Div", steps, graph.tensor(forecast.knot_width)), 0.0, 1.0)
+    steps = graph.node("Mul", steps, graph.tensor(forecast.knot_width))  # [N, H]
+    share = graph.node("Div", steps, graph.unsqueeze(graph.reduce("ReduceSum", steps, 1), 1))
+    # The mean of quantiles that are sums of increments: the first one counts Q times, the last once.
+    count = np.kron(np.eye(H), np.arange(len(QUANTILES), 0, -1.0) / len(QUANTILES))
+    weight = graph.unsqueeze(graph.node("MatMul", share, graph.array(count.astype(np.float32))), 1)  # [N, 1, H·Q]
+    relative = graph.reduce("ReduceSum", graph.node("Mul", rates, weight), 3)
+    return graph.node("Transpose", relative, perm=[1, 0, 2])
+
+
+def _predict(graph: _Graph, cost_map: CostMap, forecast: str) -> tuple[str, str, str]:
     """`CostMap.forward`: the fields of CostPrediction, [N, C, K] each."""
     C, B, M = cost_map.num_costs, cost_map.num_nodes, cost_map.num_atoms
     steps_left = graph.unsqueeze(graph.cast("steps_left", FLOAT), 1)
@@ -217,7 +250,7 @@ def _predict(graph: _Graph, cost_map: CostMap, cost_value: str) -> tuple[str, st
     along_horizon = graph.node("Div", graph.node("Sub", steps_left, lower), graph.tensor(cost_map.horizon_width))
     table = graph.node("MatMul", graph.clip(along_horizon, 0.0, 1.0), graph.tensor(cost_map.table))
     table = graph.node("Reshape", table, graph.integers(-1, C, B, M + 1))
-    along_nodes = graph.node("Sub", graph.unsqueeze(cost_value, 3), graph.tensor(cost_map.node_lower))
+    along_nodes = graph.node("Sub", graph.unsqueeze(forecast, 3), graph.tensor(cost_map.node_lower))
     along_nodes = graph.node("Div", along_nodes, graph.tensor(cost_map.node_width))
     values = graph.node("MatMul", graph.clip(along_nodes, 0.0, 1.0), table)  # [N, C, K, M + 1]
     atoms, mean = graph.split(values, 3, M, 1)

@@ -86,11 +86,15 @@ def _calibration(calibration: Calibration | None, constraints: tuple[Constraint,
             _row(
                 "  cost",
                 f"{plain(result.constraint)} within its bound {result.coverage:.1%} (claimed "
-                f"{calibration.confidence:.0%}); violations: {missed} (meant {calibration.miss_rate:.0%}), "
-                f"{result.flagged_share:.1%} of other steps flagged, at level {level:.3g}",
+                f"{calibration.confidence:.0%}); sessions over budget: {missed} (meant {calibration.miss_rate:.0%}), "
+                f"{_flagged(result.flagged_share)} at level {level:.3g}",
             )
         )
     return lines + [_row("  not", plain(sentence)) for sentence in calibration.not_claimed]
+
+
+def _flagged(share: float | None) -> str:
+    return "none stayed within it," if share is None else f"{share:.1%} of the steps of others flagged,"
 
 
 def describe_difference(difference: Difference) -> str:

@@ -4,21 +4,18 @@ import base64
 import html
 import io
 import math
-from typing import Any
 
 import matplotlib as mpl
 
 mpl.use("Agg")  # files only: a server has no display
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cvpo.bundle import OUTPUTS, POLICY_GRAPH, Bundle, Calibration, Constraint
 from cvpo.inspection import describe, plain
 
 LIMIT, GOOD, BAD = "tab:red", "tab:blue", "tab:orange"
-_BELOW: dict[str, Any] = {"fontsize": 8, "loc": "upper center", "bbox_to_anchor": (0.5, -0.1), "ncols": 3}
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -51,9 +48,10 @@ def bundle_page(bundle: Bundle) -> str:
         parts.append(
             _figure(
                 _trust(manifest.calibration, manifest.constraints),
-                "On test episodes. Left: share of steps whose cost stayed within cost_upper, against what is claimed. "
-                "Middle: violations ahead that no flag announced, against what was meant; and steps flagged without "
-                "one. Right: predicted against realized cost of an episode.",
+                "On test episodes, by constraint. Left: share of steps whose cost stayed within cost_upper, "
+                "where that bound is low and where it is high, against what is claimed. Middle: how often a budget was "
+                "exceeded, against the probability that was said; on the diagonal both are the same. Right: sessions "
+                "over budget that no flag announced in time, against what was meant, and steps of the others flagged.",
             )
         )
     parts.append(
@@ -110,31 +108,32 @@ def _within(cost: float, constraint: Constraint) -> bool:
 
 
 def _trust(calibration: Calibration, constraints: tuple[Constraint, ...]) -> Figure:
-    figure, (covered, missed, predicted) = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    names = [_label(constraint.name) for constraint in constraints]
-    place = np.arange(len(names))
-    results = calibration.results
-    _shares(covered, "cost within its bound", names)
-    covered.bar(place, [result.coverage for result in results], color=GOOD, width=0.5)
-    covered.axhline(calibration.confidence, color=LIMIT)
-    covered.set_ylim(0, 1.05)
-    _shares(missed, "flags", names)
-    missed.bar(place - 0.2, [result.missed_share or 0 for result in results], 0.35, color=BAD, label="missed")
-    missed.bar(place + 0.2, [result.flagged_share for result in results], 0.35, color="0.6", label="flagged for none")
-    missed.axhline(calibration.miss_rate, color=LIMIT, label="misses meant")
-    missed.legend(**_BELOW)
-    predicted.bar(place - 0.2, [result.cost_to_go_mean for result in results], 0.35, color=GOOD, label="predicted")
-    predicted.bar(place + 0.2, [result.episode_cost_mean for result in results], 0.35, color="0.6", label="realized")
-    predicted.set_xticks(place, names)
-    predicted.set_title("mean cost of an episode")
-    predicted.legend(**_BELOW)
+    C = len(constraints)
+    figure, axes = plt.subplots(C, 3, figsize=(11, 3.4 * C), layout="constrained", squeeze=False)
+    for row, constraint, result in zip(axes, constraints, calibration.results, strict=True):
+        covered, reliable, flags = row
+        covered.set_title(f"{_label(constraint.name)}: cost within its bound")
+        bounds = result.coverage_by_bound
+        covered.plot([b.cost_upper for b in bounds], [b.coverage for b in bounds], "o-", color=GOOD, label="by bound")
+        covered.axhline(result.coverage, color="0.6", label="of all")
+        covered.axhline(calibration.confidence, color=LIMIT, label="claimed")
+        covered.set_xlabel(f"cost_upper, {_label(constraint.unit)}")
+        covered.set_ylim(0, 1.05)
+        reliable.set_title("violation_probability")
+        reliable.plot([0, 1], [0, 1], color="0.8")
+        for b in result.reliability:
+            reliable.plot(b.predicted, b.observed, "o", color=GOOD, ms=3 + 12 * b.share**0.5)
+        reliable.set_xlabel("predicted (a larger point was said more often)")
+        reliable.set_ylabel("observed")
+        flags.set_title("flags")
+        flags.bar([0], [result.missed_share or 0], 0.5, color=BAD)
+        flags.bar([1], [result.flagged_share or 0], 0.5, color="0.6")
+        flags.axhline(calibration.miss_rate, color=LIMIT, label="misses meant")
+        flags.set_xticks([0, 1], ["sessions missed", "steps flagged within budget"])
+        for axis in (covered, flags):
+            axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+            axis.legend(fontsize=8)
     return figure
-
-
-def _shares(axis: Axes, title: str, names: list[str]) -> None:
-    axis.set_title(title)
-    axis.set_xticks(range(len(names)), names)
-    axis.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
 
 
 def _answers(bundle: Bundle) -> Figure:

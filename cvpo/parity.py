@@ -119,10 +119,10 @@ def _check_critic(served: Served, critic: _Session, case: _Case, action: Tensor)
 
 def _check_choice(where: str, served: Served, case: _Case, judged: Judgement, found: PolicyOutput) -> None:
     """The chosen candidate is the best one by torch's values, or cannot be told from it within TOLERANCE."""
-    slack = TOLERANCE * judged.cost_value.amax()
+    forecast = served.forecasts(case.observation, judged.cost_value, case.steps_left)
+    slack = TOLERANCE * forecast.amax()
     least, most = (
-        served.cost_map(judged.cost_value + sign * slack, case.steps_left, _moved(case.cost_allowed, -sign))
-        for sign in (-1, 1)
+        served.cost_map(forecast + sign * slack, case.steps_left, _moved(case.cost_allowed, -sign)) for sign in (-1, 1)
     )
     level = case.alarm_level[:, None]
     surely_free = (most.violation_probability <= level).all(1)  # [N, K]
@@ -143,8 +143,8 @@ def _check_predictions(where: str, served: Served, case: _Case, found: CriticOut
     reward_scale = max(served.reward_scale, float(expected.reward_value.abs().amax()))
     _close(where, "reward_value", found.reward_value, expected.reward_value, torch.tensor(reward_scale))
     _close(where, "cost_value", found.cost_value, expected.cost_value, expected.cost_value.amax())
-    cost_value = found.cost_value.unsqueeze(-1)
-    mapped = served.cost_map(cost_value, case.steps_left, case.cost_allowed)
+    forecast = served.forecasts(case.observation, found.cost_value.unsqueeze(-1), case.steps_left)
+    mapped = served.cost_map(forecast, case.steps_left, case.cost_allowed)
     for name in ("cost_to_go", "cost_upper"):
         value = getattr(mapped, name).squeeze(-1)
         finite = value[value.isfinite()]
@@ -152,7 +152,7 @@ def _check_predictions(where: str, served: Served, case: _Case, found: CriticOut
         _close(where, name, getattr(found, name), value, scale)
     probability = found.violation_probability
     least, most = (
-        served.cost_map(cost_value, case.steps_left, _moved(case.cost_allowed, sign)).violation_probability.squeeze(-1)
+        served.cost_map(forecast, case.steps_left, _moved(case.cost_allowed, sign)).violation_probability.squeeze(-1)
         for sign in (1, -1)
     )
     _close(where, "violation_probability", probability, probability.clamp(least, most), torch.tensor(0.0))

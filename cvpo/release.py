@@ -104,7 +104,10 @@ def release(
             episodes = run_episodes(env, actor, calibration_episodes + evaluation_episodes)
     shuffled = [episodes[i] for i in np.random.default_rng(trained.config.seed).permutation(len(episodes))]
     fresh, calibrating = shuffled[:evaluation_episodes], shuffled[evaluation_episodes:]
-    calibrated = calibrate(calibrating, trained.constraints, seed=trained.config.seed) if calibrating else None
+    calibrated = None
+    if calibrating:
+        say(f"calibrate on {len(calibrating)} episodes")
+        calibrated = calibrate(calibrating, trained.constraints, trained.model.normalizer, seed=trained.config.seed)
     for sentence in calibrated.record.not_claimed if calibrated else ():
         say(f"warning {sentence} More --calibration-episodes may help.")
     path = export_bundle(

@@ -55,3 +55,20 @@ def discounted_returns(reward: Array, discount: float, bootstrap: float = 0.0) -
         following = reward[t] + discount * following
         returns[t] = following
     return returns
+
+
+def window_cost(cost: Array, steps: NDArray[np.int64], terminated: bool) -> tuple[Array, NDArray[np.bool_]]:
+    """Undiscounted cost of the next steps[t] steps from step t of an episode on, [L, C], and whether it was seen, [L].
+
+    After a termination nothing costs anything; what follows a truncation is unknown.
+
+    Args:
+        cost: of the episode's steps, [L, C].
+        steps: [L].
+        terminated: the episode ended for good.
+    """
+    length = len(cost)
+    total = np.concatenate([np.zeros((1, cost.shape[1])), cost.cumsum(0)])
+    start = np.arange(length)
+    end = start + steps
+    return total[np.minimum(end, length)] - total[start], (end <= length) | terminated

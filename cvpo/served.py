@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cvpo.costmap import CostMap, CostPrediction
+from cvpo.forecast import CostForecast
 from cvpo.networks import VARIANCE_FLOOR, Model
 
 
@@ -58,6 +59,7 @@ class Served(nn.Module):
     def __init__(
         self,
         model: Model,
+        forecast: CostForecast | None,
         cost_map: CostMap,
         action_low: NDArray[np.float64],
         action_high: NDArray[np.float64],
@@ -67,13 +69,14 @@ class Served(nn.Module):
 
         Args:
             model: the learned networks.
+            forecast: what the map of costs is asked with; None: the cost value.
             cost_map: calibrated or not.
             action_low: bounds of the action [A], environment units.
             action_high: the same above.
             reward_scale: the learner saw rewards divided by it.
         """
         super().__init__()
-        self.model, self.cost_map, self.reward_scale = model, cost_map, reward_scale
+        self.model, self.forecast, self.cost_map, self.reward_scale = model, forecast, cost_map, reward_scale
         self.register_buffer("action_low", torch.as_tensor(action_low, dtype=torch.float32))
         self.register_buffer("action_high", torch.as_tensor(action_high, dtype=torch.float32))
 
@@ -127,9 +130,17 @@ class Served(nn.Module):
         """Predict what follows actions [N, K, A] in [-1, 1], if the policy goes on from there."""
         reward_value, cost_value = self.model.values(observation, action)
         cost_value = cost_value.transpose(1, 2)
-        predicted: CostPrediction = self.cost_map(cost_value, steps_left, cost_allowed)
+        forecast = self.forecasts(observation, cost_value, steps_left)
+        predicted: CostPrediction = self.cost_map(forecast, steps_left, cost_allowed)
         violation = predicted.violation_probability > alarm_level[:, None]
         return Judgement(reward_value * self.reward_scale, cost_value, *predicted, violation)
+
+    def forecasts(self, observation: Tensor, cost_value: Tensor, steps_left: Tensor) -> Tensor:
+        """What the map of costs is asked with, [N, C, K], for cost values [N, C, K]."""
+        if self.forecast is None:
+            return cost_value
+        forecast: Tensor = self.forecast(self.model.normalizer(observation), cost_value, steps_left)
+        return forecast
 
     def environment_action(self, action: Tensor) -> Tensor:
         """Actions [N, A] in [-1, 1] in environment units, inside the bounds whatever the rounding."""

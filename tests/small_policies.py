@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from cvpo.bundle import Constraint, Provenance
 from cvpo.costmap import CostMap
 from cvpo.envs.base import EnvSpec
+from cvpo.forecast import CostForecast
 from cvpo.networks import Critics, GaussianPolicy, Model, Normalizer
 from cvpo.served import Served
 
@@ -62,14 +63,26 @@ def random_map(num_costs: int, seed: int = 0) -> CostMap:
     return CostMap(np.array([1, 5, 20, T]), nodes, atoms, atoms.mean(-1), covered, confidence=0.3)
 
 
+def random_forecast(num_costs: int, seed: int = 0) -> CostForecast:
+    """One that depends on everything it sees."""
+    torch.manual_seed(seed)
+    forecast = CostForecast(OBSERVATION_SIZE, np.array([1, 5, W, T]), np.full(num_costs, 0.7))
+    with torch.no_grad():
+        forecast.output_weight.normal_(0, 0.1)
+        forecast.value_weight.normal_(0, 1)
+    return forecast.eval().requires_grad_(False)
+
+
 def served(
     num_costs: int,
     seed: int = 0,
     cost_map: CostMap | None = None,
     covariance: Literal["diagonal", "full"] = "diagonal",
 ) -> Served:
+    """With a random map and forecast, or with a map that takes the cost value."""
+    forecast = None if cost_map else random_forecast(num_costs, seed)
     cost_map = cost_map or random_map(num_costs, seed)
-    return Served(model(num_costs, seed, covariance=covariance), cost_map, LOW, HIGH, reward_scale=4.0).eval()
+    return Served(model(num_costs, seed, covariance=covariance), forecast, cost_map, LOW, HIGH, reward_scale=4.0).eval()
 
 
 def spec(num_costs: int) -> EnvSpec:

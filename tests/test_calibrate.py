@@ -8,11 +8,26 @@ import torch
 from numpy.typing import NDArray
 
 from cvpo.bundle import CalibratedMode, Constraint
-from cvpo.calibrate import CalibratedMap, Trial, calibrate, choose_level, try_map
-from cvpo.conformal import horizon_grid, share_within, window_cost
+from cvpo.calibrate import (
+    DETERMINISTIC,
+    CalibratedMap,
+    budget_sessions,
+    calibration_error,
+    choose_level,
+    cost_upper,
+    lead,
+    reliability,
+    sessions,
+)
+from cvpo.calibrate import calibrate as calibrate_normalized
+from cvpo.conformal import share_within
 from cvpo.costmap import CostMap
 from cvpo.errors import ConfigError, ExportError, NonFiniteError
 from cvpo.evaluate import Episode
+from cvpo.forecast import CostForecast
+from cvpo.forecast_fit import ForecastEpisode, horizon_grid
+from cvpo.returns import window_cost
+from cvpo.sessions import Session
 
 Array = NDArray[np.float64]
 T, W = 12, 3
@@ -28,10 +43,31 @@ def episode(cost: list[float] | Array, cost_value: list[float] | Array, terminat
     return Episode(np.zeros((length, 1), np.float32), np.zeros(length), costs, terminated, values, None, None)
 
 
-def ask(found: CalibratedMap, cost_value: float, steps: int, allowed: float) -> tuple[float, float, float]:
-    prediction = found.cost_map(
-        torch.tensor([[[float(cost_value)]]]), torch.tensor([steps]), torch.tensor([[float(allowed)]])
+def as_it_is(observation: torch.Tensor) -> torch.Tensor:
+    return observation
+
+
+def calibrate(
+    episodes: list[Episode],
+    constraints: list[Constraint],
+    seed: int,
+    mode: CalibratedMode = DETERMINISTIC,
+    confidence: float = 0.9,
+    miss_rate: float = 0.05,
+) -> CalibratedMap:
+    return calibrate_normalized(
+        episodes, constraints, as_it_is, seed=seed, mode=mode, confidence=confidence, miss_rate=miss_rate
     )
+
+
+def followed(found: CalibratedMap, an_episode: Episode) -> ForecastEpisode:
+    return ForecastEpisode(an_episode, found.forecast, as_it_is)
+
+
+def ask(found: CalibratedMap, cost_value: float, steps: int, allowed: float) -> tuple[float, float, float]:
+    left = torch.tensor([steps])
+    forecast = found.forecast(torch.zeros(1, 1), torch.tensor([[[float(cost_value)]]]), left)
+    prediction = found.cost_map(forecast, left, torch.tensor([[float(allowed)]]))
     go, upper, probability = (float(value[0, 0, 0]) for value in prediction)
     return go, upper, probability
 
@@ -39,20 +75,20 @@ def ask(found: CalibratedMap, cost_value: float, steps: int, allowed: float) -> 
 def test_the_cost_of_the_next_steps_is_known_where_they_were_observed_or_nothing_followed() -> None:
     steps = np.array([2, 2, 2, 2])
     cut = episode([1, 0, 2, 1], [0, 0, 0, 0])
-    cost, observed = window_cost(cut, steps)
+    cost, observed = window_cost(cut.cost, steps, cut.terminated)
     assert cost[:, 0].tolist() == [1, 2, 3, 1]
     assert observed.tolist() == [True, True, True, False]
     ended = episode([1, 0, 2, 1], [0, 0, 0, 0], terminated=True)
-    cost, observed = window_cost(ended, np.array([4, 9, 1, 1]))
+    cost, observed = window_cost(ended.cost, np.array([4, 9, 1, 1]), ended.terminated)
     assert cost[:, 0].tolist() == [4, 3, 2, 1]
     assert observed.all()
 
 
 def test_the_grid_has_one_step_the_window_and_the_horizon() -> None:
-    grid = horizon_grid(1000, 100)
+    grid = horizon_grid(1000, 100, 12)
     assert {1, 100, 1000} <= set(grid.tolist())
     assert (np.diff(grid) > 0).all()
-    assert horizon_grid(1, 1).tolist() == [1]
+    assert horizon_grid(1, 1, 12).tolist() == [1]
 
 
 def test_a_cost_that_never_varies_is_predicted_exactly() -> None:
@@ -70,7 +106,7 @@ def test_a_policy_without_cost_raises_no_flag() -> None:
     result = found.record.results[0]
     assert (result.coverage, result.missed_share, result.flagged_share) == (1, None, 0)
     (sentence,) = found.record.not_claimed
-    assert "No miss rate: 5% needs 19 episodes with violations and there were 0." in sentence
+    assert "No miss rate: 5% needs 19 episodes that exceed a budget and there were 0." in sentence
 
 
 def test_a_critic_that_knows_separates_what_a_mean_would_mix() -> None:
@@ -98,7 +134,10 @@ def test_each_episode_weighs_the_same_however_many_steps_it_has() -> None:
     atoms = np.array([[[[0.0, 1.0]]]])
     cost_map = CostMap(np.array([T]), np.zeros((1, 1)), atoms, atoms[..., 0], np.zeros((1, 1, 2)), 0.9)
     episodes = [episode([1.0], [0.0], terminated=True), episode([0.0] * 10, [0.0] * 10, terminated=True)]
-    share = share_within(cost_map, episodes, [np.full(1, T), np.full(10, T)])
+    forecast = CostForecast(1, np.array([T]), np.ones(1))
+    share = share_within(
+        cost_map, [ForecastEpisode(e, forecast, as_it_is) for e in episodes], [np.full(1, T), np.full(10, T)]
+    )
     # Two episodes and the fresh one: a third each. Only the second has no cost; both are within the atom at 1.
     assert share[0] == pytest.approx([1 / 3, 2 / 3])
 
@@ -116,16 +155,25 @@ def test_what_is_left_of_an_episode_counts_beside_windows_inside_it() -> None:
     assert ask(found, 2.0, 6, 4.9)[1] >= 5
 
 
-def test_the_service_is_imitated_with_windows_and_with_budgets_less_what_was_spent() -> None:
+def test_the_service_is_imitated_with_budgets_less_what_was_spent() -> None:
     constant = episode([1.0] * T, [5.0] * T)
     found = calibrate([constant] * 40, [constraint(6.0)], seed=0)
-    trial = try_map(found.cost_map, constant, [constraint(6.0)])
-    # Ten windows of 3 steps, with 0.375, 0.75, 1.5 and 3 allowed: the last is just enough for their cost of 3.
-    # At step t, t is spent, and 12 - t more will be; 1.5, 3 and 6 in all are never enough and exhausted from steps
-    # 2, 4 and 7 on; 12 is just enough.
-    assert trial.judged.sum() == 4 * 10 + 2 + 4 + 7 + 12
-    assert (trial.violated & trial.judged).sum() == 3 * 10 + 2 + 4 + 7
-    assert trial.covered.all()
+    tried = sessions(found.cost_map, followed(found, constant), constraint(6.0), 0)
+    # Budgets of 1.5, 2.1, 3, 4.2, 6, 8.5 and 12: exceeded by the second, third, fourth, fifth, seventh and ninth step.
+    assert [session.crossing for session in tried] == [1, 2, 3, 4, 6, 8, None]
+    for session in tried[:-1]:
+        assert (session.probability == 1).all()
+    assert tried[-1].probability == pytest.approx(np.full(T, 1 / 13), rel=1e-5)
+    assert sessions(found.cost_map, followed(found, constant), constraint(None), 0) == []
+
+
+def test_a_budget_that_is_left_counts_for_the_steps_that_are_left() -> None:
+    late = episode([0.0] * (T - 1) + [5.0], [2.0] * T)
+    found = calibrate([late] * 40, [constraint(6.0)], seed=0)
+    (short, enough) = budget_sessions(found.cost_map, followed(found, late), constraint(6.0), 0, np.array([4.9, 5.0]))
+    assert (short.crossing, enough.crossing) == (T - 1, None)
+    assert short.probability.min() > 0.9
+    assert enough.probability.max() < 0.3  # between the numbers of steps that are told, a guess
 
 
 @pytest.mark.parametrize("count", [20, 60])
@@ -141,55 +189,80 @@ def test_the_bound_holds_as_claimed_on_exchangeable_episodes(count: int) -> None
 
     windows: list[float] = []
     rests: list[float] = []
-    for repetition in range(20):
+    for repetition in range(12):
         found = calibrate([draw() for _ in range(count)], [constraint()], seed=repetition)
-        for fresh in (draw() for _ in range(10)):
-            assert fresh.cost_value is not None
+        for fresh in (draw() for _ in range(20)):
             start = np.arange(len(fresh.cost))
             for steps, shares in ((np.full(len(start), W), windows), (T - start, rests)):
-                cost, observed = window_cost(fresh, steps)
-                value = torch.from_numpy(fresh.cost_value).float().unsqueeze(-1)
-                upper = found.cost_map(value, torch.from_numpy(steps), torch.zeros(len(steps), 1)).cost_upper
+                cost, observed = window_cost(fresh.cost, steps, fresh.terminated)
+                upper = cost_upper(found.cost_map, followed(found, fresh), steps)
                 if observed.any():
-                    shares.append((cost[:, 0] <= upper[:, 0, 0].numpy())[observed].mean())
+                    shares.append((cost <= upper)[observed].mean())
     for shares in (windows, rests):
-        # A share has a variance of at most p(1 - p); three standard errors of 200 of them.
+        # A share has a variance of at most p(1 - p); three standard errors of 240 of them.
         assert np.mean(shares) >= 0.9 - 3 * math.sqrt(0.09 / len(shares))
     if count == 60:
         assert np.mean(windows) < 0.99  # a bound that always held would claim too little
 
 
-def trial(probability: list[float], violated: list[bool]) -> Trial:
-    column = np.array(violated)[:, None]
-    return Trial(np.ones((1, 1), bool), np.array(probability)[:, None], column, np.ones_like(column))
+def over(*announced: float) -> list[Session]:
+    """Sessions of one episode, each announced at its first step and over its budget 20 steps later."""
+    return [Session(np.array([probability, *[0.0] * 20]), 20) for probability in announced]
 
 
 def test_the_alarm_level_is_the_highest_that_keeps_the_expected_misses_low() -> None:
-    # One violation in each of 19 episodes, announced with 0.05, 0.10, ..., 0.95. For a miss rate of 0.1,
+    # One session over budget in each of 19 episodes, announced with 0.05, 0.10, ..., 0.95. For a miss rate of 0.1,
     # (missed + 1)/20 <= 0.1 admits one miss: the level is just below the second one.
-    trials = [trial([0.05 * k, 0.01], [True, False]) for k in range(1, 20)]
-    chosen = choose_level(trials, 0, confidence=0.9, miss_rate=0.1)
+    clean = Session(np.full(21, 0.99), None)
+    episodes = [[*over(0.05 * k), clean] for k in range(1, 20)]
+    chosen = choose_level(episodes, 20, confidence=0.9, miss_rate=0.1)
     assert chosen.level == pytest.approx(0.10)
     assert chosen.level < 0.10
-    assert "19 episodes with violations" in chosen.note
+    assert "19 episodes that exceed a budget" in chosen.note
     # For 0.2 it admits three, for 0.05 none.
-    assert choose_level(trials, 0, confidence=0.9, miss_rate=0.2).level == pytest.approx(0.20)
-    assert choose_level(trials, 0, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.05)
+    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.2).level == pytest.approx(0.20)
+    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.05)
 
 
-def test_an_episodes_misses_are_a_share_of_its_own_violations() -> None:
-    # 19 episodes, each with nine violations announced with 0.5 and one with 0.2: missing the latter is a tenth of each.
-    trials = [trial([0.5] * 9 + [0.2], [True] * 10)] * 19
-    assert choose_level(trials, 0, confidence=0.9, miss_rate=0.2).level == pytest.approx(0.5)  # (19 · 0.1 + 1)/20
-    assert choose_level(trials, 0, confidence=0.9, miss_rate=0.1).level == pytest.approx(0.2)
+def test_an_episodes_misses_are_a_share_of_its_own_sessions() -> None:
+    # 19 episodes, each with nine sessions announced with 0.5 and one with 0.2: missing the latter is a tenth of each.
+    episodes = [over(*[0.5] * 9, 0.2)] * 19
+    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.2).level == pytest.approx(0.5)  # (19 · 0.1 + 1)/20
+    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.1).level == pytest.approx(0.2)
+
+
+def test_a_flag_that_comes_too_late_counts_as_none() -> None:
+    late = Session(np.array([0.3, *[0.9] * 20]), 20)
+    assert late.announced(20) == 0.3
+    assert late.announced(19) == 0.9
+    assert choose_level([[late]] * 30, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.3)
+    # What exceeds its budget within the lead cannot be announced, and does not decide.
+    sudden = Session(np.array([0.01, 0.9]), 1)
+    assert choose_level([[late, sudden]] * 30, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.3)
 
 
 def test_with_too_few_violations_the_level_stays_where_the_bound_meets_what_is_allowed() -> None:
-    trials = [trial([0.6, 0.7], [True, False])] * 3
-    chosen = choose_level(trials, 0, confidence=0.9, miss_rate=0.05)
+    chosen = choose_level([over(0.6)] * 3, 20, confidence=0.9, miss_rate=0.05)
     assert chosen.level == 0.1
-    assert chosen.shortage == "No miss rate: 5% needs 19 episodes with violations and there were 3."
-    assert choose_level([trial([0.04], [True])] * 3, 0, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.04)
+    assert chosen.shortage == "No miss rate: 5% needs 19 episodes that exceed a budget and there were 3."
+    assert choose_level([over(0.04)] * 3, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.04)
+
+
+def test_a_flag_counts_twenty_steps_before_or_a_fifth_of_a_short_window() -> None:
+    assert [lead(window) for window in (1000, 100, 50, 3)] == [20, 20, 10, 1]
+
+
+def test_reliability_is_told_by_tenths_of_probability_and_ends_with_the_budget() -> None:
+    # Twenty steps at 0.25 of which none came true, five of ten at 0.75 that did before the budget was exceeded.
+    clean = Session(np.full(10, 0.25), None)
+    crossed = Session(np.array([0.75] * 5 + [0.05] * 5), 4)
+    bins = reliability([clean, clean, crossed])
+    assert [b.predicted for b in bins] == pytest.approx([0.25, 0.75])
+    assert [b.observed for b in bins] == [0.0, 1.0]
+    assert [b.share for b in bins] == pytest.approx([0.8, 0.2])  # a session weighs by the share of its steps
+    assert calibration_error(bins) == pytest.approx(0.8 * 0.25 + 0.2 * 0.25)
+    assert reliability([]) == ()
+    assert calibration_error(()) is None
 
 
 def test_predictions_of_a_calibrated_map_are_ordered() -> None:
@@ -200,12 +273,19 @@ def test_predictions_of_a_calibrated_map_are_ordered() -> None:
         episodes.append(episode((generator.random(T) < value / 2).astype(np.float64), value))
     found = calibrate(episodes, [constraint()], seed=0)
     steps, values, allowed = np.arange(1, T + 1), np.linspace(0, 2, 9), np.arange(-1, 9) + 0.5
-    grid = np.array([[[ask(found, v, int(s), a) for a in allowed] for v in values] for s in steps])
+
+    def ask_map(forecast: float, left: int, allowance: float) -> list[float]:
+        prediction = found.cost_map(
+            torch.tensor([[[forecast]]]), torch.tensor([left]), torch.tensor([[float(allowance)]])
+        )
+        return [float(value[0, 0, 0]) for value in prediction]
+
+    grid = np.array([[[ask_map(float(v), int(s), a) for a in allowed] for v in values] for s in steps])
     go, upper, probability = np.moveaxis(grid, -1, 0)
     rounding = 1e-4
-    for axis in (0, 1):  # more steps left, more cost value
-        for ordered in (go, np.nan_to_num(upper, posinf=1e6), probability):
-            assert (np.diff(ordered, axis=axis) >= -rounding).all()
+    for ordered in (go, np.nan_to_num(upper, posinf=1e6), probability):  # a higher forecast
+        assert (np.diff(ordered, axis=1) >= -rounding).all()
+    assert (np.diff(go, axis=0) >= -rounding).all()  # more steps left
     assert (np.diff(probability, axis=2) <= 0).all()  # more allowed
     assert np.isfinite(go).all()
     assert probability.min() >= 1 / 13 - 1e-6
@@ -219,19 +299,22 @@ def test_with_two_constraints_each_is_calibrated_by_its_own_costs() -> None:
         episodes.append(episode(cost, np.stack([np.full(T, 5.0), np.full(T, 3.0)], axis=1)))
     limits = [constraint(6.0, "always"), constraint(None, "sometimes")]
     found = calibrate(episodes, limits, seed=0)
-    prediction = found.cost_map(torch.tensor([[[5.0], [3.0]]]), torch.tensor([T]), torch.tensor([[11.0, torch.inf]]))
+    left = torch.tensor([T])
+    forecast = found.forecast(torch.zeros(1, 1), torch.tensor([[[5.0], [3.0]]]), left)
+    prediction = found.cost_map(forecast, left, torch.tensor([[11.0, torch.inf]]))
     assert prediction.cost_to_go[0, 0, 0] == pytest.approx(T, rel=1e-5)
     assert prediction.cost_to_go[0, 1, 0] == pytest.approx(0.6 * T, rel=0.2)
     assert prediction.violation_probability[0, :, 0].tolist() == [1, 0]
     first, second = found.record.results
     assert first.missed_share == 0  # it costs 1 at every step: with less than 12 allowed it is always over
-    assert (second.constraint, second.missed_share, second.flagged_share) == ("sometimes", None, 0)
+    assert (second.constraint, second.missed_share, second.flagged_share) == ("sometimes", None, None)
 
 
 def test_the_record_says_what_was_used_for_what() -> None:
     mode = CalibratedMode(mode="sampled")
     found = calibrate([episode([1.0] * T, [5.0] * T)] * 100, [constraint()], seed=0, mode=mode, miss_rate=0.1)
     record = found.record
+    assert record.lead_steps == 1
     assert record.episodes == {"fit": 30, "calibrate": 30, "alarm": 25, "test": 15}
     assert (record.modes, record.confidence, record.miss_rate) == ((mode,), 0.9, 0.1)
     assert record.results[0].cost_to_go_mean == pytest.approx(T)
@@ -251,8 +334,9 @@ def test_the_same_seed_gives_the_same_map() -> None:
     generator = np.random.default_rng(0)
     episodes = [episode(generator.random(T), generator.random(T)) for _ in range(20)]
     first, again, other = (calibrate(episodes, [constraint()], seed=seed) for seed in (1, 1, 2))
-    for name, value in first.cost_map.state_dict().items():
-        assert torch.equal(value, again.cost_map.state_dict()[name])
+    for one, two in ((first.cost_map, again.cost_map), (first.forecast, again.forecast)):
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, two.state_dict()[name])
     assert not torch.equal(first.cost_map.table, other.cost_map.table)
 
 

@@ -56,7 +56,7 @@ def measured(policy: NamedPolicy, count: int = 40) -> CalibratedMap:
         cost = (generator.random((T, num_costs)) < generator.random()).astype(np.float64)
         value = cost_value[:, 0].detach().double().numpy()
         episodes.append(Episode(observation, np.zeros(T), cost, False, value, None, None))
-    return calibrate(episodes, policy.constraints, seed=0)
+    return calibrate(episodes, policy.constraints, policy.model.normalizer, seed=0)
 
 
 def situations(count: int, allowed: tuple[float, ...]) -> Situations:
@@ -158,7 +158,7 @@ def test_a_graph_that_differs_from_torch_is_not_written(tmp_path: Path, monkeypa
     other = model(1, seed=9)
 
     def of_another_policy(served: Served) -> bytes:
-        return policy_graph(Served(other, served.cost_map, LOW, HIGH, served.reward_scale))
+        return policy_graph(Served(other, served.forecast, served.cost_map, LOW, HIGH, served.reward_scale))
 
     monkeypatch.setattr("cvpo.export.policy_graph", of_another_policy)
     with pytest.raises(ExportError, match=r"policy.onnx, deterministic: action differs"):

@@ -175,7 +175,7 @@ def test_an_action_outside_the_bounds_is_judged_as_the_nearest_inside() -> None:
 
 def test_reward_values_come_out_in_the_environments_units() -> None:
     once = served(1)
-    twice = Served(once.model, once.cost_map, LOW, HIGH, reward_scale=2 * once.reward_scale)
+    twice = Served(once.model, once.forecast, once.cost_map, LOW, HIGH, reward_scale=2 * once.reward_scale)
     inputs = {**situations(4, 1), "action": torch.zeros(4, ACTION_SIZE)}
     small, large = (run(session(critic_graph(p)), ("reward_value",), inputs)[0] for p in (once, twice))
     torch.testing.assert_close(2 * small, large)

@@ -12,6 +12,7 @@ from cvpo.bundle.keys import TrustedKeys, make_keys, read_private_key, read_trus
 from cvpo.bundle.manifest import (
     NAME_PATTERN,
     SCHEMA_VERSION,
+    BoundCoverage,
     CalibratedMode,
     Calibration,
     CalibrationResult,
@@ -22,6 +23,7 @@ from cvpo.bundle.manifest import (
     Mode,
     ObservationStatistics,
     Provenance,
+    ReliabilityBin,
     Space,
 )
 from cvpo.bundle.onnxfile import BOOL, FLOAT, INT64, IR_VERSION, OPSET
@@ -55,6 +57,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SIGNATURE",
     "Arrays",
+    "BoundCoverage",
     "Bundle",
     "CalibratedMode",
     "Calibration",
@@ -67,6 +70,7 @@ __all__ = [
     "Mode",
     "ObservationStatistics",
     "Provenance",
+    "ReliabilityBin",
     "Space",
     "TrustedKeys",
     "check_graph",

@@ -96,14 +96,37 @@ class CalibratedMode(_Model):
     candidates: Annotated[int, Field(ge=1)] = 1  # K; 1 unless shielded
 
 
+class ReliabilityBin(_Model):
+    """What came of probabilities in one tenth of [0, 1]."""
+
+    predicted: Probability  # their mean
+    observed: Probability  # how often more was spent than allowed
+    share: Probability  # of all that was predicted
+
+
+class BoundCoverage(_Model):
+    """How often bounds of about one size held."""
+
+    cost_upper: NonNegative  # their mean
+    coverage: Probability
+    share: Probability  # of all bounds
+
+
 class CalibrationResult(_Model):
-    """What held on test episodes, for one constraint."""
+    """What held on test episodes, for one constraint.
+
+    Flags are tried in sessions: each episode with budgets from a quarter of the limit to twice the limit.
+    """
 
     constraint: str
     test_episodes: int
     coverage: Probability  # share of test steps whose realized cost was within cost_upper
-    missed_share: Probability | None  # of steps that preceded a violation, the share not flagged; None: there were none
-    flagged_share: Probability  # of steps that did not, the share flagged
+    coverage_by_bound: tuple[BoundCoverage, ...] = ()  # from low bounds to high ones
+    missed_share: Probability | None  # of sessions over budget, those without a flag in time; None: there were none
+    flagged_share: Probability | None  # of the steps of sessions within budget; None: there were none
+    lead_steps_median: NonNegative | None = None  # from the first flag to exceeding the budget; None: no such flag
+    reliability: tuple[ReliabilityBin, ...] = ()  # of violation_probability
+    calibration_error: Probability | None = None  # its expected calibration error
     cost_to_go_mean: NonNegative  # predicted at the first step, for the whole episode
     episode_cost_mean: NonNegative  # realized
 
@@ -114,7 +137,8 @@ class Calibration(_Model):
     method: str
     modes: tuple[CalibratedMode, ...] = Field(min_length=1)
     confidence: Probability  # P(cost <= cost_upper) is at least this
-    miss_rate: Probability  # what alarm_levels were chosen for
+    miss_rate: Probability  # of sessions over budget, what alarm_levels were chosen for
+    lead_steps: Annotated[int, Field(ge=1)] = 1  # before the budget is exceeded: a flag any later counts as missed
     alarm_levels: tuple[Probability, ...]  # [C]
     episodes: dict[str, int]  # what each group of rollouts was used for
     results: tuple[CalibrationResult, ...]  # [C]
