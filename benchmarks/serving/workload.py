@@ -63,7 +63,7 @@ def write_workload(folder: Path) -> Path:
         ),
     )
     episodes = [_episode(model, observation, generator) for observation in seen]
-    calibrated = calibrate(episodes, policy.constraints, seed=0)
+    calibrated = calibrate(episodes, policy.constraints, model.normalizer, seed=0)
     return export_bundle(folder / NAME, policy, seen[0], calibrated=calibrated)
 
 

@@ -1,0 +1,190 @@
+"""One task: roll out the exported policy of a finished run, calibrate, and try the predictions on fresh episodes."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.calibration.figures import Bounds, bound_figures, flag_figures, probability_figures
+from benchmarks.contestant import versions
+from benchmarks.errors import BenchmarkError
+from benchmarks.learning.jobs import REPORTED_SEEDS, plan
+from benchmarks.learning.runs import RUNS
+from benchmarks.rounds import provenance
+from cvpo.bundle import Constraint
+from cvpo.calibrate import CalibratedMap, budget_sessions, calibrate, cost_upper
+from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
+from cvpo.conformal import float32
+from cvpo.costmap import uncalibrated_map
+from cvpo.envs import VectorEnv
+from cvpo.evaluate import Episode, ServedActor, run_episodes
+from cvpo.forecast_fit import ForecastEpisode
+from cvpo.metrics import read_evaluations
+from cvpo.release import release
+from cvpo.sessions import Session, crossing
+
+Array = NDArray[np.float64]
+TASKS = ("SafetyPointCircle1-v0", "SafetyPointGoal1-v0", "SafetyHalfCheetahVelocity-v1")
+CALIBRATING, FRESH = 400, 300  # episodes
+SEED_OFFSET = 5_000_011  # never an episode of training, of choosing, of an export or of an evaluation
+LOWEST, HIGHEST = 0.25, 2.0  # budgets, of the limit
+Tell = Callable[[str], None]
+
+
+def finished_run(env_id: str) -> tuple[Path, int]:
+    """The finished run of `benchmarks.learning` with the lowest reported seed, and its seed.
+
+    Raises:
+        BenchmarkError: there is none here; says what makes one.
+    """
+    for job in plan(env_ids=[env_id], seeds=REPORTED_SEEDS):
+        run = RUNS / job.name
+        if job.variant == "cvpo" and run.exists() and max(read_evaluations(run), default=0) >= job.steps:
+            return run, job.seed
+    raise BenchmarkError(
+        f"{env_id} has no finished run under {RUNS.name}. Make one: python -m benchmarks.learning --task {env_id} "
+        f"--seeds {REPORTED_SEEDS[0]}"
+    )
+
+
+def measure(env_id: str, tell: Tell) -> dict[str, Any]:
+    """All figures of a task, as they are committed."""
+    torch.set_num_threads(1)
+    begun = time.perf_counter()
+    run, seed = finished_run(env_id)
+    trained = load_policy(run, checkpoint_steps(run)[-1])
+    constraint = trained.constraints[0]
+    tell(f"{env_id}: {CALIBRATING + FRESH} episodes of the policy of seed {seed}")
+    episodes = _rollouts(run, trained, CALIBRATING + FRESH)
+    calibrating, fresh = episodes[:CALIBRATING], episodes[CALIBRATING:]
+    tell(f"{env_id}: calibrating")
+    normalizer = trained.model.normalizer
+    ours = Contestant(calibrate(calibrating, [constraint], normalizer, seed=0), normalizer, fresh)
+    past = [_elapsed(episode, constraint) for episode in calibrating], [_elapsed(e, constraint) for e in fresh]
+    elapsed = Contestant(calibrate(past[0], [constraint], _as_it_is, seed=0), _as_it_is, past[1])
+    budgets = _budgets(constraint, len(fresh))
+    record = ours.calibrated.record
+    tried = {name: each.sessions(constraint, budgets) for name, each in {"ours": ours, "elapsed": elapsed}.items()}
+    tried["uncalibrated"] = _uncalibrated(fresh, constraint, budgets)
+    costs = np.array([episode.cost[:, 0].sum() for episode in fresh])
+    return {
+        "env_id": env_id,
+        "seed": seed,
+        "steps": trained.steps,
+        "cost_limit": constraint.cost_limit,
+        "episode_cost": {"mean": float(costs.mean()), "standard_deviation": float(costs.std())},
+        "episodes": {**record.episodes, "fresh": len(fresh)},
+        "alarm_level": record.alarm_levels[0],
+        "lead_steps": record.lead_steps,
+        "rest": bound_figures(ours.rest(constraint), elapsed.rest(constraint), record.confidence),
+        "window": bound_figures(ours.window(constraint), elapsed.window(constraint), record.confidence),
+        "probability": probability_figures(tried["ours"], tried["elapsed"]),
+        "flags": flag_figures(
+            tried["ours"],
+            record.alarm_levels[0],
+            {name: tried[name] for name in ("elapsed", "uncalibrated")},
+            record.lead_steps,
+        ),
+        "seconds": round(time.perf_counter() - begun),
+        **provenance(),
+        "versions": versions(["torch", "numpy", "mujoco", "safety-gymnasium", "onnxruntime"]),
+    }
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A calibrated map, and the fresh episodes as it sees them."""
+
+    calibrated: CalibratedMap
+    normalize: Callable[[Tensor], Tensor]
+    episodes: Sequence[Episode]
+
+    def followed(self) -> list[ForecastEpisode]:
+        """The episodes with forecasts."""
+        return [ForecastEpisode(episode, self.calibrated.forecast, self.normalize) for episode in self.episodes]
+
+    def rest(self, constraint: Constraint) -> Bounds:
+        """Of all the steps left."""
+        return self._bounds([constraint.horizon_steps - np.arange(len(episode.cost)) for episode in self.episodes])
+
+    def window(self, constraint: Constraint) -> Bounds:
+        """Of windows of W steps."""
+        return self._bounds([np.full(len(episode.cost), constraint.window_steps) for episode in self.episodes])
+
+    def _bounds(self, spans: Sequence[NDArray[np.int64]]) -> Bounds:
+        costs, uppers = [], []
+        for episode, steps in zip(self.followed(), spans, strict=True):
+            cost, observed = episode.window_cost(steps)
+            costs.append(cost[observed, 0])
+            uppers.append(cost_upper(self.calibrated.cost_map, episode, steps)[observed, 0])
+        return Bounds(costs, uppers)
+
+    def sessions(self, constraint: Constraint, budgets: Array) -> list[Session]:
+        """Each episode with its budget."""
+        return [
+            budget_sessions(self.calibrated.cost_map, episode, constraint, 0, np.array([budget]))[0]
+            for episode, budget in zip(self.followed(), budgets, strict=True)
+        ]
+
+
+def _rollouts(run: Path, trained: TrainedPolicy, count: int) -> list[Episode]:
+    """Episodes of the exported policy, deterministic, in an order by chance."""
+    environment = trained.config.environment
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        VectorEnv(
+            environment.env_id,
+            num_envs=20,
+            workers=0,
+            seed=trained.config.seed + SEED_OFFSET,
+            cost_names=environment.cost_names,
+            max_episode_steps=environment.max_episode_steps,
+            step_timeout_seconds=environment.step_timeout_seconds,
+        ) as env,
+    ):
+        bundle = Path(scratch) / "policy" / "1"
+        release(run, bundle, calibration_episodes=0, evaluation_episodes=2, workers=0, say=lambda _: None)
+        episodes = run_episodes(env, ServedActor.from_bundle(bundle), count)
+    return [episodes[i] for i in np.random.default_rng(0).permutation(count)]
+
+
+def _elapsed(episode: Episode, constraint: Constraint) -> Episode:
+    """The episode for one who sees the time and the cost so far, and nothing else."""
+    spent = (episode.cost.cumsum(0) - episode.cost)[:, 0]
+    time_passed = np.arange(len(spent)) / constraint.horizon_steps
+    limit = constraint.cost_limit or 1.0
+    seen = np.stack([2 * time_passed - 1, np.minimum(spent / limit, 5.0), np.log1p(spent) / 3], axis=1)
+    return replace(episode, observation=seen.astype(np.float32), cost_value=np.ones_like(episode.cost))
+
+
+def _as_it_is(observation: Tensor) -> Tensor:
+    return observation
+
+
+def _budgets(constraint: Constraint, count: int) -> Array:
+    """Log-uniform, one for each episode."""
+    if constraint.cost_limit is None:
+        raise BenchmarkError(f"{constraint.name} has no limit, and flags speak of one.")
+    low, high = np.log(LOWEST * constraint.cost_limit), np.log(HIGHEST * constraint.cost_limit)
+    return np.asarray(np.exp(np.random.default_rng(1).uniform(low, high, count)))
+
+
+def _uncalibrated(episodes: Sequence[Episode], constraint: Constraint, budgets: Array) -> list[Session]:
+    """What the critic alone would say: the cost it expects over what is left to spend, x/(1 + x) of it."""
+    cost_map, sessions = uncalibrated_map([constraint]), []
+    for episode, budget in zip(episodes, budgets, strict=True):
+        assert episode.cost_value is not None
+        cost = episode.cost[:, 0]
+        left = torch.from_numpy(constraint.horizon_steps - np.arange(len(cost)))
+        _, cost_to_go = cost_map.atoms(float32(episode.cost_value).unsqueeze(-1), left)
+        expected = cost_to_go[:, 0, 0].double().numpy()
+        allowed = np.maximum(budget - (cost.cumsum() - cost), 1e-9)
+        sessions.append(Session(expected / (expected + allowed), crossing(cost, budget)))
+    return sessions

@@ -1,0 +1,189 @@
+"""docs/calibration.md and its pictures, from the committed results."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks import page
+from benchmarks.contestant import ROOT
+from benchmarks.rounds import table
+
+PAGE = ROOT / "docs" / "calibration.md"
+PICTURE = PAGE.parent / "figures" / "calibration.png"
+Document = Mapping[str, Any]
+
+
+def committed(folder: Path) -> list[Document]:
+    """One document for each task that was measured."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def summary(documents: Sequence[Document]) -> dict[str, Any]:
+    """By task, the figures that the targets speak of; means, without their intervals."""
+    return {
+        document["env_id"]: {
+            "episodes": document["episodes"]["fresh"],
+            "coverage": document["rest"]["coverage"]["mean"],
+            "zero_cost_share": document["rest"]["zero_cost_share"],
+            "pinball_ratio_constant": document["rest"]["pinball_ratio_constant"]["mean"],
+            "pinball_ratio_elapsed": document["rest"]["pinball_ratio_elapsed"]["mean"],
+            "window_coverage": document["window"]["coverage"]["mean"],
+            "window_pinball_ratio_constant": document["window"]["pinball_ratio_constant"]["mean"],
+            "window_pinball_ratio_elapsed": document["window"]["pinball_ratio_elapsed"]["mean"],
+            **{
+                name: document["probability"][name]
+                for name in ("calibration_error", "brier", "brier_base_rate", "brier_elapsed")
+            },
+            **{
+                name: document["flags"][name]
+                for name in (
+                    "violating_sessions",
+                    "clean_sessions",
+                    "miss_rate",
+                    "miss_rate_upper",
+                    "false_alarm_rate",
+                    "false_alarm_rate_uncalibrated",
+                    "false_alarm_rate_elapsed",
+                    "lead_steps_median",
+                )
+            },
+        }
+        for document in documents
+    }
+
+
+def bounds(documents: Sequence[Document]) -> str:
+    """Coverage and sharpness of `cost_upper`."""
+    rows = [
+        [
+            f"{document['env_id']}, {words}",
+            _interval(found["coverage"], 3),
+            f"{found['zero_cost_share']:.0%}",
+            _interval(found["pinball_ratio_constant"], 2),
+            _interval(found["pinball_ratio_elapsed"], 2),
+        ]
+        for document in documents
+        for words, found in (("all that is left", document["rest"]), ("the window", document["window"]))
+    ]
+    return table(["task", "coverage", "costs of zero", "loss / best constant", "loss / time and elapsed"], rows)
+
+
+def probabilities(documents: Sequence[Document]) -> str:
+    """Calibration error and Brier scores."""
+    rows = [
+        [
+            document["env_id"],
+            *(
+                f"{document['probability'][name]:.3f}"
+                for name in ("calibration_error", "brier", "brier_elapsed", "brier_base_rate")
+            ),
+        ]
+        for document in documents
+    ]
+    return table(["task", "calibration error", "Brier score", "time and elapsed", "base rate"], rows)
+
+
+def flags(documents: Sequence[Document]) -> str:
+    """Misses, false alarms and lead."""
+    rows = []
+    for document in documents:
+        found = document["flags"]
+        quartiles = found["lead_steps_quartiles"]
+        rows.append(
+            [
+                document["env_id"],
+                f"{found['violating_sessions']} / {found['clean_sessions']}",
+                f"{found['miss_rate']:.1%} (up to {found['miss_rate_upper']:.1%})",
+                *(_share(found[f"false_alarm_rate{of}"]) for of in ("", "_elapsed", "_uncalibrated")),
+                "-" if quartiles is None else " / ".join(f"{steps:.0f}" for steps in quartiles),
+            ]
+        )
+    header = [
+        "task",
+        "sessions over / within budget",
+        "missed",
+        "false alarms",
+        "time and elapsed",
+        "critic alone",
+        "lead, quartiles",
+    ]
+    return table(header, rows)
+
+
+def policies(documents: Sequence[Document]) -> str:
+    """Whose predictions these are."""
+    rows = [
+        [
+            document["env_id"],
+            str(document["seed"]),
+            f"{document['steps']:,}",
+            f"{document['episode_cost']['mean']:.1f} ± {document['episode_cost']['standard_deviation']:.1f}",
+            f"{document['cost_limit']:g}",
+            str(sum(document["episodes"].values()) - document["episodes"]["fresh"]),
+            str(document["episodes"]["fresh"]),
+        ]
+        for document in documents
+    ]
+    return table(["task", "seed", "steps", "cost", "limit", "episodes to calibrate", "fresh"], rows)
+
+
+def measured(documents: Sequence[Document]) -> str:
+    """Where and when."""
+    return "".join(f"{document['env_id']}: {page.measured(document)}" for document in documents)
+
+
+TABLES = {
+    "policies": policies,
+    "bounds": bounds,
+    "probabilities": probabilities,
+    "flags": flags,
+    "measured": measured,
+}
+
+
+def filled(text: str, documents: Sequence[Document]) -> str:
+    """The page with its tables made anew."""
+
+    def made(name: str) -> str:
+        return f"{TABLES[name](documents)}\n" if documents else "Not measured yet.\n"
+
+    return page.fill(text, made)
+
+
+def write(documents: Sequence[Document]) -> Path:
+    """Fill the page, and draw its picture."""
+    if documents:
+        draw(documents)
+    PAGE.write_text(filled(PAGE.read_text(), documents))
+    return PAGE
+
+
+def draw(documents: Sequence[Document]) -> None:
+    """Reliability of each task's probabilities: on the diagonal they come true as often as they say."""
+    count = len(documents)
+    figure, axes = plt.subplots(1, count, figsize=(3.6 * count, 3.6), layout="constrained", squeeze=False)
+    for axis, document in zip(axes[0], documents, strict=True):
+        axis.plot([0, 1], [0, 1], color="0.8")
+        for each in document["probability"]["reliability"]:
+            axis.plot(each["predicted"], each["observed"], "o", color="tab:blue", ms=3 + 14 * each["share"] ** 0.5)
+        axis.set_title(document["env_id"], fontsize=9)
+        axis.set_xlabel("violation_probability")
+        axis.set_ylabel("share that came true")
+        axis.set_aspect("equal")
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _interval(value: Mapping[str, float], digits: int) -> str:
+    return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"

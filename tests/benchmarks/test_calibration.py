@@ -1,0 +1,108 @@
+"""The figures of docs/calibration.md: values worked out by hand, and that the page is the committed results'."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.calibration import page
+from benchmarks.calibration.__main__ import FOLDER
+from benchmarks.calibration.figures import (
+    Bounds,
+    bound_figures,
+    flag_figures,
+    level_of_misses,
+    pinball,
+    probability_figures,
+    wilson_upper,
+)
+from cvpo.sessions import Session
+
+
+def test_a_bound_that_is_too_low_costs_nine_times_as_much_as_one_too_high() -> None:
+    assert pinball(np.array([10.0, 10.0]), np.array([9.0, 11.0]), 0.9) == pytest.approx([0.9, 0.1])
+
+
+def test_a_bound_that_knows_is_held_against_the_best_constant_and_against_another() -> None:
+    # Ten episodes of one cost each, 1 to 10. The best constant is 9: it loses 0.9 on 10, and 0.8, 0.7, ... on others.
+    costs = [np.array([float(k)]) for k in range(1, 11)]
+    knows = Bounds(costs, [cost + 1.0 for cost in costs])
+    other = Bounds(costs, [cost + 2.0 for cost in costs])
+    found = bound_figures(knows, other, 0.9)
+    assert found["coverage"]["mean"] == 1
+    assert found["pinball_ratio_constant"]["mean"] == pytest.approx(0.1 / ((0.9 + 0.1 * 36) / 10))
+    assert found["pinball_ratio_elapsed"]["mean"] == pytest.approx(0.5)
+    assert found["zero_cost_share"] == 0
+
+
+def test_probabilities_are_scored_beside_the_base_rate() -> None:
+    sure = [Session(np.full(10, 0.0), None), Session(np.full(10, 1.0), 9)]
+    half = [Session(np.full(10, 0.5), None), Session(np.full(10, 0.5), 9)]
+    found = probability_figures(sure, half)
+    assert (found["brier"], found["brier_elapsed"], found["brier_base_rate"]) == (0, 0.25, 0.25)
+    assert found["calibration_error"] == 0
+    assert len(found["reliability"]) == 2
+
+
+def sessions(announced: list[float], clean: list[float]) -> list[Session]:
+    over = [Session(np.array([p, *[0.0] * 20]), 20) for p in announced]
+    return [*over, *(Session(np.array([p, 0.0]), None) for p in clean)]
+
+
+def test_flags_are_held_against_others_at_as_many_misses() -> None:
+    ours = sessions([0.9, 0.8, 0.1, 0.7], [0.6, 0.2])
+    other = sessions([0.9, 0.3, 0.2, 0.4], [0.35, 0.25])
+    found = flag_figures(ours, 0.5, {"elapsed": other}, lead_steps=20)
+    assert (found["violating_sessions"], found["clean_sessions"]) == (4, 2)
+    assert found["miss_rate"] == 0.25
+    assert found["false_alarm_rate"] == 0.25  # one of two steps in one of two sessions
+    # The other may miss one too, that of 0.2: its level is just below 0.3, and one of its clean sessions is over that.
+    assert level_of_misses(other, 1, 20) == pytest.approx(0.3)
+    assert found["false_alarm_rate_elapsed"] == 0.25
+    assert found["lead_steps_median"] == 20
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    assert wilson_upper(0, 10) == pytest.approx(0.2775, abs=1e-4)  # Newcombe (1998): 0 of 10
+    assert wilson_upper(0, 0) == 1
+
+
+def document() -> dict[str, Any]:
+    ours = sessions([0.9, 0.8], [0.6])
+    costs = Bounds([np.array([1.0, 0.0])], [np.array([1.0, 2.0])])
+    bounds = bound_figures(costs, costs, 0.9)
+    return {
+        "env_id": "SafetyMade-v0",
+        "seed": 10,
+        "steps": 1000,
+        "cost_limit": 25.0,
+        "episode_cost": {"mean": 1.0, "standard_deviation": 0.5},
+        "episodes": {"fit": 30, "fresh": 3},
+        "rest": bounds,
+        "window": bounds,
+        "probability": probability_figures(ours, ours),
+        "flags": flag_figures(ours, 0.5, {"elapsed": ours, "uncalibrated": ours}, 20),
+        "date": "2026-01-01",
+        "cvpo": {"commit": "0000000"},
+        "machine": {"cpu": "made up", "cores": 2, "memory_gib": 24.0},
+    }
+
+
+def test_the_summary_and_the_page_say_what_was_measured(tmp_path: Path) -> None:
+    (tmp_path / "SafetyMade-v0.json").write_text(json.dumps(document()))
+    documents = page.committed(tmp_path)
+    (found,) = page.summary(documents).values()
+    assert (found["episodes"], found["coverage"], found["miss_rate"]) == (3, 1.0, 0.0)
+    text = "".join(f"<!-- {name} -->\n<!-- end -->\n" for name in page.TABLES)
+    filled = page.filled(text, documents)
+    assert "| SafetyMade-v0, the window" in filled
+    assert "2 / 1" in filled
+    assert page.filled(filled, documents) == filled
+    assert "Not measured yet." in page.filled(text, [])
+
+
+def test_the_page_is_the_committed_results() -> None:
+    text = page.PAGE.read_text()
+    assert page.filled(text, page.committed(FOLDER)) == text, "run: python -m benchmarks.calibration --page"
