@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvpo.bundle import CRITIC_GRAPH, GRAPHS, OUTPUTS, POLICY_GRAPH, Arrays, Golden, Manifest, distance, scale
+from cvpo.bundle import CRITIC_GRAPH, GRAPHS, OUTPUTS, POLICY_GRAPH, Arrays, Golden, Manifest, distance, slack
 from cvpo.errors import ExportError
 
 # Since 1.29 the import itself starts an upload thread and writes into the user's cache folder, unless this is set.
@@ -114,6 +114,6 @@ def _stable(
         found = ask(sessions, {graph: {**inputs[graph], **moved} for graph in GRAPHS})
         for graph in GRAPHS:
             for name, values in expected[graph].items():
-                bound = manifest.golden_tolerance / 2 * scale(values) if values.dtype == np.float32 else 0.0
+                bound = slack(name, values, manifest.golden_tolerance / 2)
                 stable &= [distance(*rows) <= bound for rows in zip(found[graph][name], values, strict=True)]
     return stable

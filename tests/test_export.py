@@ -102,6 +102,17 @@ def test_an_uncalibrated_bundle_flags_every_answer(tmp_path: Path) -> None:
     assert np.isinf(acted.prediction.cost_upper).all()
 
 
+def test_a_policy_that_saw_a_value_that_never_varied_is_exported(tmp_path: Path) -> None:
+    # As PointGoal1's, where one never does: outside of it the shift score is a rounding over a deviation near zero.
+    policy = trained((20.0,))
+    seen = observations()
+    seen[:, 2] = 0.0
+    policy.model.normalizer = Normalizer(seen.shape[1])
+    policy.model.normalizer.update(torch.from_numpy(seen))
+    bundle = read_bundle(export_bundle(tmp_path / "1", policy, seen, calibrated=None))
+    load(bundle)
+
+
 def test_an_unconstrained_policy_is_exported_and_never_flagged_once_calibrated(tmp_path: Path) -> None:
     policy = trained((None,))
     bundle = read_bundle(export_bundle(tmp_path / "1", policy, observations(), calibrated=measured(policy)))
