@@ -5,7 +5,7 @@ answered to them, `MODEL_CARD.md`, and `manifest.json`, which carries the SHA-25
 `manifest.sig` may sign the manifest. It is immutable: calibrating or training again writes a new version.
 """
 
-from cvpo.bundle.golden import GRAPHS, Arrays, Golden, distance, slack
+from cvpo.bundle.golden import GRAPHS, Arrays, Golden, distance, scale, slack
 from cvpo.bundle.graph import check_graph
 from cvpo.bundle.interface import CRITIC_GRAPH, INPUTS, OUTPUTS, POLICY_GRAPH, PORTS
 from cvpo.bundle.keys import TrustedKeys, make_keys, read_private_key, read_trusted_keys
@@ -79,6 +79,7 @@ __all__ = [
     "read_bundle",
     "read_private_key",
     "read_trusted_keys",
+    "scale",
     "sign_bundle",
     "slack",
     "write_bundle",
