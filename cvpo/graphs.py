@@ -5,8 +5,8 @@ shape, its successor needs a further package, and in a control loop every node t
 The parity check of `cvpo.export` holds the result against torch.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import onnx
@@ -14,81 +14,153 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from cvpo.bundle import CRITIC_GRAPH, FLOAT, INPUTS, INT64, IR_VERSION, OPSET, OUTPUTS, POLICY_GRAPH, PORTS
+from cvpo.bundle import (
+    CRITIC_GRAPH,
+    FLOAT,
+    INPUTS,
+    INT64,
+    IR_VERSION,
+    OPSET,
+    OUTPUTS,
+    POLICY_GRAPH,
+    PORTS,
+    SITUATION,
+    Port,
+)
 from cvpo.costmap import CostMap
+from cvpo.errors import BundleError
 from cvpo.forecast import QUANTILES, CostForecast
 from cvpo.networks import (
     MAX_SPREAD,
     MIN_STANDARD_DEVIATION,
     NORMALIZED_BOUND,
     VARIANCE_FLOOR,
-    Critics,
     GaussianPolicy,
 )
-from cvpo.served import Served
+from cvpo.served import Answering, Served
 
 LAYER_NORM_EPSILON = 1e-5  # torch's default
 
 
+# What the networks compute, by fixed names: all that the rest of a graph is made from, as in `NetworkValues`.
+NORMALIZED, CANDIDATE_ACTION = "normalized", "candidate_action"
+CANDIDATE_REWARD_VALUE, CANDIDATE_COST_VALUE = "candidate_reward_value", "candidate_cost_value"
+NETWORK_VALUES: Mapping[str, Port] = {
+    NORMALIZED: Port(FLOAT, "NO"),
+    CANDIDATE_ACTION: Port(FLOAT, "NKA"),
+    CANDIDATE_REWARD_VALUE: Port(FLOAT, "NK"),
+    CANDIDATE_COST_VALUE: Port(FLOAT, "NCK"),
+    "shift_score": PORTS["shift_score"],
+}
+
+
 def policy_graph(served: Served) -> bytes:
     """`policy.onnx`, which computes what `Served.act` does."""
-    graph = _Graph()
-    normalized = _normalized(graph, served)
-    candidates = _candidates(graph, served.model.policy, normalized)
-    judged = _judge(graph, served, normalized, candidates)
-
-    flags = graph.cast(graph.node("Greater", judged.probability, graph.unsqueeze("alarm_level", 1)), FLOAT)  # [N, C, K]
-    free = graph.node("Less", graph.reduce("ReduceMax", flags, 1), graph.floats(1.0))  # [N, K]
-    graph.node("Greater", graph.reduce("ReduceMax", graph.cast(free, FLOAT), 1), graph.floats(0.0), output="feasible")
-    eligible = graph.node("Where", free, judged.reward_value, graph.floats(-np.inf))
-    best = graph.node("ArgMax", eligible, axis=1, keepdims=0)
-    safest = graph.node("ArgMin", graph.reduce("ReduceMax", judged.probability, 1), axis=1, keepdims=0)
-    graph.node("Where", "feasible", best, safest, output="chosen")
-
-    row = graph.unsqueeze("chosen", 1)  # [N, 1]
-    low, high = graph.tensor(served.action_low), graph.tensor(served.action_high)
-    action = graph.node("Add", graph.node("GatherND", candidates, row, batch_dims=1), graph.floats(1.0))
-    action = graph.node("Mul", action, graph.tensor((served.action_high - served.action_low) / 2))
-    graph.node("Min", graph.node("Max", graph.node("Add", low, action), low), high, output="action")
-    graph.node("GatherND", judged.reward_value, row, batch_dims=1, output="reward_value")
-    by_candidate = graph.node("Transpose", judged.costs, perm=[0, 2, 1])  # [N, K, 4·C]
-    costs = graph.node("GatherND", by_candidate, row, batch_dims=1)
-    return _finish(graph, served, POLICY_GRAPH, costs)
+    graph = _Graph(_sizes(served))
+    _normalize(graph, served)
+    _sample(graph, served.model.policy)
+    _value(graph, served)
+    _shift_score(graph, served)
+    return _finish(POLICY_GRAPH, graph, served)
 
 
 def critic_graph(served: Served) -> bytes:
     """`critic.onnx`, which computes what `Served.evaluate` does."""
-    graph = _Graph()
+    graph = _Graph(_sizes(served))
     action = graph.node("Sub", "action", graph.tensor(served.action_low))
     action = graph.node("Div", action, graph.tensor((served.action_high - served.action_low) / 2))
     unit = graph.clip(graph.node("Sub", action, graph.floats(1.0)), -1.0, 1.0)
-    judged = _judge(graph, served, _normalized(graph, served), graph.unsqueeze(unit, 1))
-    graph.node("Squeeze", judged.reward_value, graph.integers(1), output="reward_value")
-    costs = graph.node("Squeeze", judged.costs, graph.integers(2))
-    return _finish(graph, served, CRITIC_GRAPH, costs)
+    graph.node("Unsqueeze", unit, graph.integers(1), output=CANDIDATE_ACTION)
+    _normalize(graph, served)
+    _value(graph, served)
+    _shift_score(graph, served)
+    return _finish(CRITIC_GRAPH, graph, served)
+
+
+def graph_again(name: str, exported: bytes, answering: Answering) -> bytes:
+    """An exported graph whose networks answer with another forecast and map of costs.
+
+    With those that it was exported with, it is the same to the byte.
+
+    Args:
+        name: POLICY_GRAPH or CRITIC_GRAPH.
+        exported: of a verified bundle.
+        answering: what is made of the values of its networks.
+
+    Raises:
+        BundleError: its networks cannot be told from the rest.
+    """
+    return _finish(name, _Graph.of_networks(name, exported), answering)
+
+
+def networks_graph(name: str, exported: bytes) -> bytes:
+    """The networks of an exported graph, as a graph whose outputs are NETWORK_VALUES; in the critic's, K is 1.
+
+    Raises:
+        BundleError: its networks cannot be told from the rest.
+    """
+    graph = _Graph.of_networks(name, exported)
+    inputs = [port for port in INPUTS[name] if port not in SITUATION]
+    return graph.serialize(f"networks of {name}", inputs, NETWORK_VALUES)
+
+
+def _sizes(served: Served) -> dict[str, int]:
+    return {"O": len(served.model.normalizer.mean), "A": len(served.action_low), "C": served.cost_map.num_costs}
 
 
 class _Graph:
     """A graph under construction; a value is known by its name, and by a number where it needs none."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        """An empty graph with sizes of the axes O, A and C; other axes are dynamic."""
+        self._sizes = sizes
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
 
-    def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        name = output or f"{operator}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(operator, inputs, [name], **attributes))
-        return name
+    @classmethod
+    def of_networks(cls, name: str, exported: bytes) -> Self:
+        """The part of an exported graph that NETWORK_VALUES follow from; a BundleError if that cannot be told."""
+        written = onnx.load_model_from_string(exported).graph
+        needed, kept = set(NETWORK_VALUES), []
+        for node in reversed(written.node):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        untold = set(NETWORK_VALUES).difference(*(node.output for node in kept))
+        if untold or needed.intersection(SITUATION):
+            raise BundleError(
+                f"{name} does not say what of it the networks are, so it cannot be calibrated again. "
+                "Export the policy again, with this version."
+            )
+        graph = cls(_fixed_sizes(written))
+        names = {c.name: graph.array(numpy_helper.to_array(c)) for c in written.initializer if c.name in needed}
+        for node in reversed(kept):
+            attributes = {part.name: helper.get_attribute_value(part) for part in node.attribute}
+            inputs = [names.get(value, value) for value in node.input]
+            outputs = [value if value in NETWORK_VALUES else "" for value in node.output]
+            names.update(zip(node.output, graph._add(node.op_type, inputs, outputs, attributes), strict=True))
+        return graph
 
-    def split(self, value: str, axis: int, *sizes: int, outputs: tuple[str, ...] = ()) -> tuple[str, ...]:
-        names = outputs or tuple(f"Split_{len(self._nodes)}_{part}" for part in range(len(sizes)))
-        self._nodes.append(helper.make_node("Split", [value, self.integers(*sizes)], names, axis=axis))
+    def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        return self._add(operator, inputs, [output], attributes)[0]
+
+    def split(self, value: str, axis: int, *sizes: int, outputs: tuple[str, ...] = ()) -> list[str]:
+        return self._add("Split", [value, self.integers(*sizes)], outputs or [""] * len(sizes), {"axis": axis})
+
+    def _add(
+        self, operator: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Mapping[str, Any]
+    ) -> list[str]:
+        number = f"{operator}_{len(self._nodes)}"
+        numbers = [number] if len(outputs) == 1 else [f"{number}_{part}" for part in range(len(outputs))]
+        names = [output or number for output, number in zip(outputs, numbers, strict=True)]
+        self._nodes.append(helper.make_node(operator, inputs, names, **attributes))
         return names
 
     def array(self, value: NDArray[np.float32] | NDArray[np.int64]) -> str:
         constants = self._constants
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), f"constant_{len(constants)}")
-        return constants.setdefault((value.dtype.name, value.shape, value.tobytes()), tensor).name
+        stored: NDArray[Any] = np.ascontiguousarray(value)  # gives a scalar an axis
+        tensor = numpy_helper.from_array(stored, f"constant_{len(constants)}")
+        return constants.setdefault((stored.dtype.name, stored.shape, stored.tobytes()), tensor).name
 
     def tensor(self, value: Tensor) -> str:
         return self.array(value.detach().numpy().astype(np.float32))
@@ -118,41 +190,48 @@ class _Graph:
         scale = self.array(np.ones(width, np.float32))
         return self.node("Relu", self.node("LayerNormalization", value, scale, axis=-1, epsilon=LAYER_NORM_EPSILON))
 
-    def serialize(self, name: str, sizes: Mapping[str, int]) -> bytes:
-        """The graph with the interface of that file; an axis without a size is dynamic."""
+    def serialize(self, name: str, inputs: Iterable[str], outputs: Iterable[str]) -> bytes:
+        """The graph with these of PORTS and NETWORK_VALUES as its interface."""
 
-        def describe(names: tuple[str, ...]) -> list[onnx.ValueInfoProto]:
+        def describe(ports: Iterable[str]) -> list[onnx.ValueInfoProto]:
+            known = {port: {**PORTS, **NETWORK_VALUES}[port] for port in ports}
             return [
-                helper.make_tensor_value_info(
-                    port, PORTS[port].type, [sizes.get(axis, axis) for axis in PORTS[port].axes]
-                )
-                for port in names
+                helper.make_tensor_value_info(port, kind, [self._sizes.get(axis, axis) for axis in axes])
+                for port, (kind, axes) in known.items()
             ]
 
-        ports = describe(INPUTS[name]), describe(OUTPUTS[name])
-        graph = helper.make_graph(self._nodes, name, *ports, [*self._constants.values()])
+        graph = helper.make_graph(self._nodes, name, describe(inputs), describe(outputs), [*self._constants.values()])
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(graph, producer_name="cvpo", opset_imports=[opset], ir_version=IR_VERSION)
         onnx.checker.check_model(model, full_check=True)
         return model.SerializeToString()
 
 
+def _fixed_sizes(graph: onnx.GraphProto) -> dict[str, int]:
+    """Sizes of the axes O, A and C."""
+    return {
+        axis: dimension.dim_value
+        for port in graph.input
+        for axis, dimension in zip(PORTS[port.name].axes, port.type.tensor_type.shape.dim, strict=True)
+        if dimension.dim_value
+    }
+
+
 class _Judged(NamedTuple):
-    reward_value: str  # [N, K]
     probability: str  # [N, C, K]
     costs: str  # [N, 4·C, K]: cost_value, cost_to_go, cost_upper, violation_probability
 
 
-def _normalized(graph: _Graph, served: Served) -> str:
+def _normalize(graph: _Graph, served: Served) -> None:
     seen = served.model.normalizer
     centred = graph.node("Sub", "observation", graph.tensor(seen.mean))
     scaled = graph.node("Mul", centred, graph.tensor((seen.variance + VARIANCE_FLOOR).rsqrt()))
-    return graph.clip(scaled, -NORMALIZED_BOUND, NORMALIZED_BOUND)
+    graph.node("Clip", scaled, graph.floats(-NORMALIZED_BOUND), graph.floats(NORMALIZED_BOUND), output=NORMALIZED)
 
 
-def _candidates(graph: _Graph, policy: GaussianPolicy, normalized: str) -> str:
+def _sample(graph: _Graph, policy: GaussianPolicy) -> None:
     width = policy.first.out_features
-    hidden = graph.norm_relu(graph.linear(normalized, policy.first), width)
+    hidden = graph.norm_relu(graph.linear(NORMALIZED, policy.first), width)
     hidden = graph.norm_relu(graph.linear(hidden, policy.second), width)
     mean = graph.unsqueeze(graph.linear(hidden, policy.mean), 1)
     spread = graph.node("Softplus", graph.linear(hidden, policy.spread))
@@ -162,7 +241,7 @@ def _candidates(graph: _Graph, policy: GaussianPolicy, normalized: str) -> str:
     noise = "noise"
     if policy.correlation is not None:
         noise = _correlated(graph, policy.mean.out_features, graph.linear(hidden, policy.correlation))
-    return graph.node("Tanh", graph.node("Add", mean, graph.node("Mul", deviation, noise)))  # [N, K, A]
+    graph.node("Tanh", graph.node("Add", mean, graph.node("Mul", deviation, noise)), output=CANDIDATE_ACTION)
 
 
 def _correlated(graph: _Graph, A: int, below: str) -> str:  # noqa: N803
@@ -178,22 +257,15 @@ def _correlated(graph: _Graph, A: int, below: str) -> str:  # noqa: N803
     return graph.node("MatMul", "noise", graph.node("Transpose", graph.node("Div", rows, length), perm=[0, 2, 1]))
 
 
-def _judge(graph: _Graph, served: Served, normalized: str, action: str) -> _Judged:
-    reward_value, cost_value = _values(graph, served.model.critics, normalized, action)
-    forecast = cost_value if served.forecast is None else _forecast(graph, served.forecast, normalized, cost_value)
-    predicted = _predict(graph, served.cost_map, forecast)
-    probability = predicted[-1]
-    costs = graph.node("Concat", cost_value, *predicted, axis=1)
-    return _Judged(graph.node("Mul", reward_value, graph.floats(served.reward_scale)), probability, costs)
-
-
-def _values(graph: _Graph, critics: Critics, normalized: str, action: str) -> tuple[str, str]:
-    """`Model.values` of actions [N, K, A] in [-1, 1]: reward [N, K] and cost [N, C, K]."""
+def _value(graph: _Graph, served: Served) -> None:
+    """`Model.values` of the candidates."""
+    critics = served.model.critics
     E, _, H = critics.observation_weight.shape
     C = critics.num_costs
-    state = graph.node("MatMul", normalized, graph.tensor(critics.observation_weight))
+    state = graph.node("MatMul", NORMALIZED, graph.tensor(critics.observation_weight))
     state = graph.node("Add", state, graph.tensor(critics.first_bias))  # [E, N, H]
-    first = graph.node("MatMul", action, graph.tensor(critics.action_weight.unsqueeze(1)))  # [E, N, K, H]
+    action_weight = graph.tensor(critics.action_weight.unsqueeze(1))
+    first = graph.node("MatMul", CANDIDATE_ACTION, action_weight)  # [E, N, K, H]
     first = graph.node("Add", first, graph.unsqueeze(state, 2))
     hidden = graph.norm_relu(graph.node("Reshape", first, graph.integers(E, -1, H)), H)
     hidden = graph.node("MatMul", hidden, graph.tensor(critics.second_weight))
@@ -202,25 +274,41 @@ def _values(graph: _Graph, critics: Critics, normalized: str, action: str) -> tu
     value = graph.node("Add", value, graph.tensor(critics.output_bias))  # [E, N·K, 1]
     reward_value, cost_value = graph.split(value, 0, critics.reward_heads, critics.cost_heads * C)
 
-    candidates = graph.node("Shape", action, start=0, end=2)
+    candidates = graph.node("Shape", CANDIDATE_ACTION, start=0, end=2)
     shape = graph.node("Concat", graph.integers(critics.reward_heads), candidates, axis=0)
     reward_value = graph.reduce("ReduceMean", graph.node("Reshape", reward_value, shape), 0)
+    graph.node("Mul", reward_value, graph.floats(served.reward_scale), output=CANDIDATE_REWARD_VALUE)
     shape = graph.node("Concat", graph.integers(critics.cost_heads, C), candidates, axis=0)
     cost_value = graph.node("Reshape", graph.node("Softplus", cost_value), shape)
     cost_value = graph.reduce("ReduceMean", cost_value, 0)  # [C, N, K]
-    return reward_value, graph.node("Transpose", cost_value, perm=[1, 0, 2])
+    graph.node("Transpose", cost_value, perm=[1, 0, 2], output=CANDIDATE_COST_VALUE)
 
 
-def _forecast(graph: _Graph, forecast: CostForecast, normalized: str, cost_value: str) -> str:
+def _shift_score(graph: _Graph, served: Served) -> None:
+    seen = served.model.normalizer
+    below = graph.node("Sub", graph.tensor(seen.low), "observation")
+    above = graph.node("Sub", "observation", graph.tensor(seen.high))
+    outside = graph.node("Max", below, above, graph.floats(0.0))
+    outside = graph.node("Mul", outside, graph.tensor((seen.variance + VARIANCE_FLOOR).rsqrt()))
+    graph.reduce("ReduceMax", outside, 1, output="shift_score")
+
+
+def _judge(graph: _Graph, answering: Answering) -> _Judged:
+    forecast = CANDIDATE_COST_VALUE if answering.forecast is None else _forecast(graph, answering.forecast)
+    predicted = _predict(graph, answering.cost_map, forecast)
+    return _Judged(predicted[-1], graph.node("Concat", CANDIDATE_COST_VALUE, *predicted, axis=1))
+
+
+def _forecast(graph: _Graph, forecast: CostForecast) -> str:
     """`CostForecast.forward`, [N, C, K]."""
     C, _, F = forecast.observation_weight.shape
     H = len(forecast.knot_lower)
-    by_constraint = graph.node("Transpose", cost_value, perm=[1, 0, 2])  # [C, N, K]
+    by_constraint = graph.node("Transpose", CANDIDATE_COST_VALUE, perm=[1, 0, 2])  # [C, N, K]
     value = graph.unsqueeze(by_constraint, 3)
     typical = graph.tensor(forecast.typical_value.unsqueeze(1))
     value = graph.node("Div", value, graph.node("Add", value, typical))
     value = graph.node("Mul", value, graph.tensor(forecast.value_weight.unsqueeze(1)))  # [C, N, K, F]
-    state = graph.node("MatMul", normalized, graph.tensor(forecast.observation_weight))
+    state = graph.node("MatMul", NORMALIZED, graph.tensor(forecast.observation_weight))
     state = graph.unsqueeze(graph.node("Add", state, graph.tensor(forecast.first_bias)), 2)
     hidden = graph.node("Relu", graph.node("Add", state, value))
     hidden = graph.node("Reshape", hidden, graph.integers(C, -1, F))
@@ -267,15 +355,37 @@ def _predict(graph: _Graph, cost_map: CostMap, forecast: str) -> tuple[str, str,
     return graph.node("Squeeze", mean, graph.integers(3)), cost_upper, probability
 
 
-def _finish(graph: _Graph, served: Served, name: str, costs: str) -> bytes:
-    """Add what both graphs end in: the chosen action's `costs` [N, 4·C] one by one, its flags, and the shift score."""
-    C, seen = served.cost_map.num_costs, served.model.normalizer
+def _finish(name: str, graph: _Graph, answering: Answering) -> bytes:
+    """Add what is made of the networks' values: the chosen action, what is predicted of it, and its flags."""
+    judged = _judge(graph, answering)
+    costs = _choose(graph, answering, judged) if name == POLICY_GRAPH else _only(graph, judged)
+    C = answering.cost_map.num_costs
     graph.split(costs, 1, C, C, C, C, outputs=("cost_value", "cost_to_go", "cost_upper", "violation_probability"))
     graph.node("Greater", "violation_probability", "alarm_level", output="violation")
-    below = graph.node("Sub", graph.tensor(seen.low), "observation")
-    above = graph.node("Sub", "observation", graph.tensor(seen.high))
-    outside = graph.node("Max", below, above, graph.floats(0.0))
-    outside = graph.node("Mul", outside, graph.tensor((seen.variance + VARIANCE_FLOOR).rsqrt()))
-    graph.reduce("ReduceMax", outside, 1, output="shift_score")
-    sizes = {"O": len(seen.mean), "A": len(served.action_low), "C": C}
-    return graph.serialize(name, sizes)
+    return graph.serialize(name, INPUTS[name], OUTPUTS[name])
+
+
+def _choose(graph: _Graph, answering: Answering, judged: _Judged) -> str:
+    """The action of `Answering.act`; its costs are returned, [N, 4·C]."""
+    flags = graph.cast(graph.node("Greater", judged.probability, graph.unsqueeze("alarm_level", 1)), FLOAT)  # [N, C, K]
+    free = graph.node("Less", graph.reduce("ReduceMax", flags, 1), graph.floats(1.0))  # [N, K]
+    graph.node("Greater", graph.reduce("ReduceMax", graph.cast(free, FLOAT), 1), graph.floats(0.0), output="feasible")
+    eligible = graph.node("Where", free, CANDIDATE_REWARD_VALUE, graph.floats(-np.inf))
+    best = graph.node("ArgMax", eligible, axis=1, keepdims=0)
+    safest = graph.node("ArgMin", graph.reduce("ReduceMax", judged.probability, 1), axis=1, keepdims=0)
+    graph.node("Where", "feasible", best, safest, output="chosen")
+
+    row = graph.unsqueeze("chosen", 1)  # [N, 1]
+    low, high = graph.tensor(answering.action_low), graph.tensor(answering.action_high)
+    action = graph.node("Add", graph.node("GatherND", CANDIDATE_ACTION, row, batch_dims=1), graph.floats(1.0))
+    action = graph.node("Mul", action, graph.tensor((answering.action_high - answering.action_low) / 2))
+    graph.node("Min", graph.node("Max", graph.node("Add", low, action), low), high, output="action")
+    graph.node("GatherND", CANDIDATE_REWARD_VALUE, row, batch_dims=1, output="reward_value")
+    by_candidate = graph.node("Transpose", judged.costs, perm=[0, 2, 1])  # [N, K, 4·C]
+    return graph.node("GatherND", by_candidate, row, batch_dims=1)
+
+
+def _only(graph: _Graph, judged: _Judged) -> str:
+    """The only action, which was asked about; its costs are returned, [N, 4·C]."""
+    graph.node("Squeeze", CANDIDATE_REWARD_VALUE, graph.integers(1), output="reward_value")
+    return graph.node("Squeeze", judged.costs, graph.integers(2))

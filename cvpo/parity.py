@@ -1,4 +1,4 @@
-"""Do the exported graphs compute what the policy in torch computes? Asked on real observations, in every mode."""
+"""Do graphs compute what they were made to? Held against torch on real observations, in every mode."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cvpo.bundle import CRITIC_GRAPH, POLICY_GRAPH, Manifest
 from cvpo.errors import ExportError
-from cvpo.served import CriticOutput, Judgement, PolicyOutput, Served
+from cvpo.served import Answering, CriticOutput, Judgement, NetworkValues, PolicyOutput
 
 # Since 1.29 the import itself starts an upload thread and writes into the user's cache folder, unless this is set.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -37,7 +37,7 @@ class _Case:
 
 
 def check_parity(
-    served: Served,
+    answering: Answering,
     policy_graph: bytes,
     critic_graph: bytes,
     observations: NDArray[np.float32],
@@ -54,7 +54,7 @@ def check_parity(
     """
     generator = torch.Generator().manual_seed(0)
     policy, critic = _Session(POLICY_GRAPH, policy_graph), _Session(CRITIC_GRAPH, critic_graph)
-    low, high = served.action_low, served.action_high
+    low, high = answering.action_low, answering.action_high
     with torch.no_grad():
         for case in _cases(torch.from_numpy(observations), manifest, generator):
             shape = (len(case.observation), SHIELDED_CANDIDATES, len(low))
@@ -65,9 +65,9 @@ def check_parity(
                 "sampled": noise[:, 1:2],
                 "shielded": noise,
             }.items():
-                _check_policy(served, policy, mode, case, chosen_noise)
+                _check_policy(answering, policy, mode, case, chosen_noise)
             share = torch.rand(shape[0], shape[2], generator=generator) * 1.2 - 0.1  # some are outside of the bounds
-            _check_critic(served, critic, case, low + share * (high - low))
+            _check_critic(answering, critic, case, low + share * (high - low))
 
 
 def _cases(observation: Tensor, manifest: Manifest, generator: torch.Generator) -> Iterator[_Case]:
@@ -98,31 +98,35 @@ class _Session:
         return [torch.from_numpy(np.asarray(value)) for value in self._session.run(names, inputs)]
 
 
-def _check_policy(served: Served, policy: _Session, mode: str, case: _Case, noise: Tensor) -> None:
+def _check_policy(answering: Answering, policy: _Session, mode: str, case: _Case, noise: Tensor) -> None:
     where = f"{policy.name}, {mode}"
     found = PolicyOutput(*policy.run(case, PolicyOutput._fields, noise=noise))
-    candidates = served.candidates(case.observation, noise)
-    judged = served.judge(case.observation, candidates, case.steps_left, case.cost_allowed, case.alarm_level)
-    _check_choice(where, served, case, judged, found)
+    values = answering.policy_values(case.observation, noise)
+    judged = answering.judge(values, case.steps_left, case.cost_allowed, case.alarm_level)
+    _check_choice(where, answering, case, values, judged, found)
     rows = torch.arange(len(noise))
-    action = served.environment_action(candidates[rows, found.chosen])
-    _close(where, "action", found.action, action, (served.action_high - served.action_low) / 2)
+    action = answering.environment_action(values.action[rows, found.chosen])
+    _close(where, "action", found.action, action, (answering.action_high - answering.action_low) / 2)
     expected = Judgement(*(value[rows, ..., found.chosen] for value in judged))
-    _check_predictions(where, served, case, CriticOutput(*found[3:]), expected)
+    _check_predictions(where, answering, case, values, CriticOutput(*found[3:]), expected)
 
 
-def _check_critic(served: Served, critic: _Session, case: _Case, action: Tensor) -> None:
+def _check_critic(answering: Answering, critic: _Session, case: _Case, action: Tensor) -> None:
     found = CriticOutput(*critic.run(case, CriticOutput._fields, action=action))
-    expected = served.evaluate(case.observation, action, case.steps_left, case.cost_allowed, case.alarm_level)
-    _check_predictions(critic.name, served, case, found, Judgement(*expected[:-1]))
+    values = answering.critic_values(case.observation, action)
+    judged = answering.judge(values, case.steps_left, case.cost_allowed, case.alarm_level)
+    _check_predictions(critic.name, answering, case, values, found, Judgement(*(value[..., 0] for value in judged)))
 
 
-def _check_choice(where: str, served: Served, case: _Case, judged: Judgement, found: PolicyOutput) -> None:
+def _check_choice(
+    where: str, answering: Answering, case: _Case, values: NetworkValues, judged: Judgement, found: PolicyOutput
+) -> None:
     """The chosen candidate is the best one by torch's values, or cannot be told from it within TOLERANCE."""
-    forecast = served.forecasts(case.observation, judged.cost_value, case.steps_left)
+    forecast = answering.forecasts(values.normalized, judged.cost_value, case.steps_left)
     slack = TOLERANCE * forecast.amax()
     least, most = (
-        served.cost_map(forecast + sign * slack, case.steps_left, _moved(case.cost_allowed, -sign)) for sign in (-1, 1)
+        answering.cost_map(forecast + sign * slack, case.steps_left, _moved(case.cost_allowed, -sign))
+        for sign in (-1, 1)
     )
     level = case.alarm_level[:, None]
     surely_free = (most.violation_probability <= level).all(1)  # [N, K]
@@ -131,7 +135,7 @@ def _check_choice(where: str, served: Served, case: _Case, judged: Judgement, fo
     _equal(where, "feasible", int(wrong.sum()), len(wrong))
 
     rows = torch.arange(len(wrong))
-    reward_slack = TOLERANCE * max(served.reward_scale, float(judged.reward_value.abs().amax()))
+    reward_slack = TOLERANCE * max(answering.reward_scale, float(judged.reward_value.abs().amax()))
     to_beat = judged.reward_value.masked_fill(~surely_free, -torch.inf).amax(1)
     best = maybe_free[rows, found.chosen] & (judged.reward_value[rows, found.chosen] >= to_beat - reward_slack)
     safest = least.violation_probability.amax(1)[rows, found.chosen] <= most.violation_probability.amax(1).amin(1)
@@ -139,12 +143,14 @@ def _check_choice(where: str, served: Served, case: _Case, judged: Judgement, fo
     _equal(where, "chosen", int(wrong.sum()), len(wrong))
 
 
-def _check_predictions(where: str, served: Served, case: _Case, found: CriticOutput, expected: Judgement) -> None:
-    reward_scale = max(served.reward_scale, float(expected.reward_value.abs().amax()))
+def _check_predictions(
+    where: str, answering: Answering, case: _Case, values: NetworkValues, found: CriticOutput, expected: Judgement
+) -> None:
+    reward_scale = max(answering.reward_scale, float(expected.reward_value.abs().amax()))
     _close(where, "reward_value", found.reward_value, expected.reward_value, torch.tensor(reward_scale))
     _close(where, "cost_value", found.cost_value, expected.cost_value, expected.cost_value.amax())
-    forecast = served.forecasts(case.observation, found.cost_value.unsqueeze(-1), case.steps_left)
-    mapped = served.cost_map(forecast, case.steps_left, case.cost_allowed)
+    forecast = answering.forecasts(values.normalized, found.cost_value.unsqueeze(-1), case.steps_left)
+    mapped = answering.cost_map(forecast, case.steps_left, case.cost_allowed)
     for name in ("cost_to_go", "cost_upper"):
         value = getattr(mapped, name).squeeze(-1)
         finite = value[value.isfinite()]
@@ -152,14 +158,13 @@ def _check_predictions(where: str, served: Served, case: _Case, found: CriticOut
         _close(where, name, getattr(found, name), value, scale)
     probability = found.violation_probability
     least, most = (
-        served.cost_map(forecast, case.steps_left, _moved(case.cost_allowed, sign)).violation_probability.squeeze(-1)
+        answering.cost_map(forecast, case.steps_left, _moved(case.cost_allowed, sign)).violation_probability.squeeze(-1)
         for sign in (1, -1)
     )
     _close(where, "violation_probability", probability, probability.clamp(least, most), torch.tensor(0.0))
     wrong = found.violation != (probability > case.alarm_level)
     _equal(where, "violation", int(wrong.sum()), wrong.numel())
-    shift_score = served.shift_score(case.observation)
-    _close(where, "shift_score", found.shift_score, shift_score, shift_score.amax().clamp(min=1))
+    _close(where, "shift_score", found.shift_score, values.shift_score, values.shift_score.amax().clamp(min=1))
 
 
 def _moved(cost_allowed: Tensor, sign: int) -> Tensor:

@@ -12,6 +12,16 @@ from cvpo.forecast import CostForecast
 from cvpo.networks import VARIANCE_FLOOR, Model
 
 
+class NetworkValues(NamedTuple):
+    """What the networks compute of K actions in each of N situations: all that an answer is made from."""
+
+    normalized: Tensor  # [N, O], the observation as the networks see it
+    action: Tensor  # [N, K, A], in [-1, 1]
+    reward_value: Tensor  # [N, K], environment reward units
+    cost_value: Tensor  # [N, C, K]
+    shift_score: Tensor  # [N]
+
+
 class Judgement(NamedTuple):
     """What is predicted of K actions in each of N situations."""
 
@@ -50,15 +60,14 @@ class CriticOutput(NamedTuple):
     shift_score: Tensor  # [N]
 
 
-class Served(nn.Module):
-    """A model, its map of costs, and the units of the environment: everything both graphs are made from."""
+class Answering(nn.Module):
+    """What is made of the values of a policy's networks, wherever those are: predictions, flags, and the choice."""
 
     action_low: Tensor  # [A]
     action_high: Tensor  # [A]
 
     def __init__(
         self,
-        model: Model,
         forecast: CostForecast | None,
         cost_map: CostMap,
         action_low: NDArray[np.float64],
@@ -68,17 +77,24 @@ class Served(nn.Module):
         """Put the parts together.
 
         Args:
-            model: the learned networks.
             forecast: what the map of costs is asked with; None: the cost value.
             cost_map: calibrated or not.
             action_low: bounds of the action [A], environment units.
             action_high: the same above.
-            reward_scale: the learner saw rewards divided by it.
+            reward_scale: the learner saw rewards divided by it; 0 where that is not known.
         """
         super().__init__()
-        self.model, self.forecast, self.cost_map, self.reward_scale = model, forecast, cost_map, reward_scale
+        self.forecast, self.cost_map, self.reward_scale = forecast, cost_map, reward_scale
         self.register_buffer("action_low", torch.as_tensor(action_low, dtype=torch.float32))
         self.register_buffer("action_high", torch.as_tensor(action_high, dtype=torch.float32))
+
+    def policy_values(self, observation: Tensor, noise: Tensor) -> NetworkValues:
+        """Of the candidates that standard normal noise [N, K, A] makes in raw observations [N, O]."""
+        raise NotImplementedError
+
+    def critic_values(self, observation: Tensor, action: Tensor) -> NetworkValues:
+        """Of actions [N, A] in environment units, clipped to their bounds, in raw observations [N, O]; K is 1."""
+        raise NotImplementedError
 
     def act(
         self, observation: Tensor, noise: Tensor, steps_left: Tensor, cost_allowed: Tensor, alarm_level: Tensor
@@ -95,8 +111,8 @@ class Served(nn.Module):
             cost_allowed: [N, C], undiscounted cost allowed over those steps; +inf: unconstrained.
             alarm_level: [C].
         """
-        candidates = self.candidates(observation, noise)
-        judged = self.judge(observation, candidates, steps_left, cost_allowed, alarm_level)
+        values = self.policy_values(observation, noise)
+        judged = self.judge(values, steps_left, cost_allowed, alarm_level)
         flagged = judged.violation.any(1)
         feasible = ~flagged.all(1)
         best = judged.reward_value.masked_fill(flagged, -torch.inf).argmax(1)
@@ -104,48 +120,74 @@ class Served(nn.Module):
         chosen = torch.where(feasible, best, safest)
         rows = torch.arange(len(chosen))
         return PolicyOutput(
-            self.environment_action(candidates[rows, chosen]),
+            self.environment_action(values.action[rows, chosen]),
             chosen,
             feasible,
             *Judgement(*(value[rows, ..., chosen] for value in judged)),
-            self.shift_score(observation),
+            values.shift_score,
         )
 
     def evaluate(
         self, observation: Tensor, action: Tensor, steps_left: Tensor, cost_allowed: Tensor, alarm_level: Tensor
     ) -> CriticOutput:
         """Judge actions [N, A] in environment units, clipped to their bounds; what `critic.onnx` computes."""
-        half = (self.action_high - self.action_low) / 2
-        unit = (action - self.action_low) / half - 1
-        judged = self.judge(observation, unit.clamp(-1, 1).unsqueeze(1), steps_left, cost_allowed, alarm_level)
-        return CriticOutput(*Judgement(*(value[..., 0] for value in judged)), self.shift_score(observation))
+        values = self.critic_values(observation, action)
+        judged = self.judge(values, steps_left, cost_allowed, alarm_level)
+        return CriticOutput(*Judgement(*(value[..., 0] for value in judged)), values.shift_score)
 
-    def candidates(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """Actions in [-1, 1], [N, K, A]: tanh(mean + L·noise)."""
-        return self.model.distribution(observation).sample(noise).tanh()
-
-    def judge(
-        self, observation: Tensor, action: Tensor, steps_left: Tensor, cost_allowed: Tensor, alarm_level: Tensor
-    ) -> Judgement:
-        """Predict what follows actions [N, K, A] in [-1, 1], if the policy goes on from there."""
-        reward_value, cost_value = self.model.values(observation, action)
-        cost_value = cost_value.transpose(1, 2)
-        forecast = self.forecasts(observation, cost_value, steps_left)
+    def judge(self, values: NetworkValues, steps_left: Tensor, cost_allowed: Tensor, alarm_level: Tensor) -> Judgement:
+        """Predict what follows the actions, if the policy goes on from there."""
+        forecast = self.forecasts(values.normalized, values.cost_value, steps_left)
         predicted: CostPrediction = self.cost_map(forecast, steps_left, cost_allowed)
         violation = predicted.violation_probability > alarm_level[:, None]
-        return Judgement(reward_value * self.reward_scale, cost_value, *predicted, violation)
+        return Judgement(values.reward_value, values.cost_value, *predicted, violation)
 
-    def forecasts(self, observation: Tensor, cost_value: Tensor, steps_left: Tensor) -> Tensor:
+    def forecasts(self, normalized: Tensor, cost_value: Tensor, steps_left: Tensor) -> Tensor:
         """What the map of costs is asked with, [N, C, K], for cost values [N, C, K]."""
         if self.forecast is None:
             return cost_value
-        forecast: Tensor = self.forecast(self.model.normalizer(observation), cost_value, steps_left)
+        forecast: Tensor = self.forecast(normalized, cost_value, steps_left)
         return forecast
 
     def environment_action(self, action: Tensor) -> Tensor:
         """Actions [N, A] in [-1, 1] in environment units, inside the bounds whatever the rounding."""
         half = (self.action_high - self.action_low) / 2
         return (self.action_low + (action + 1) * half).clamp(self.action_low, self.action_high)
+
+
+class Served(Answering):
+    """A model, its map of costs, and the units of the environment: everything both graphs are made from."""
+
+    def __init__(
+        self,
+        model: Model,
+        forecast: CostForecast | None,
+        cost_map: CostMap,
+        action_low: NDArray[np.float64],
+        action_high: NDArray[np.float64],
+        reward_scale: float,
+    ) -> None:
+        """Put the learned networks and the parts of `Answering` together."""
+        super().__init__(forecast, cost_map, action_low, action_high, reward_scale)
+        self.model = model
+
+    def policy_values(self, observation: Tensor, noise: Tensor) -> NetworkValues:
+        return self._values(observation, self.model.distribution(observation).sample(noise).tanh())
+
+    def critic_values(self, observation: Tensor, action: Tensor) -> NetworkValues:
+        half = (self.action_high - self.action_low) / 2
+        unit = (action - self.action_low) / half - 1
+        return self._values(observation, unit.clamp(-1, 1).unsqueeze(1))
+
+    def _values(self, observation: Tensor, action: Tensor) -> NetworkValues:
+        reward_value, cost_value = self.model.values(observation, action)
+        return NetworkValues(
+            self.model.normalizer(observation),
+            action,
+            reward_value * self.reward_scale,
+            cost_value.transpose(1, 2),
+            self.shift_score(observation),
+        )
 
     def shift_score(self, observation: Tensor) -> Tensor:
         """Largest distance of an observation outside what training saw, in standard deviations, [N]; 0 inside."""

@@ -115,8 +115,8 @@ def test_the_most_rewarding_candidate_without_a_flag_is_chosen_else_the_least_li
     noise = 2 * torch.randn(200, 6, ACTION_SIZE, generator=torch.Generator().manual_seed(2))
     found = PolicyOutput(*run(session(policy_graph(policy)), PolicyOutput._fields, {**inputs, "noise": noise}))
     with torch.no_grad():
-        candidates = policy.candidates(inputs["observation"], noise)
-        judged = policy.judge(action=candidates, **inputs)
+        values = policy.policy_values(inputs.pop("observation"), noise)
+        judged = policy.judge(values, **inputs)
     seen = set()
     for n in range(200):
         free = [k for k in range(6) if not judged.violation[n, :, k].any()]

@@ -7,7 +7,7 @@ answered to them, `MODEL_CARD.md`, and `manifest.json`, which carries the SHA-25
 
 from cvpo.bundle.golden import GRAPHS, Arrays, Golden, distance, scale, slack
 from cvpo.bundle.graph import check_graph
-from cvpo.bundle.interface import CRITIC_GRAPH, INPUTS, OUTPUTS, POLICY_GRAPH, PORTS
+from cvpo.bundle.interface import CRITIC_GRAPH, INPUTS, OUTPUTS, POLICY_GRAPH, PORTS, SITUATION, Port
 from cvpo.bundle.keys import TrustedKeys, make_keys, read_private_key, read_trusted_keys
 from cvpo.bundle.manifest import (
     NAME_PATTERN,
@@ -56,6 +56,7 @@ __all__ = [
     "PORTS",
     "SCHEMA_VERSION",
     "SIGNATURE",
+    "SITUATION",
     "Arrays",
     "BoundCoverage",
     "Bundle",
@@ -69,6 +70,7 @@ __all__ = [
     "Manifest",
     "Mode",
     "ObservationStatistics",
+    "Port",
     "Provenance",
     "ReliabilityBin",
     "Space",

@@ -34,7 +34,8 @@ PORTS: Mapping[str, Port] = {
     "shift_score": Port(FLOAT, "N"),
 }
 
-_SITUATION = ("steps_left", "cost_allowed", "alarm_level")
+# What is asked of a situation, and no network sees.
+SITUATION = ("steps_left", "cost_allowed", "alarm_level")
 _PREDICTED = (
     "reward_value",
     "cost_value",
@@ -47,8 +48,8 @@ _PREDICTED = (
 
 # Names of inputs and outputs, in the order of `cvpo.served`.
 INPUTS: Mapping[str, tuple[str, ...]] = {
-    POLICY_GRAPH: ("observation", "noise", *_SITUATION),
-    CRITIC_GRAPH: ("observation", "action", *_SITUATION),
+    POLICY_GRAPH: ("observation", "noise", *SITUATION),
+    CRITIC_GRAPH: ("observation", "action", *SITUATION),
 }
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
     POLICY_GRAPH: ("action", "chosen", "feasible", *_PREDICTED),
