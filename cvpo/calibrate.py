@@ -19,9 +19,10 @@ from cvpo.bundle import (
     Calibration,
     CalibrationResult,
     Constraint,
+    ModeResult,
     ReliabilityBin,
 )
-from cvpo.conformal import conformal_map, float32
+from cvpo.conformal import conformal_map, covered, float32
 from cvpo.costmap import CostMap
 from cvpo.errors import ConfigError, ExportError, NonFiniteError
 from cvpo.evaluate import Episode
@@ -37,6 +38,7 @@ DETERMINISTIC = CalibratedMode(mode="deterministic")
 
 BUDGETS = np.geomspace(0.25, 2, 7)  # of the limit: alarm levels must serve sessions that may spend more or less than it
 MOST_LEAD_STEPS = 20
+MOST_CALIBRATE, MOST_ALARM, MOST_TEST = 100, 80, 50  # episodes
 BINS = 10  # of probabilities, equally wide, and of bounds, equally full
 
 
@@ -65,7 +67,7 @@ def calibrate(
 
     Args:
         episodes: in the mode that will be served, with the critic's `cost_value` of each action taken. Of 100, 30 fit,
-            30 calibrate, 25 choose alarm levels, 15 test.
+            30 calibrate, 25 choose alarm levels, 15 test; of many, most fit.
         constraints: C of them, in the order of the costs.
         normalize: maps observations [N, O] to those that the networks see.
         seed: of the random split and of the fit.
@@ -122,6 +124,65 @@ def calibrate(
     return CalibratedMap(forecast, cost_map, record)
 
 
+def calibrate_also(
+    calibrated: CalibratedMap,
+    mode: CalibratedMode,
+    episodes: Sequence[Episode],
+    constraints: Sequence[Constraint],
+    normalize: Callable[[Tensor], Tensor],
+    *,
+    seed: int,
+) -> CalibratedMap:
+    """Make bounds and probabilities hold in a further mode, too, by episodes of it: of each the more careful counts.
+
+    A shielded policy chooses by flags, so the map and the levels that it was rolled out with must be those of
+    `calibrated`. Its episodes can only make the map more careful, and leave the alarm levels as they are; a sampled
+    policy's may lower them.
+
+    Args:
+        calibrated: so far; what the episodes were rolled out with, where they are shielded.
+        mode: how the episodes' actions were chosen.
+        episodes: of these, half are to calibrate, the others to test; where they are not shielded, a quarter is left
+            for alarm levels.
+        constraints, normalize, seed: as for `calibrate`.
+
+    Raises:
+        ExportError, NonFiniteError: as by `calibrate`.
+    """
+    _check(episodes, len(constraints), constraints[0].horizon_steps)
+    record, shielded = calibrated.record, mode.mode == "shielded"
+    order = np.random.default_rng(seed).permutation(len(episodes))
+    followed = [ForecastEpisode(episodes[i], calibrated.forecast, normalize) for i in order]
+    ends = len(followed) // 2, len(followed) // 2 + (0 if shielded else len(followed) // 4)
+    groups = {"calibrate": followed[: ends[0]], "alarm": followed[ends[0] : ends[1]], "test": followed[ends[1] :]}
+    cost_map = calibrated.cost_map.also_covering(covered(groups["calibrate"], calibrated.cost_map, constraints[0]))
+    levels = list(record.alarm_levels)
+    not_claimed = [f"{mode}: {sentence}" for sentence in _no_bound(len(groups["calibrate"]), record.confidence)]
+    for index, constraint in enumerate(constraints):
+        if shielded:
+            continue
+        tried = [sessions(cost_map, episode, constraint, index) for episode in groups["alarm"]]
+        alarm = choose_level(tried, record.lead_steps, record.confidence, record.miss_rate)
+        levels[index] = min(levels[index], alarm.level)
+        not_claimed += [f"{mode}, {constraint.name}: {alarm.shortage}"] if alarm.shortage else []
+    if shielded:
+        not_claimed.append(f"{mode}: no miss rate; its flags are those it chooses by, at the level of the first mode.")
+    results = tuple(
+        _result(cost_map, groups["test"], index, constraint, levels[index], record.lead_steps)
+        for index, constraint in enumerate(constraints)
+    )
+    uses = {use: len(group) for use, group in groups.items() if group}
+    further = record.model_copy(
+        update={
+            "modes": (*record.modes, mode),
+            "alarm_levels": tuple(levels),
+            "other_modes": (*record.other_modes, ModeResult(mode=mode, episodes=uses, results=results)),
+            "not_claimed": (*record.not_claimed, *not_claimed),
+        }
+    )
+    return CalibratedMap(calibrated.forecast, cost_map, further)
+
+
 def lead(window_steps: int) -> int:
     """How many steps before a budget is exceeded a flag counts: 20, or fewer where the window is short."""
     return max(1, min(MOST_LEAD_STEPS, window_steps // 5))
@@ -146,11 +207,14 @@ def _check(episodes: Sequence[Episode], num_costs: int, horizon: int) -> None:
 
 
 def _split(episodes: Sequence[Episode], confidence: float, generator: np.random.Generator) -> dict[str, list[Episode]]:
-    """Groups by their use. To calibrate: three in ten, or as many as the confidence needs, but at most half."""
+    """Groups by their use. To calibrate: three in ten, or as many as the confidence needs, but at most half.
+
+    Of many episodes most fit: what is calibrated, chosen and tested by is precise enough before the forecast is.
+    """
     count = len(episodes)
-    calibrate = min(max(round(0.3 * count), _needed(confidence)), count // 2)
-    alarm = round(0.36 * (count - calibrate))
-    test = round(0.21 * (count - calibrate))
+    calibrate = min(max(min(round(0.3 * count), MOST_CALIBRATE), _needed(confidence)), count // 2)
+    alarm = min(round(0.36 * (count - calibrate)), MOST_ALARM)
+    test = min(round(0.21 * (count - calibrate)), MOST_TEST)
     order = [episodes[index] for index in generator.permutation(count)]
     ends = np.cumsum([calibrate, alarm, test])
     return {

@@ -1,6 +1,12 @@
 """The model card: the manifest for people, with what the figures mean and what they do not."""
 
-from cvpo.bundle import Calibration, CalibrationResult, Constraint, Evaluation, Interval, Manifest
+from cvpo.bundle import Calibration, CalibrationResult, Constraint, Evaluation, Interval, Manifest, ModeResult
+
+_HEADER = (
+    "| constraint | alarm level | cost within bound | calibration error | sessions over budget missed "
+    "| steps before it, median | steps flagged within budget | predicted / realized cost of an episode |",
+    "|---|---|---|---|---|---|---|---|",
+)
 
 
 def model_card(manifest: Manifest) -> str:
@@ -80,13 +86,14 @@ def _predictions(calibration: Calibration | None, constraints: tuple[Constraint,
             "Nothing was measured. `cost_to_go` assumes that cost is spread evenly over an episode; there is no bound, "
             "the violation probability is 1 wherever anything is limited, and every answer is flagged."
         ]
-    modes = ", ".join(m.mode + (f" of {m.candidates}" if m.candidates > 1 else "") for m in calibration.modes)
+    modes = ", ".join(map(str, calibration.modes))
     episodes = ", ".join(
         f"{count} to {'set alarm levels' if use == 'alarm' else use}" for use, count in calibration.episodes.items()
     )
     rows = [_result(result, level) for result, level in zip(calibration.results, calibration.alarm_levels, strict=True)]
     return [
-        f"{calibration.method} Measured on {sum(calibration.episodes.values())} {modes} episodes ({episodes}).",
+        f"{calibration.method} Measured on {sum(calibration.episodes.values())} {calibration.modes[0]} episodes "
+        f"({episodes})." + (f" It holds in these modes: {modes}." if calibration.other_modes else ""),
         f"Claimed{', except where the episodes were too few (below)' if calibration.not_claimed else ''}: for a fresh "
         "episode and a random one of its steps, the cost of the next steps is at most "
         f"`cost_upper` with probability {calibration.confidence:g} or more, where those steps are a window of "
@@ -97,13 +104,17 @@ def _predictions(calibration: Calibration | None, constraints: tuple[Constraint,
         "On test episodes:",
         "\n".join(
             [
-                "| constraint | alarm level | cost within bound | calibration error | sessions over budget missed "
-                "| steps before it, median | steps flagged within budget | predicted / realized cost of an episode |",
-                "|---|---|---|---|---|---|---|---|",
+                *_HEADER,
                 *rows,
             ]
         ),
+        *(_other_mode(other, calibration.alarm_levels) for other in calibration.other_modes),
     ]
+
+
+def _other_mode(other: ModeResult, levels: tuple[float, ...]) -> str:
+    rows = [_result(result, level) for result, level in zip(other.results, levels, strict=True)]
+    return "\n".join([f"On {other.episodes['test']} test episodes, {other.mode}:\n", *_HEADER, *rows])
 
 
 def _result(result: CalibrationResult, level: float) -> str:

@@ -17,7 +17,7 @@ from cvpo import __version__, bundle_commands
 from cvpo.errors import ConfigError, CvpoError
 
 if TYPE_CHECKING:
-    from cvpo.bundle import Evaluation
+    from cvpo.bundle import CalibratedMode, Evaluation
     from cvpo.presets import Preset
     from serve.channel import Tls
 
@@ -264,6 +264,14 @@ def export(
     step: Annotated[int | None, typer.Option(help="Take the checkpoint of this step.")] = None,
     calibrate: Annotated[bool, typer.Option(help="Measure how far predicted costs can be trusted.")] = True,
     calibration_episodes: Annotated[int, typer.Option(min=8)] = 100,
+    calibrate_mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODE",
+            help="Calibrate for a further way of serving, too: sampled, or shielded:8 for 8 candidates. Repeat it for "
+            "several. Bounds then hold in each of them, so they are those of the costliest.",
+        ),
+    ] = None,
     evaluation_episodes: Annotated[int, typer.Option(min=1)] = 50,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
     sign_key: Annotated[
@@ -284,13 +292,14 @@ def export(
     if select and step is not None:
         raise typer.BadParameter("--select chooses a checkpoint itself; leave out --step.")
     if not calibrate:
-        _refuse(context, ["calibration_episodes"], "has no use with --no-calibrate")
+        _refuse(context, ["calibration_episodes", "calibrate_mode"], "has no use with --no-calibrate")
     done = release(
         run,
         out,
         select=select,
         steps=step,
         calibration_episodes=calibration_episodes if calibrate else 0,
+        modes=[_calibrated_mode(text) for text in dict.fromkeys(calibrate_mode or ())],
         evaluation_episodes=evaluation_episodes,
         workers=workers,
         key=None if sign_key is None else read_private_key(sign_key),
@@ -303,6 +312,20 @@ def export(
         _print_evaluation(evaluation, names, limits)
     say(f"bundle  {done.path}   (read {done.path}/MODEL_CARD.md)")
     say(f"next    cvpo serve {done.path}")
+
+
+def _calibrated_mode(text: str) -> "CalibratedMode":
+    from cvpo.bundle import CalibratedMode
+
+    mode, _, candidates = text.partition(":")
+    if text == "sampled":
+        return CalibratedMode(mode="sampled")
+    if mode == "shielded" and candidates.isdecimal() and int(candidates) >= 2:
+        return CalibratedMode(mode="shielded", candidates=int(candidates))
+    raise typer.BadParameter(
+        f"--calibrate-mode {text}: give sampled, or shielded:K with K candidates, 2 or more; the deterministic mode is "
+        "always calibrated."
+    )
 
 
 @app.command(

@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 HORIZONS = 12  # about: a geometric grid from 1 to T; W is added
-MOST_NODES = 16
+MOST_NODES = 40
 LEVELS = 56  # equally spaced quantile levels of the first distribution, the last its maximum
 STRETCH = np.array([1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8])  # atoms beyond that maximum, as shares of it
 POOLED_EPISODES = 1.0  # each node's distribution is mixed with this many episodes' worth of all nodes together
@@ -48,13 +48,12 @@ def conformal_map(
         constraints: C of them, in the order of the costs.
         confidence: of `cost_upper`.
     """
-    horizon, window = constraints[0].horizon_steps, constraints[0].window_steps
     grid = _grid(constraints[0])
     both = [*fit, *calibrate]
     fitted = [_fit(fit, both, index, constraint) for index, constraint in enumerate(constraints)]
     nodes, atoms, mean = (np.stack(part) for part in zip(*fitted, strict=True))
     unproven = CostMap(grid, nodes, atoms, mean, np.zeros(atoms.shape[:2] + atoms.shape[3:]), confidence)
-    return CostMap(grid, nodes, atoms, mean, _covered(calibrate, unproven, grid, horizon, window), confidence)
+    return CostMap(grid, nodes, atoms, mean, covered(calibrate, unproven, constraints[0]), confidence)
 
 
 def _fit(
@@ -156,23 +155,27 @@ def _isotonic(values: Array, weight: Array) -> Array:
     return np.stack([isotonic_regression(column, weights=own).x for column in values.T], axis=1)
 
 
-def _covered(
-    episodes: Sequence[ForecastEpisode], cost_map: CostMap, grid: NDArray[np.int64], horizon: int, window: int
-) -> Array:
+def covered(episodes: Sequence[ForecastEpisode], cost_map: CostMap, constraint: Constraint) -> Array:
     """Probability that a cost is at most atom m, [C, H, M], for a random step of a fresh episode.
 
     In each cell over what is left of the episode at those of its steps; over windows of grid[h] steps where nothing
     was seen to its end. Of the window's own cell the lesser of both.
+
+    Args:
+        episodes: that made no part of the map.
+        cost_map: its atoms.
+        constraint: any of them, for the numbers of steps.
     """
+    grid, horizon, window = _grid(constraint), constraint.horizon_steps, constraint.window_steps
     left = [horizon - np.arange(len(episode)) for episode in episodes]
     cells = [np.searchsorted(grid, steps) for steps in left]
-    covered = []
+    rows = []
     for row, steps in enumerate(grid):
         rest = share_within(cost_map, episodes, left, [cell == row for cell in cells])
         if steps == window or np.isinf(rest).any():
             rest = np.minimum(rest, share_within(cost_map, episodes, [np.full(len(e), steps) for e in episodes]))
-        covered.append(np.where(np.isinf(rest), 0.0, rest))
-    stacked = np.stack(covered, axis=1)
+        rows.append(np.where(np.isinf(rest), 0.0, rest))
+    stacked = np.stack(rows, axis=1)
     return np.minimum.accumulate(stacked[..., ::-1], axis=-1)[..., ::-1]  # rounding may disorder equal atoms
 
 

@@ -1,5 +1,6 @@
 """From a forecast to statements about the cost of the next steps: the map inside both graphs."""
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -71,22 +72,33 @@ class CostMap(nn.Module):
         ahead = np.full((C, 1), BELOW_EVERY_FORECAST)
         node_lower = np.concatenate([ahead - 1, nodes[:, :-1]], axis=1)
         node_upper = np.concatenate([ahead, nodes[:, 1:]], axis=1)
-        tail = np.ones((H + 1, C, M + 1))  # row 0, for no steps left, is never asked for
-        tail[1:, :, 1:] = 1 - covered.transpose(1, 0, 2)
-        enough = covered.transpose(1, 0, 2) >= confidence - 1e-9  # 9 of 10 is 0.9
-        bound = np.full((H + 1, C, M), np.inf)
-        bound[1:] = np.where(np.cumsum(enough, axis=-1) <= 1, 0.0, -np.inf)
-        bound[1:][~enough.any(axis=-1)] = np.inf
         for name, value in {
             "horizon_lower": horizon_lower,
             "horizon_width": horizons - horizon_lower,
             "node_lower": node_lower[:, None],
             "node_width": (node_upper - node_lower)[:, None],
             "table": increments.transpose(1, 0, 2, 3).reshape(H, -1),
-            "tail": tail,
-            "bound": bound,
         }.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
+        self._set_covered(covered, confidence)
+
+    def also_covering(self, covered: NDArray[np.float64]) -> "CostMap":
+        """The map of which every probability holds as `covered` has it, too, [C, H, M]: of each the lesser."""
+        other = copy.deepcopy(self)
+        other._set_covered(np.minimum(self.covered, covered), self.confidence)
+        return other
+
+    def _set_covered(self, covered: NDArray[np.float64], confidence: float) -> None:
+        self.covered, self.confidence = covered, confidence
+        C, H, M = covered.shape
+        tail = np.ones((H + 1, C, M + 1))  # row 0, for no steps left, is never asked for
+        tail[1:, :, 1:] = 1 - covered.transpose(1, 0, 2)
+        enough = covered.transpose(1, 0, 2) >= confidence - 1e-9  # 9 of 10 is 0.9
+        bound = np.full((H + 1, C, M), np.inf)
+        bound[1:] = np.where(np.cumsum(enough, axis=-1) <= 1, 0.0, -np.inf)
+        bound[1:][~enough.any(axis=-1)] = np.inf
+        self.register_buffer("tail", torch.as_tensor(tail, dtype=torch.float32))
+        self.register_buffer("bound", torch.as_tensor(bound, dtype=torch.float32))
 
     def forward(self, forecast: Tensor, steps_left: Tensor, cost_allowed: Tensor) -> CostPrediction:
         """Predict the cost of the next steps.

@@ -75,9 +75,7 @@ def _evaluations(evaluations: tuple[Evaluation, ...], constraints: tuple[Constra
 def _calibration(calibration: Calibration | None, constraints: tuple[Constraint, ...]) -> list[str]:
     if calibration is None:
         return [_row("calibrated", "NO: nothing backs its predicted costs, and every answer is flagged")]
-    modes = ", ".join(
-        mode.mode + (f" of {mode.candidates}" if mode.candidates > 1 else "") for mode in calibration.modes
-    )
+    modes = ", ".join(map(str, calibration.modes))
     episodes = ", ".join(f"{count} {plain(use)}" for use, count in calibration.episodes.items())
     lines = [_row("calibrated", f"{modes}; episodes: {episodes}")]
     for result, level in zip(calibration.results, calibration.alarm_levels, strict=True):

@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cvpo.bundle import NAME_PATTERN, Evaluation, Manifest, Provenance, read_bundle
-from cvpo.calibrate import calibrate
+from cvpo.bundle import NAME_PATTERN, CalibratedMode, Evaluation, Manifest, Provenance, read_bundle
+from cvpo.calibrate import calibrate, calibrate_also
 from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, checkpoint_written, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.errors import BundleError, CheckpointError, ConfigError
@@ -42,6 +42,7 @@ def release(
     select: bool = False,
     steps: int | None = None,
     calibration_episodes: int = 100,
+    modes: Sequence[CalibratedMode] = (),
     evaluation_episodes: int = 50,
     workers: int = 1,
     key: Ed25519PrivateKey | None = None,
@@ -54,7 +55,9 @@ def release(
         out: new folder, .../NAME/VERSION or .../NAME.
         select: take the checkpoint that `choose_checkpoint` chooses, instead of the last.
         steps: take the checkpoint of this step.
-        calibration_episodes: to calibrate predictions on; 0 leaves the bundle uncalibrated, and every answer flagged.
+        calibration_episodes: to calibrate predictions on, in each mode; 0 leaves the bundle uncalibrated, and every
+            answer flagged.
+        modes: to calibrate beside the deterministic one: sampled, or shielded with a number of candidates.
         evaluation_episodes: fresh ones, for return and cost.
         workers: simulator processes.
         key: to sign the bundle with.
@@ -102,12 +105,22 @@ def release(
             say(f"rollout {calibration_episodes} episodes to calibrate and {evaluation_episodes} to evaluate")
             actor = ServedActor.from_bundle(plain)
             episodes = run_episodes(env, actor, calibration_episodes + evaluation_episodes)
-    shuffled = [episodes[i] for i in np.random.default_rng(trained.config.seed).permutation(len(episodes))]
-    fresh, calibrating = shuffled[:evaluation_episodes], shuffled[evaluation_episodes:]
-    calibrated = None
-    if calibrating:
-        say(f"calibrate on {len(calibrating)} episodes")
-        calibrated = calibrate(calibrating, trained.constraints, trained.model.normalizer, seed=trained.config.seed)
+            shuffled = [episodes[i] for i in np.random.default_rng(trained.config.seed).permutation(len(episodes))]
+            fresh, calibrating = shuffled[:evaluation_episodes], shuffled[evaluation_episodes:]
+            calibrated = None
+            if calibrating:
+                say(f"calibrate on {len(calibrating)} episodes")
+                constraints, normalizer, seed = trained.constraints, trained.model.normalizer, trained.config.seed
+                calibrated = calibrate(calibrating, constraints, normalizer, seed=seed)
+                # What samples comes first: it may lower the alarm levels that a shield chooses by.
+                for number, mode in enumerate(
+                    sorted(modes, key=lambda mode: (mode.mode == "shielded", mode.candidates))
+                ):
+                    say(f"rollout {calibration_episodes} episodes, {mode}")
+                    now = export_bundle(Path(scratch) / f"{number + 2}", policy, observations, calibrated=calibrated)
+                    actor = ServedActor.from_bundle(now, mode.mode, mode.candidates, seed)
+                    rolled_out = run_episodes(env, actor, calibration_episodes)
+                    calibrated = calibrate_also(calibrated, mode, rolled_out, constraints, normalizer, seed=seed)
     for sentence in calibrated.record.not_claimed if calibrated else ():
         say(f"warning {sentence} More --calibration-episodes may help.")
     path = export_bundle(

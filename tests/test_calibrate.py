@@ -1,17 +1,20 @@
 """Calibration: values worked out by hand, what must be conservative, and the coverage it claims."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from cvpo.bundle import CalibratedMode, Constraint
 from cvpo.calibrate import (
     DETERMINISTIC,
     CalibratedMap,
     budget_sessions,
+    calibrate_also,
     calibration_error,
     choose_level,
     cost_upper,
@@ -322,6 +325,11 @@ def test_the_record_says_what_was_used_for_what() -> None:
     assert record.results[0].coverage == 1
 
 
+def test_of_many_episodes_most_fit() -> None:
+    found = calibrate([episode([1.0] * T, [5.0] * T)] * 600, [constraint()], seed=0)
+    assert found.record.episodes == {"fit": 370, "calibrate": 100, "alarm": 80, "test": 50}
+
+
 def test_no_episode_serves_two_purposes() -> None:
     # Marked by their cost, 1 to 20: what fits and calibrates is at most what those episodes cost.
     episodes = [episode([float(k)] * T, [5.0] * T) for k in range(1, 21)]
@@ -362,3 +370,44 @@ def test_episodes_that_cannot_calibrate_are_refused() -> None:
         calibrate([episode([1.0] * 13, [1.0] * 13)] * 8, [constraint()], seed=0)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         calibrate([good] * 8, [constraint()], seed=0, confidence=1.0)
+
+
+# Further modes
+
+
+def noisy(rate: float, count: int, seed: int) -> list[Episode]:
+    generator = np.random.default_rng(seed)
+    return [episode((generator.random(T) < rate).astype(np.float64), [1.0] * T) for _ in range(count)]
+
+
+def test_a_further_mode_that_costs_more_raises_the_bound_and_one_that_costs_less_leaves_it() -> None:
+    first = calibrate(noisy(0.3, 60, seed=0), [constraint()], seed=0)
+    sampled = CalibratedMode(mode="sampled")
+    dearer = calibrate_also(first, sampled, noisy(0.8, 60, seed=1), [constraint()], as_it_is, seed=0)
+    cheaper = calibrate_also(first, sampled, noisy(0.05, 120, seed=2), [constraint()], as_it_is, seed=0)
+    upper = [ask(found, 1.0, T, 6.0)[1] for found in (first, dearer, cheaper)]
+    assert upper[0] == upper[2] < upper[1]
+    probability = [ask(found, 1.0, T, 6.0)[2] for found in (first, dearer, cheaper)]
+    assert probability[0] < 0.5 < probability[1]
+    assert dearer.record.modes == (*first.record.modes, sampled)
+    (other,) = dearer.record.other_modes
+    assert other.episodes == {"calibrate": 30, "alarm": 15, "test": 15}
+    assert other.results[0].coverage > 0.8
+    assert dearer.record.alarm_levels[0] <= first.record.alarm_levels[0]
+
+
+def test_a_shield_keeps_the_levels_that_it_chose_by() -> None:
+    first = calibrate(noisy(0.3, 60, seed=0), [constraint()], seed=0)
+    shielded = CalibratedMode(mode="shielded", candidates=8)
+    found = calibrate_also(first, shielded, noisy(0.9, 40, seed=1), [constraint()], as_it_is, seed=0)
+    assert found.record.alarm_levels == first.record.alarm_levels
+    assert found.record.other_modes[0].episodes == {"calibrate": 20, "test": 20}
+    assert "shielded of 8: no miss rate" in found.record.not_claimed[-1]
+    with pytest.raises(ExportError, match=r"at least 8 episodes.* it got 7"):
+        calibrate_also(first, shielded, noisy(0.9, 7, seed=1), [constraint()], as_it_is, seed=0)
+
+
+@pytest.mark.parametrize(("mode", "candidates"), [("shielded", 1), ("sampled", 2), ("deterministic", 8)])
+def test_only_a_shield_has_candidates(mode: Literal["deterministic", "sampled", "shielded"], candidates: int) -> None:
+    with pytest.raises(ValidationError, match="two candidates or more"):
+        CalibratedMode(mode=mode, candidates=candidates)

@@ -175,6 +175,11 @@ def test_a_command_without_what_it_needs_says_what() -> None:
     ("arguments", "reason"),
     [
         (["export", "run", "--out", "x", "--no-calibrate", "--calibration-episodes", "9"], "with --no-calibrate"),
+        (
+            ["export", "run", "--out", "x", "--calibrate-mode", "shielded:1"],
+            "give sampled, or shielded:K with K candidates",
+        ),
+        (["export", "run", "--out", "x", "--no-calibrate", "--calibrate-mode", "sampled"], "with --no-calibrate"),
         (["query", "127.0.0.1:1", "--policy", "goal"], "--policy is for an action; give the --observation that"),
         (["query", "127.0.0.1:1", "--cost-allowed", "3"], "--cost-allowed is for an action;"),
         (["query", "127.0.0.1:1", "--observation", "[1]", "--candidates", "4"], "--candidates is for --mode shielded."),

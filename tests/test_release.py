@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cvpo.bundle import make_keys, read_bundle, read_private_key, read_trusted_keys
+from cvpo.bundle import CalibratedMode, make_keys, read_bundle, read_private_key, read_trusted_keys
 from cvpo.checkpoint import checkpoint_steps
 from cvpo.errors import BundleError, CheckpointError, ConfigError
 from cvpo.release import choose_checkpoint, identity, release
@@ -120,6 +120,34 @@ def test_the_bundle_says_where_it_comes_from_and_what_was_asked_for(run: Path, t
     assert {"torch", "numpy", "onnxruntime", "mujoco"} <= origin.packages.keys()
     assert origin.config["cost_limits"] == [10.0, "Infinity"]
     assert told[0] == f"export  the policy at {steps} steps: the checkpoint asked for"
+
+
+def test_every_mode_that_is_asked_for_is_calibrated_by_its_own_episodes(run: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    shielded, sampled = CalibratedMode(mode="shielded", candidates=4), CalibratedMode(mode="sampled")
+    done = release(
+        run,
+        tmp_path / "drift",
+        calibration_episodes=20,
+        modes=[shielded, sampled],
+        evaluation_episodes=1,
+        workers=0,
+        say=told.append,
+    )
+    calibration = done.manifest.calibration
+    assert calibration is not None
+    assert calibration.modes == (CalibratedMode(mode="deterministic"), sampled, shielded)
+    assert [other.episodes for other in calibration.other_modes] == [
+        {"calibrate": 10, "alarm": 5, "test": 5},
+        {"calibrate": 10, "test": 10},
+    ]
+    assert [line for line in told if line.startswith("rollout 20 episodes, ")] == [
+        "rollout 20 episodes, sampled",
+        "rollout 20 episodes, shielded of 4",
+    ]
+    card = read_bundle(tmp_path / "drift").model_card
+    assert "It holds in these modes: deterministic, sampled, shielded of 4." in card
+    assert "On 10 test episodes, shielded of 4:" in card
 
 
 def test_what_too_few_episodes_cannot_promise_is_told(run: Path, tmp_path: Path) -> None:

@@ -95,6 +95,15 @@ class CalibratedMode(_Model):
     mode: Mode
     candidates: Annotated[int, Field(ge=1)] = 1  # K; 1 unless shielded
 
+    def __str__(self) -> str:
+        return self.mode if self.mode != "shielded" else f"shielded of {self.candidates}"
+
+    @model_validator(mode="after")
+    def _only_a_shield_chooses(self) -> Self:
+        if (self.candidates > 1) != (self.mode == "shielded"):
+            raise ValueError("a shielded mode has two candidates or more, and any other has one")
+        return self
+
 
 class ReliabilityBin(_Model):
     """What came of probabilities in one tenth of [0, 1]."""
@@ -131,17 +140,26 @@ class CalibrationResult(_Model):
     episode_cost_mean: NonNegative  # realized
 
 
+class ModeResult(_Model):
+    """What held in a mode that was calibrated beside the first one."""
+
+    mode: CalibratedMode
+    episodes: dict[str, int]  # what each group of its rollouts was used for
+    results: tuple[CalibrationResult, ...]  # [C]
+
+
 class Calibration(_Model):
     """How far predicted costs and flags can be trusted, and on what evidence."""
 
     method: str
-    modes: tuple[CalibratedMode, ...] = Field(min_length=1)
+    modes: tuple[CalibratedMode, ...] = Field(min_length=1)  # bounds and probabilities hold in each of them
     confidence: Probability  # P(cost <= cost_upper) is at least this
     miss_rate: Probability  # of sessions over budget, what alarm_levels were chosen for
     lead_steps: Annotated[int, Field(ge=1)] = 1  # before the budget is exceeded: a flag any later counts as missed
     alarm_levels: tuple[Probability, ...]  # [C]
-    episodes: dict[str, int]  # what each group of rollouts was used for
-    results: tuple[CalibrationResult, ...]  # [C]
+    episodes: dict[str, int]  # what each group of rollouts was used for, in the first mode
+    results: tuple[CalibrationResult, ...]  # [C], in the first mode
+    other_modes: tuple[ModeResult, ...] = ()
     not_claimed: tuple[str, ...] = ()  # what the episodes were too few to promise, in sentences
 
 
