@@ -86,7 +86,7 @@ def release(
         reward_scale=trained.reward_scale,
         spec=trained.spec,
         constraints=trained.constraints,
-        provenance=_provenance(trained, f"{selection}, at {steps} steps", _created(run, steps)),
+        provenance=provenance_of(trained, f"{selection}, at {steps} steps", _created(run, steps)),
     )
     environment = trained.config.environment
     with VectorEnv(
@@ -206,7 +206,8 @@ def _created(run: Path, steps: int) -> str:
         raise ConfigError(f"SOURCE_DATE_EPOCH is {given!r}, and not a number of seconds since 1970.") from error
 
 
-def _provenance(trained: TrainedPolicy, selection: str, created: str) -> Provenance:
+def provenance_of(trained: TrainedPolicy, selection: str, created: str) -> Provenance:
+    """Where a policy comes from: how its checkpoint was chosen, and when that was written."""
     return Provenance(
         environment=trained.spec.env_id,
         seed=trained.config.seed,

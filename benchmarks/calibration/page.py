@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks import page
 from benchmarks.contestant import ROOT
-from benchmarks.rounds import table
+from benchmarks.rounds import RESULTS, table
 
 PAGE = ROOT / "docs" / "calibration.md"
 PICTURE = PAGE.parent / "figures" / "calibration.png"
@@ -138,6 +138,27 @@ def measured(documents: Sequence[Document]) -> str:
     return "".join(f"{document['env_id']}: {page.measured(document)}" for document in documents)
 
 
+def shield(document: Document) -> str:
+    """Return and cost of a policy over its limit, by how it is served."""
+    rows = [
+        [
+            row["mode"],
+            "-" if row["alarm_level"] is None else f"{row['alarm_level']:g}",
+            _interval(row["episode_return"], 1),
+            _interval(row["cost"], 1),
+            f"{row['cost_cvar90']:.0f}",
+            f"{row['over_limit_share']:.0%}",
+        ]
+        for row in document["rows"]
+    ]
+    text = table(["mode", "alarm level", "return", "cost", "CVaR 0.9", "episodes over"], rows)
+    whose = (
+        f"{document['env_id']}, seed {document['seed']}, the checkpoint at {document['steps']:,} steps, "
+        f"limit {document['cost_limit']:g}, {document['episodes']} episodes a row."
+    )
+    return f"{text}\n\n{whose} {page.measured(document)}"
+
+
 TABLES = {
     "policies": policies,
     "bounds": bounds,
@@ -150,7 +171,11 @@ TABLES = {
 def filled(text: str, documents: Sequence[Document]) -> str:
     """The page with its tables made anew."""
 
+    shielded = RESULTS / "shield.json"
+
     def made(name: str) -> str:
+        if name == "shield":
+            return shield(json.loads(shielded.read_text())) if shielded.exists() else "Not measured yet.\n"
         return f"{TABLES[name](documents)}\n" if documents else "Not measured yet.\n"
 
     return page.fill(text, made)

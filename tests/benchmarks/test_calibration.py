@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import shield
 from benchmarks.calibration import page
 from benchmarks.calibration.__main__ import FOLDER
 from benchmarks.calibration.figures import (
@@ -18,6 +19,8 @@ from benchmarks.calibration.figures import (
     probability_figures,
     wilson_upper,
 )
+from benchmarks.errors import BenchmarkError
+from cvpo.bundle import Evaluation, Interval
 from cvpo.sessions import Session
 
 
@@ -101,6 +104,54 @@ def test_the_summary_and_the_page_say_what_was_measured(tmp_path: Path) -> None:
     assert "2 / 1" in filled
     assert page.filled(filled, documents) == filled
     assert "Not measured yet." in page.filled(text, [])
+
+
+def row(mode: str, level: float | None, cost: float) -> dict[str, Any]:
+    interval = {"mean": cost, "low": cost - 1, "high": cost + 1}
+    return {
+        "mode": mode,
+        "alarm_level": level,
+        "episode_return": interval,
+        "cost": interval,
+        "cost_cvar90": 2 * cost,
+        "over_limit_share": 0.5,
+    }
+
+
+def test_the_shield_with_the_least_cost_is_told_beside_the_deterministic_policy() -> None:
+    rows = [row("deterministic", None, 40), row("shielded of 4", 0.1, 30), row("shielded of 16", 0.1, 20)]
+    made = {**document(), "episodes": 80, "rows": rows}
+    told = shield.headline(made)
+    assert (told["deterministic"]["cost"], told["shielded"]["cost"], told["shielded"]["mode"]) == (
+        40,
+        20,
+        "shielded of 16",
+    )
+    assert "| shielded of 4  |         0.1 | 30.0 (29.0 to 31.0) | 30.0 (29.0 to 31.0) |" in page.shield(made)
+
+
+def test_the_shield_is_tried_on_the_late_checkpoint_that_is_farthest_over_the_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def evaluated(*costs: float) -> None:
+        found = {
+            1_000 * (k + 1): Evaluation(
+                mode="deterministic",
+                episodes=1,
+                episode_return=Interval(mean=0, low=0, high=0),
+                episode_cost=(Interval(mean=cost, low=cost, high=cost),),
+                cost_cvar90=(cost,),
+                over_limit_share=(0.0,),
+            )
+            for k, cost in enumerate(costs)
+        }
+        monkeypatch.setattr(shield, "read_evaluations", lambda _: found)
+
+    evaluated(90, 10, 40, 30)
+    assert shield.worst_checkpoint(tmp_path, 25) == 3_000
+    evaluated(90, 10, 20, 25)
+    with pytest.raises(BenchmarkError, match="over its limit of 25"):
+        shield.worst_checkpoint(tmp_path, 25)
 
 
 def test_the_page_is_the_committed_results() -> None:
