@@ -232,7 +232,7 @@ def evaluate(
         film = film_episode(video, opened, modes[0], seed)
         costs = ", ".join(f"{name} {cost:.2f}" for name, cost in zip(opened.cost_names, film.episode_cost, strict=True))
         say(f"video   {video}: one episode, {modes[0]}: return {film.episode_return:.2f}, {costs}")
-    with EvaluationReport(episodes) as report:
+    with EvaluationReport() as report:
         results = evaluate_target(opened, modes, episodes, seed=seed, workers=workers, progress=report.progress)
     if as_json:
         document = {

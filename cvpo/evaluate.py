@@ -1,9 +1,9 @@
 """Episodes of anything that is a policy (a checkpoint, a bundle, a service, chance), and what they add up to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -34,6 +34,15 @@ class Decision:
     cost_value: Array | None = None  # [N, C], expected discounted cost
     cost_to_go: Array | None = None  # [N, C], expected cost of the next steps_left steps
     violation: NDArray[np.bool_] | None = None  # [N, C]
+
+
+# Told after each step of episodes that have a name: how many are done, of how many, and what share of all their steps
+# at most.
+Progress: TypeAlias = Callable[[str, int, int, float], None]
+
+
+def no_progress(name: str, done: int, episodes: int, share: float) -> None:
+    """Tell nobody."""
 
 
 class Actor(Protocol):
@@ -104,6 +113,15 @@ class EpisodeRunner:
         """The episodes, in an order that does not depend on which ended first."""
         return [episode for done in self.episodes for episode in done]
 
+    def run(self, name: str, progress: Progress) -> list[Episode]:
+        """Go on to the end, and tell after each step how far that is."""
+        steps, most_steps = 0, max(self.quota) * self.env.spec.max_episode_steps
+        while not self.finished:
+            self.advance()
+            steps += 1
+            progress(name, self.done, sum(self.quota), steps / most_steps)
+        return self.result()
+
     def _act(self, observation: Float32Array) -> None:
         self.observation = observation.copy()
         horizon = self.env.spec.max_episode_steps
@@ -112,12 +130,11 @@ class EpisodeRunner:
         self.env.step_async(self.decision.action)
 
 
-def run_episodes(env: VectorEnv, actor: Actor, episodes: int) -> list[Episode]:
-    """Run that many episodes to their end."""
-    runner = EpisodeRunner(env, actor, episodes, env.reset())
-    while not runner.finished:
-        runner.advance()
-    return runner.result()
+def run_episodes(
+    env: VectorEnv, actor: Actor, episodes: int, name: str = "", progress: Progress = no_progress
+) -> list[Episode]:
+    """Run that many episodes to their end; `progress` is told how far those of that name are."""
+    return EpisodeRunner(env, actor, episodes, env.reset()).run(name, progress)
 
 
 def play(env: CostEnv, actor: Actor, seed: int) -> Iterator[Step]:

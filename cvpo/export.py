@@ -1,6 +1,6 @@
 """From a learned model to a bundle: graphs, parity check, manifest, model card; all of it or nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from cvpo.graphs import critic_graph, policy_graph
 from cvpo.networks import VARIANCE_FLOOR, Model
 from cvpo.parity import check_parity
 from cvpo.record import record
-from cvpo.served import Served
+from cvpo.served import Answering, Served
 
 SHIFT_THRESHOLD = 1.0  # standard deviations beyond the smallest and largest value that training saw
 PARITY_OBSERVATIONS = 256  # of those given, evenly spread: enough to meet every mode in many places, within seconds
@@ -81,8 +81,34 @@ def export_bundle(
     served = Served(policy.model, forecast, cost_map, spec.action_low, spec.action_high, policy.reward_scale).eval()
     manifest = make_manifest(policy, calibrated, tuple(evaluations))
     graphs = {POLICY_GRAPH: policy_graph(served), CRITIC_GRAPH: critic_graph(served)}
-    seen = _spread(observations, spec)
-    check_parity(served, graphs[POLICY_GRAPH], graphs[CRITIC_GRAPH], seen, manifest)
+    return write_graphs(path, manifest, served, graphs, observations, key=key)
+
+
+def write_graphs(
+    path: Path,
+    manifest: Manifest,
+    answering: Answering,
+    graphs: Mapping[str, bytes],
+    observations: NDArray[np.float32],
+    *,
+    key: Ed25519PrivateKey | None = None,
+) -> Path:
+    """Write a bundle of these graphs, once they are found to compute what they were made to.
+
+    Args:
+        path: must not exist.
+        manifest: without its files.
+        answering: what the graphs were made of.
+        graphs: by file name.
+        observations: real ones, [N, O], on which the graphs are held against torch.
+        key: to sign the bundle with.
+
+    Raises:
+        ExportError: the graphs differ from torch.
+        BundleError: `path` exists or cannot be written, or the graphs are more than a bundle may hold.
+    """
+    seen = _spread(observations, manifest)
+    check_parity(answering, graphs[POLICY_GRAPH], graphs[CRITIC_GRAPH], seen, manifest)
     for name, graph in graphs.items():
         check_graph(name, graph, manifest.sizes)
     return write_bundle(
@@ -140,10 +166,11 @@ def _names(what: str, size: int) -> tuple[str, ...]:
     return tuple(f"{what}_{index}" for index in range(size))
 
 
-def _spread(observations: NDArray[np.float32], spec: EnvSpec) -> NDArray[np.float32]:
-    if observations.ndim != 2 or observations.shape[1] != spec.observation_size or not len(observations):
+def _spread(observations: NDArray[np.float32], manifest: Manifest) -> NDArray[np.float32]:
+    size = manifest.observation.size
+    if observations.ndim != 2 or observations.shape[1] != size or not len(observations):
         raise ExportError(
-            f"The parity check needs real observations of {spec.env_id} [N, {spec.observation_size}], "
+            f"The parity check needs real observations of {manifest.provenance.environment} [N, {size}], "
             f"not {list(observations.shape)}."
         )
     picked = np.linspace(0, len(observations) - 1, min(len(observations), PARITY_OBSERVATIONS), dtype=np.int64)

@@ -14,16 +14,15 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cvpo.bundle import NAME_PATTERN, CalibratedMode, Evaluation, Manifest, Provenance, read_bundle
-from cvpo.calibrate import calibrate, calibrate_also
 from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, checkpoint_written, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.errors import BundleError, CheckpointError, ConfigError
-from cvpo.evaluate import ServedActor, TorchActor, run_episodes, summarize
+from cvpo.evaluate import Progress, TorchActor, no_progress, run_episodes
 from cvpo.export import NamedPolicy, export_bundle
+from cvpo.measure import ENVS, Plan, measure
 from cvpo.metrics import read_evaluations
 
 EPISODE_SEED_OFFSET = 2_000_003  # neither training's episodes nor those that checkpoints were chosen by
-ENVS = 10
 PACKAGES = ("cvpo", "torch", "numpy", "gymnasium", "safety-gymnasium", "mujoco", "onnx", "onnxruntime")
 
 
@@ -47,6 +46,7 @@ def release(
     workers: int = 1,
     key: Ed25519PrivateKey | None = None,
     say: Callable[[str], None],
+    progress: Progress = no_progress,
 ) -> Released:
     """Export a checkpoint of a run, with episodes of the exported policy behind every claim.
 
@@ -62,15 +62,13 @@ def release(
         workers: simulator processes.
         key: to sign the bundle with.
         say: is told what goes on.
+        progress: is told how far episodes are.
 
     Raises:
         ConfigError, CheckpointError, ExportError, BundleError, EnvError: what cannot be done, and what to do.
     """
     torch.set_num_threads(1)  # as in open_target
-    name, version = identity(out)
-    if out.exists():
-        raise BundleError(f"{out} already exists, and bundles are immutable. Choose another --out.")
-    _check_writable(out)
+    name, version = new_identity(out)
     if select:
         steps, selection = choose_checkpoint(run)
     else:
@@ -102,33 +100,22 @@ def release(
         observations = np.concatenate([episode.observation for episode in real])
         with tempfile.TemporaryDirectory() as scratch:
             plain = export_bundle(Path(scratch) / "1", policy, observations, calibrated=None)
-            say(f"rollout {calibration_episodes} episodes to calibrate and {evaluation_episodes} to evaluate")
-            actor = ServedActor.from_bundle(plain)
-            episodes = run_episodes(env, actor, calibration_episodes + evaluation_episodes)
-            shuffled = [episodes[i] for i in np.random.default_rng(trained.config.seed).permutation(len(episodes))]
-            fresh, calibrating = shuffled[:evaluation_episodes], shuffled[evaluation_episodes:]
-            calibrated = None
-            if calibrating:
-                say(f"calibrate on {len(calibrating)} episodes")
-                constraints, normalizer, seed = trained.constraints, trained.model.normalizer, trained.config.seed
-                calibrated = calibrate(calibrating, constraints, normalizer, seed=seed)
-                # What samples comes first: it may lower the alarm levels that a shield chooses by.
-                for number, mode in enumerate(
-                    sorted(modes, key=lambda mode: (mode.mode == "shielded", mode.candidates))
-                ):
-                    say(f"rollout {calibration_episodes} episodes, {mode}")
-                    now = export_bundle(Path(scratch) / f"{number + 2}", policy, observations, calibrated=calibrated)
-                    actor = ServedActor.from_bundle(now, mode.mode, mode.candidates, seed)
-                    rolled_out = run_episodes(env, actor, calibration_episodes)
-                    calibrated = calibrate_also(calibrated, mode, rolled_out, constraints, normalizer, seed=seed)
-    for sentence in calibrated.record.not_claimed if calibrated else ():
-        say(f"warning {sentence} More --calibration-episodes may help.")
+            measured = measure(
+                env,
+                plain,
+                trained.constraints,
+                trained.model.normalizer,
+                Plan(calibration_episodes, evaluation_episodes, trained.config.seed, tuple(modes)),
+                lambda path, calibrated: export_bundle(path, policy, observations, calibrated=calibrated),
+                say=say,
+                progress=progress,
+            )
     path = export_bundle(
         out,
         policy,
-        np.concatenate([observations, *(episode.observation for episode in fresh[:2])]),
-        calibrated=calibrated,
-        evaluations=[summarize(fresh, trained.config.cost_limits, "deterministic")],
+        np.concatenate([observations, *(episode.observation for episode in measured.fresh[:2])]),
+        calibrated=measured.calibrated,
+        evaluations=measured.evaluations,
         key=key,
     )
     return Released(path, read_bundle(path).manifest)
@@ -151,11 +138,20 @@ def identity(out: Path) -> tuple[str, int]:
     return name, version
 
 
-def _check_writable(out: Path) -> None:
-    """Refuse a folder that cannot be written before minutes are spent on what would go there."""
+def new_identity(out: Path) -> tuple[str, int]:
+    """Name and version of a bundle that is to be written, before minutes are spent on what would go there.
+
+    Raises:
+        ConfigError: it would give the policy a name that none can have.
+        BundleError: something is there already, or nothing can be written there.
+    """
+    name, version = identity(out)
+    if out.exists():
+        raise BundleError(f"{out} already exists, and bundles are immutable. Choose another --out.")
     nearest = next(parent for parent in out.absolute().parents if parent.exists())
     if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
         raise BundleError(f"Cannot write {out}: {nearest} is no folder that you may write to. Choose another --out.")
+    return name, version
 
 
 def choose_checkpoint(run: Path) -> tuple[int, str]:
@@ -214,9 +210,14 @@ def provenance_of(trained: TrainedPolicy, selection: str, created: str) -> Prove
         steps=trained.steps,
         selection=selection,
         created=created,
-        packages={name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        packages=installed_packages(),
         config=trained.config.model_dump(mode="json"),
     )
+
+
+def installed_packages() -> dict[str, str]:
+    """Versions of what computes a bundle, and of what its policy is measured in."""
+    return {name: metadata.version(name) for name in PACKAGES if _installed(name)}
 
 
 def _installed(name: str) -> bool:

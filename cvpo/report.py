@@ -98,8 +98,9 @@ class TrainingReport:
 class EvaluationReport:
     """Shows how far an evaluation is, or, without a terminal, that a mode begins. Use as a context manager."""
 
-    def __init__(self, episodes: int) -> None:
-        self.episodes = episodes
+    def __init__(self, *, announced: bool = False) -> None:
+        """Prepare the lines. Where somebody else announces that a mode begins, a terminal alone is shown anything."""
+        self.announced = announced
         columns = TextColumn("{task.description:>13}"), BarColumn(20), TextColumn("{task.fields[done]}")
         self._bar = Bar(*columns, console=stderr, transient=True)
         self._tasks: dict[str, TaskID] = {}
@@ -115,14 +116,14 @@ class EvaluationReport:
         if stderr.is_terminal:  # else it prints an empty line
             self._bar.stop()
 
-    def progress(self, mode: str, done: int, share: float) -> None:
-        """Move the line of a mode: how many of its episodes are done, and what share of all their steps."""
-        text = f"{done} of {self.episodes} episodes"
+    def progress(self, mode: str, done: int, episodes: int, share: float) -> None:
+        """Move the line of a mode; a `cvpo.evaluate.Progress`."""
+        text = f"{done} of {episodes} episodes"
         if mode not in self._tasks:
             self._tasks[mode] = self._bar.add_task(mode, total=1.0, done=text)
-            if not stderr.is_terminal:
-                say(f"rollout {self.episodes} episodes, {mode}")
-        self._bar.update(self._tasks[mode], completed=1.0 if done == self.episodes else share, done=text)
+            if not (stderr.is_terminal or self.announced):
+                say(f"rollout {episodes} episodes, {mode}")
+        self._bar.update(self._tasks[mode], completed=1.0 if done == episodes else share, done=text)
 
 
 def say(text: str) -> None:

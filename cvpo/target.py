@@ -13,7 +13,16 @@ from cvpo.bundle import Evaluation, Mode
 from cvpo.checkpoint import CONFIG, checkpoint_steps, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.errors import ConfigError, ServiceError
-from cvpo.evaluate import EVALUATION_SEED_OFFSET, Actor, EpisodeRunner, ServedActor, TorchActor, summarize
+from cvpo.evaluate import (
+    EVALUATION_SEED_OFFSET,
+    Actor,
+    EpisodeRunner,
+    Progress,
+    ServedActor,
+    TorchActor,
+    no_progress,
+    summarize,
+)
 from serve.channel import Tls
 from serve.client import PolicyCaller, PolicyClient
 from serve.errors import PolicyServiceError
@@ -119,7 +128,7 @@ def evaluate_target(
     *,
     seed: int = 0,
     workers: int = 1,
-    progress: Callable[[Mode, int, float], None] = lambda mode, done, share: None,
+    progress: Progress = no_progress,
 ) -> list[ModeResult]:
     """Run fresh episodes, the same ones in each mode.
 
@@ -129,7 +138,7 @@ def evaluate_target(
         episodes: how many, in each mode.
         seed: of the episodes.
         workers: simulator processes.
-        progress: is told of each step: the mode, its episodes that are done, and what share of its steps at most.
+        progress: is told how far the episodes of each mode are.
 
     Raises:
         ConfigError, ServiceError, EnvError, WorkerError: what is wrong, and what to do.
@@ -147,14 +156,9 @@ def evaluate_target(
     ) as env:
         env.reset()
         first_state = env.state()
-        most_steps = -(-episodes // num_envs) * env.spec.max_episode_steps
         for mode, actor in actors.items():
-            runner, steps = EpisodeRunner(env, actor, episodes, env.restore(first_state)), 0
-            while not runner.finished:
-                runner.advance()
-                steps += 1
-                progress(mode, runner.done, steps / most_steps)
-            finished = runner.result()
+            runner = EpisodeRunner(env, actor, episodes, env.restore(first_state))
+            finished = runner.run(mode, progress)
             results.append(
                 ModeResult(
                     summarize(finished, target.cost_limits, mode),

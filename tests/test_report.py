@@ -134,9 +134,12 @@ def test_an_evaluation_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caps
     for terminal in (True, False):
         stream = io.StringIO()
         monkeypatch.setattr(report, "stderr", Console(file=stream, force_terminal=terminal, width=80))
-        with report.EvaluationReport(20) as evaluation:
-            evaluation.progress("deterministic", 10, 0.6)
-            evaluation.progress("sampled", 0, 0.1)
+        with report.EvaluationReport() as evaluation:
+            evaluation.progress("deterministic", 10, 20, 0.6)
+            evaluation.progress("sampled", 0, 30, 0.1)
         shown[terminal] = stream.getvalue() + capsys.readouterr().err
     assert "10 of 20 episodes" in shown[True]
-    assert shown[False].split("\n")[:2] == ["rollout 20 episodes, deterministic", "rollout 20 episodes, sampled"]
+    with report.EvaluationReport(announced=True) as evaluation:  # still without a terminal
+        evaluation.progress("deterministic", 10, 20, 0.6)
+    assert stream.getvalue() + capsys.readouterr().err == ""
+    assert shown[False].split("\n")[:2] == ["rollout 20 episodes, deterministic", "rollout 30 episodes, sampled"]

@@ -55,17 +55,17 @@ def test_each_mode_meets_the_same_episodes(run: Path) -> None:
 
 
 def test_progress_tells_of_episodes_that_are_done_and_of_steps(run: Path) -> None:
-    told: list[tuple[int, float]] = []
+    told: list[tuple[int, int, float]] = []
     evaluate_target(
         open_target(str(run)),
         ["deterministic"],
         12,
         workers=0,
-        progress=lambda mode, done, share: told.append((done, share)),
+        progress=lambda mode, done, episodes, share: told.append((done, episodes, share)),
     )
     rounds = 2  # 12 episodes in 10 environments
     assert told == [
-        (0 if step < STEPS else 10 if step < 2 * STEPS else 12, step / (rounds * STEPS))
+        (0 if step < STEPS else 10 if step < 2 * STEPS else 12, 12, step / (rounds * STEPS))
         for step in range(1, rounds * STEPS + 1)
     ]
 
@@ -83,7 +83,7 @@ def test_a_run_cannot_be_shielded_and_says_so_before_anything_is_run(run: Path) 
             ["sampled", "shielded"],
             2,
             workers=0,
-            progress=lambda mode, done, share: told.append(mode),
+            progress=lambda mode, done, episodes, share: told.append(mode),
         )
     assert told == []
 
