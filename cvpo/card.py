@@ -1,6 +1,15 @@
 """The model card: the manifest for people, with what the figures mean and what they do not."""
 
-from cvpo.bundle import Calibration, CalibrationResult, Constraint, Evaluation, Interval, Manifest, ModeResult
+from cvpo.bundle import (
+    Calibration,
+    CalibrationResult,
+    Constraint,
+    Evaluation,
+    Interval,
+    Manifest,
+    ModeResult,
+    Provenance,
+)
 
 _HEADER = (
     "| constraint | alarm level | cost within bound | calibration error | sessions over budget missed "
@@ -33,6 +42,7 @@ def model_card(manifest: Manifest) -> str:
         f"Chosen: {source.selection.rstrip('.')}. Trained for {source.steps:,} steps with seed {source.seed}; exported "
         f"{source.created} with {', '.join(f'{name} {version}' for name, version in sorted(source.packages.items()))}. "
         "The full configuration is in `manifest.json`.",
+        *_measured_again(source),
         "## How good it is",
         *_evaluations(manifest),
         "## How far its predictions can be trusted",
@@ -48,6 +58,18 @@ def model_card(manifest: Manifest) -> str:
         "`calibration_status` reports. No flag is no promise that nothing happens.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _measured_again(source: Provenance) -> list[str]:
+    parts = []
+    if source.calibrated_from:
+        parts.append(
+            "Its networks are those of an earlier bundle, measured again: the SHA-256 of that one's `manifest.json` is "
+            f"`{source.calibrated_from}`."
+        )
+    if source.measured_in:
+        parts.append(f"**All figures below were measured in `{source.measured_in}`**, which it was not trained in.")
+    return [" ".join(parts)] if parts else []
 
 
 def _evaluations(manifest: Manifest) -> list[str]:

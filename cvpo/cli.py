@@ -19,6 +19,7 @@ from cvpo.errors import ConfigError, CvpoError
 if TYPE_CHECKING:
     from cvpo.bundle import CalibratedMode, Evaluation
     from cvpo.presets import Preset
+    from cvpo.release import Released
     from serve.channel import Tls
 
 app = typer.Typer(
@@ -35,6 +36,20 @@ app.add_typer(bundle_commands.app)  # without a name: they stand beside the othe
 
 EnvId = Annotated[
     str, typer.Argument(metavar="ENV", help="Safety-Gymnasium task, registered Gymnasium id, or module:attribute.")
+]
+BundleOut = Annotated[
+    Path, typer.Option(help="New folder for the bundle: .../NAME/VERSION, or .../NAME for version 1.")
+]
+CalibrateMode = Annotated[
+    list[str],
+    typer.Option(
+        metavar="MODE",
+        help="Calibrate for a further way of serving, too: sampled, or shielded:8 for 8 candidates. Repeat it for "
+        "several. Bounds then hold in each of them, so they are those of the costliest.",
+    ),
+]
+SignKey = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Sign it with this private key (cvpo keygen makes one).")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 CostNames = Annotated[
@@ -254,7 +269,7 @@ def evaluate(
 def export(
     context: typer.Context,
     run: RunFolder,
-    out: Annotated[Path, typer.Option(help="New folder for the bundle: .../NAME/VERSION, or .../NAME for version 1.")],
+    out: BundleOut,
     select: Annotated[
         bool,
         typer.Option(
@@ -264,19 +279,10 @@ def export(
     step: Annotated[int | None, typer.Option(help="Take the checkpoint of this step.")] = None,
     calibrate: Annotated[bool, typer.Option(help="Measure how far predicted costs can be trusted.")] = True,
     calibration_episodes: Annotated[int, typer.Option(min=8)] = 100,
-    calibrate_mode: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODE",
-            help="Calibrate for a further way of serving, too: sampled, or shielded:8 for 8 candidates. Repeat it for "
-            "several. Bounds then hold in each of them, so they are those of the costliest.",
-        ),
-    ] = None,
+    calibrate_mode: CalibrateMode = [],  # noqa: B006
     evaluation_episodes: Annotated[int, typer.Option(min=1)] = 50,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
-    sign_key: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Sign it with this private key (cvpo keygen makes one).")
-    ] = None,
+    sign_key: SignKey = None,
 ) -> None:
     """Write the policy of a run to a bundle, calibrated.
 
@@ -287,24 +293,91 @@ def export(
     """
     from cvpo.bundle import read_private_key
     from cvpo.release import release
-    from cvpo.report import say
+    from cvpo.report import EvaluationReport, say
 
     if select and step is not None:
         raise typer.BadParameter("--select chooses a checkpoint itself; leave out --step.")
     if not calibrate:
         _refuse(context, ["calibration_episodes", "calibrate_mode"], "has no use with --no-calibrate")
-    done = release(
-        run,
-        out,
-        select=select,
-        steps=step,
-        calibration_episodes=calibration_episodes if calibrate else 0,
-        modes=[_calibrated_mode(text) for text in dict.fromkeys(calibrate_mode or ())],
-        evaluation_episodes=evaluation_episodes,
-        workers=workers,
-        key=None if sign_key is None else read_private_key(sign_key),
-        say=say,
-    )
+    modes = _calibrated_modes(calibrate_mode)
+    key = None if sign_key is None else read_private_key(sign_key)
+    with EvaluationReport(announced=True) as report:
+        done = release(
+            run,
+            out,
+            select=select,
+            steps=step,
+            calibration_episodes=calibration_episodes if calibrate else 0,
+            modes=modes,
+            evaluation_episodes=evaluation_episodes,
+            workers=workers,
+            key=key,
+            say=say,
+            progress=report.progress,
+        )
+    _print_released(done)
+
+
+@app.command("calibrate", epilog="Example: cvpo calibrate bundles/circle/1 --out bundles/circle/2 --episodes 400")
+def calibrate_again(
+    bundle: bundle_commands.BundleFolder,
+    out: BundleOut,
+    env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ENV",
+            help="Where to measure: any environment with the same spaces and costs.  [default: where it was before]",
+        ),
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=8, help="To calibrate on, in each mode.")] = 100,
+    calibrate_mode: CalibrateMode = [],  # noqa: B006
+    evaluation_episodes: Annotated[int, typer.Option(min=1, help="Fresh ones, for return and cost.")] = 50,
+    confidence: Annotated[
+        float, typer.Option(min=0.5, max=0.999, help="With which cost_upper is to hold; 0.99 takes 99 of the episodes.")
+    ] = 0.9,
+    miss_rate: Annotated[
+        float,
+        typer.Option(min=0.001, max=0.5, help="Share of sessions over budget that may pass without a flag in time."),
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(min=0, help="Of the episodes: another one, other episodes.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
+    trusted_key: bundle_commands.TrustedKey = [],  # noqa: B006
+    sign_key: SignKey = None,
+) -> None:
+    """Measure again how far the predictions of a bundle can be trusted, and write a new bundle.
+
+    To state more (more episodes, a higher confidence), or to measure where you drive: with --env in a simulator of your
+    robot, which the policy was not trained in. The bundle is verified, and its own graphs choose the actions. The
+    new one has the same networks, so it acts alike; its forecast, bounds, alarm levels, evaluation, card and golden
+    request are new. Modes that it is calibrated for are measured again, too. What the episodes are too few to state is
+    told, with the number that it takes.
+    """
+    from cvpo.bundle import read_private_key, read_trusted_keys
+    from cvpo.measure import Plan
+    from cvpo.recalibrate import recalibrate
+    from cvpo.report import EvaluationReport, say
+
+    trusted = read_trusted_keys(trusted_key) if trusted_key else None
+    key = None if sign_key is None else read_private_key(sign_key)
+    plan = Plan(episodes, evaluation_episodes, seed, _calibrated_modes(calibrate_mode), confidence, miss_rate)
+    with EvaluationReport(announced=True) as report:
+        done = recalibrate(
+            bundle,
+            out,
+            env_id=env,
+            plan=plan,
+            workers=workers,
+            trusted=trusted,
+            key=key,
+            say=say,
+            progress=report.progress,
+        )
+    _print_released(done)
+
+
+def _print_released(done: "Released") -> None:
+    from cvpo.report import say
+
     names = tuple(constraint.name for constraint in done.manifest.constraints)
     limits = tuple(math.inf if c.cost_limit is None else c.cost_limit for c in done.manifest.constraints)
     for evaluation in done.manifest.evaluations:
@@ -312,6 +385,10 @@ def export(
         _print_evaluation(evaluation, names, limits)
     say(f"bundle  {done.path}   (read {done.path}/MODEL_CARD.md)")
     say(f"next    cvpo serve {done.path}")
+
+
+def _calibrated_modes(texts: list[str]) -> "tuple[CalibratedMode, ...]":
+    return tuple(map(_calibrated_mode, dict.fromkeys(texts)))
 
 
 def _calibrated_mode(text: str) -> "CalibratedMode":

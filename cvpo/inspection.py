@@ -2,7 +2,7 @@
 
 import math
 
-from cvpo.bundle import Bundle, Calibration, Constraint, Evaluation, Interval
+from cvpo.bundle import Bundle, Calibration, Constraint, Evaluation, Interval, Provenance
 from cvpo.difference import Change, Difference
 
 _MOST_CHANGES = 60
@@ -23,6 +23,7 @@ def describe(bundle: Bundle) -> str:
         _row("signed", _signed(bundle)),
         _row("trained", f"{source.steps:,} steps, seed {source.seed}; {plain(source.selection)}"),
         _row("created", f"{plain(source.created)} with cvpo {plain(source.packages.get('cvpo', '?'))}"),
+        *_measured_again(source),
         _row("takes", f"{manifest.observation.size} values observed; {len(manifest.constraints)} constraints"),
         _row("gives", f"{manifest.action.size} values of action, each {period}; fingerprint {manifest.fingerprint}"),
         _row("episode", f"{manifest.horizon_steps} steps; a window is {manifest.window_steps}"),
@@ -38,6 +39,15 @@ def describe(bundle: Bundle) -> str:
 
 def _row(name: str, text: str) -> str:
     return f"{name:<11} {text}"
+
+
+def _measured_again(source: Provenance) -> list[str]:
+    lines = []
+    if source.calibrated_from:
+        lines.append(_row("again", f"calibrated; the manifest before has SHA-256 {plain(source.calibrated_from)}"))
+    if source.measured_in:
+        lines.append(_row("measured in", f"{plain(source.measured_in)}, which it was not trained in"))
+    return lines
 
 
 def _signed(bundle: Bundle) -> str:

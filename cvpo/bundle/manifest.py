@@ -183,6 +183,8 @@ class Provenance(_Model):
     created: str  # ISO 8601, UTC
     packages: dict[str, str]
     config: dict[str, object]
+    calibrated_from: str | None = None  # SHA-256 of the manifest of the bundle whose networks were measured again
+    measured_in: str | None = None  # environment of calibration and evaluations; None: the one above, trained in
 
 
 class FileEntry(_Model):
