@@ -13,8 +13,8 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 QUANTILES = (0.5, 0.75, 0.9)  # fitted together; the forecast is their mean
-HIDDEN = 64
-DROPOUT = 0.2
+HIDDEN = 128
+DROPOUT = 0.1
 LEAK = 0.05  # of the gradient below zero, so that no output stays there for good
 
 
