@@ -19,6 +19,7 @@ from cvpo.bundle import (
     Calibration,
     CalibrationResult,
     Constraint,
+    EpisodeExample,
     ModeResult,
     ReliabilityBin,
 )
@@ -28,6 +29,7 @@ from cvpo.errors import ConfigError, ExportError, NonFiniteError
 from cvpo.evaluate import Episode
 from cvpo.forecast import CostForecast
 from cvpo.forecast_fit import ForecastEpisode, fit_forecast
+from cvpo.samples import example
 from cvpo.sessions import Session, crossing
 
 Array = NDArray[np.float64]
@@ -113,7 +115,9 @@ def calibrate(
         alarm_levels=tuple(alarm.level for alarm in alarms),
         episodes={name: len(group) for name, group in groups.items()},
         results=tuple(
-            _result(cost_map, groups["test"], index, constraint, alarm.level, lead_steps)
+            _result(cost_map, groups["test"], index, constraint, alarm.level, lead_steps).model_copy(
+                update={"example": _example(cost_map, groups["test"], index, constraint)}
+            )
             for index, (constraint, alarm) in enumerate(zip(constraints, alarms, strict=True))
         ),
         not_claimed=(
@@ -355,6 +359,17 @@ def _result(
         cost_to_go_mean=float(cost_to_go[:, index].mean()),
         episode_cost_mean=float(np.mean([episode.cost[:, index].sum() for episode in episodes])),
     )
+
+
+def _example(
+    cost_map: CostMap, episodes: Sequence[ForecastEpisode], index: int, constraint: Constraint
+) -> EpisodeExample | None:
+    """The episode that cost the most, with the limit for its budget. None without a limit."""
+    if constraint.cost_limit is None:
+        return None
+    costliest = max(episodes, key=lambda episode: float(episode.cost[:, index].sum()))
+    (session,) = budget_sessions(cost_map, costliest, constraint, index, np.array([constraint.cost_limit]))
+    return example(costliest.cost[:, index], session, constraint.cost_limit)
 
 
 def bound_coverage(

@@ -12,6 +12,7 @@ from cvpo.record import ask, open_graph
 
 _MISSING = "(none)"
 _UNTOLD = {"files", "digest"}  # they differ wherever anything does
+_WHOLE = {"learning_curve", "costs", "example"}  # hundreds of values, of which each may differ: told as one change
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,10 @@ def _distance(name: str, before: NDArray[Any], after: NDArray[Any]) -> Distance:
 
 
 def _changes(before: object, after: object, where: str = "") -> Iterator[Change]:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
+    if where.rpartition(".")[2] in _WHOLE:
+        if before != after:
+            yield Change(where, before, after)
+    elif isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in [*before, *(name for name in after if name not in before)]:
             if where or name not in _UNTOLD:
                 inner = f"{where}.{name}" if where else str(name)

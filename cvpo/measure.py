@@ -12,6 +12,7 @@ from cvpo.bundle import CalibratedMode, Constraint, Evaluation
 from cvpo.calibrate import CalibratedMap, calibrate, calibrate_also
 from cvpo.envs import VectorEnv
 from cvpo.evaluate import Episode, Progress, ServedActor, run_episodes, summarize
+from cvpo.samples import single_costs
 
 ENVS = 10  # stepped together
 
@@ -91,4 +92,6 @@ def measure(
     for sentence in calibrated.record.not_claimed if calibrated else ():
         say(f"warning {sentence}")
     limits = [np.inf if constraint.cost_limit is None else constraint.cost_limit for constraint in constraints]
-    return Measured(calibrated, (summarize(fresh, limits, "deterministic"),), tuple(fresh))
+    costs = single_costs([episode.cost for episode in fresh])
+    evaluation = summarize(fresh, limits, "deterministic").model_copy(update={"costs": costs})
+    return Measured(calibrated, (evaluation,), tuple(fresh))

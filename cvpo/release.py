@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cvpo.bundle import NAME_PATTERN, CalibratedMode, Evaluation, Manifest, Provenance, read_bundle
+from cvpo.bundle import NAME_PATTERN, CalibratedMode, CurvePoint, Evaluation, Manifest, Provenance, read_bundle
 from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, checkpoint_written, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.errors import BundleError, CheckpointError, ConfigError
@@ -21,6 +21,7 @@ from cvpo.evaluate import Progress, TorchActor, no_progress, run_episodes
 from cvpo.export import NamedPolicy, export_bundle
 from cvpo.measure import ENVS, Plan, measure
 from cvpo.metrics import read_evaluations
+from cvpo.samples import learning_curve
 
 EPISODE_SEED_OFFSET = 2_000_003  # neither training's episodes nor those that checkpoints were chosen by
 PACKAGES = ("cvpo", "torch", "numpy", "gymnasium", "safety-gymnasium", "mujoco", "onnx", "onnxruntime")
@@ -84,7 +85,12 @@ def release(
         reward_scale=trained.reward_scale,
         spec=trained.spec,
         constraints=trained.constraints,
-        provenance=provenance_of(trained, f"{selection}, at {steps} steps", _created(run, steps)),
+        provenance=provenance_of(
+            trained,
+            f"{selection}, at {steps} steps",
+            _created(run, steps),
+            learning_curve(read_evaluations(run), steps),
+        ),
     )
     environment = trained.config.environment
     with VectorEnv(
@@ -202,8 +208,10 @@ def _created(run: Path, steps: int) -> str:
         raise ConfigError(f"SOURCE_DATE_EPOCH is {given!r}, and not a number of seconds since 1970.") from error
 
 
-def provenance_of(trained: TrainedPolicy, selection: str, created: str) -> Provenance:
-    """Where a policy comes from: how its checkpoint was chosen, and when that was written."""
+def provenance_of(
+    trained: TrainedPolicy, selection: str, created: str, curve: tuple[CurvePoint, ...] = ()
+) -> Provenance:
+    """Where a policy comes from: how its checkpoint was chosen, when that was written, and how the run came to it."""
     return Provenance(
         environment=trained.spec.env_id,
         seed=trained.config.seed,
@@ -212,6 +220,7 @@ def provenance_of(trained: TrainedPolicy, selection: str, created: str) -> Prove
         created=created,
         packages=installed_packages(),
         config=trained.config.model_dump(mode="json"),
+        learning_curve=curve,
     )
 
 

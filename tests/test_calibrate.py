@@ -311,6 +311,7 @@ def test_with_two_constraints_each_is_calibrated_by_its_own_costs() -> None:
     first, second = found.record.results
     assert first.missed_share == 0  # it costs 1 at every step: with less than 12 allowed it is always over
     assert (second.constraint, second.missed_share, second.flagged_share) == ("sometimes", None, None)
+    assert second.example is None
 
 
 def test_the_record_says_what_was_used_for_what() -> None:
@@ -328,6 +329,26 @@ def test_the_record_says_what_was_used_for_what() -> None:
 def test_of_many_episodes_most_fit() -> None:
     found = calibrate([episode([1.0] * T, [5.0] * T)] * 600, [constraint()], seed=0)
     assert found.record.episodes == {"fit": 370, "calibrate": 100, "alarm": 80, "test": 50}
+
+
+def test_the_record_shows_flags_along_the_test_episode_that_cost_the_most() -> None:
+    # Marked by their cost a step, 1 to 20, in an order that the split shuffles; budget and limit are 30.
+    episodes = [episode([float(k)] * T, [5.0] * T) for k in range(1, 21)]
+    found = calibrate(episodes, [constraint(30.0)], seed=0)
+    (result,) = found.record.results
+    shown = result.example
+    assert shown is not None
+    each = shown.spent[1]
+    assert result.test_episodes == 2
+    other = 2 * result.episode_cost_mean / T - each  # the cost a step of the other test episode
+    assert 1 <= other < each <= 20
+    assert shown.budget == 30
+    assert shown.steps == tuple(range(T))
+    assert shown.spent == tuple(each * t for t in range(T))
+    assert shown.crossing == math.floor(30 / each)  # the step that takes the sum over 30
+    followed_one = followed(found, episode([each] * T, [5.0] * T))
+    (session,) = budget_sessions(found.cost_map, followed_one, constraint(30.0), 0, np.array([30.0]))
+    assert shown.violation_probability == tuple(session.probability)
 
 
 def test_no_episode_serves_two_purposes() -> None:

@@ -5,11 +5,13 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cvpo.bundle import CalibratedMode, make_keys, read_bundle, read_private_key, read_trusted_keys
 from cvpo.checkpoint import checkpoint_steps
 from cvpo.errors import BundleError, CheckpointError, ConfigError
+from cvpo.metrics import read_evaluations
 from cvpo.release import choose_checkpoint, identity, release
 from tests.command import train
 
@@ -119,6 +121,7 @@ def test_the_bundle_says_where_it_comes_from_and_what_was_asked_for(run: Path, t
     assert (origin.steps, origin.seed, origin.environment) == (steps, 0, "tests.envs.toys:drift")
     assert {"torch", "numpy", "onnxruntime", "mujoco"} <= origin.packages.keys()
     assert origin.config["cost_limits"] == [10.0, "Infinity"]
+    assert [point.steps for point in origin.learning_curve] == [steps]  # of three, the first was asked for
     assert told[0] == f"export  the policy at {steps} steps: the checkpoint asked for"
 
 
@@ -141,6 +144,7 @@ def test_every_mode_that_is_asked_for_is_calibrated_by_its_own_episodes(run: Pat
         {"calibrate": 10, "alarm": 5, "test": 5},
         {"calibrate": 10, "test": 10},
     ]
+    assert all(result.example is None for other in calibration.other_modes for result in other.results)
     assert [line for line in told if line.startswith("rollout 20 episodes, ")] == [
         "rollout 20 episodes, sampled",
         "rollout 20 episodes, shielded of 4",
@@ -148,6 +152,27 @@ def test_every_mode_that_is_asked_for_is_calibrated_by_its_own_episodes(run: Pat
     card = read_bundle(tmp_path / "drift").model_card
     assert "It holds in these modes: deterministic, sampled, shielded of 4." in card
     assert "On 10 test episodes, shielded of 4:" in card
+
+
+def test_the_bundle_keeps_the_runs_evaluations_and_what_single_episodes_cost(run: Path, tmp_path: Path) -> None:
+    done = release(
+        run, tmp_path / "drift", calibration_episodes=12, evaluation_episodes=3, workers=0, say=lambda text: None
+    )
+    evaluations = read_evaluations(run)
+    curve = done.manifest.provenance.learning_curve
+    assert [point.steps for point in curve] == sorted(evaluations) == checkpoint_steps(run)
+    for point in curve:
+        assert point.episode_return == evaluations[point.steps].episode_return
+        assert point.episode_cost == evaluations[point.steps].episode_cost
+    (evaluation,) = done.manifest.evaluations
+    assert len(evaluation.costs) == 3
+    means = [cost.mean for cost in evaluation.episode_cost]
+    assert np.mean(evaluation.costs, axis=0) == pytest.approx(means)
+    assert done.manifest.calibration is not None
+    limited, free = done.manifest.calibration.results
+    assert limited.example is not None
+    assert limited.example.budget == 10
+    assert free.example is None  # no limit, no flags
 
 
 def test_what_too_few_episodes_cannot_promise_is_told(run: Path, tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from cvpo.bundle.graph import check_graph
 from cvpo.bundle.interface import CRITIC_GRAPH, INPUTS, OUTPUTS, POLICY_GRAPH, PORTS, SITUATION, Port
 from cvpo.bundle.keys import TrustedKeys, make_keys, read_private_key, read_trusted_keys
 from cvpo.bundle.manifest import (
+    MOST_COSTS,
+    MOST_CURVE_POINTS,
+    MOST_EXAMPLE_STEPS,
     NAME_PATTERN,
     SCHEMA_VERSION,
     BoundCoverage,
@@ -17,6 +20,8 @@ from cvpo.bundle.manifest import (
     Calibration,
     CalibrationResult,
     Constraint,
+    CurvePoint,
+    EpisodeExample,
     Evaluation,
     Interval,
     Manifest,
@@ -50,6 +55,9 @@ __all__ = [
     "IR_VERSION",
     "MANIFEST",
     "MODEL_CARD",
+    "MOST_COSTS",
+    "MOST_CURVE_POINTS",
+    "MOST_EXAMPLE_STEPS",
     "NAME_PATTERN",
     "OPSET",
     "OUTPUTS",
@@ -65,6 +73,8 @@ __all__ = [
     "Calibration",
     "CalibrationResult",
     "Constraint",
+    "CurvePoint",
+    "EpisodeExample",
     "Evaluation",
     "Golden",
     "Interval",

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence, Sized
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,10 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 SCHEMA_VERSION: Literal[2] = 2
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 
+# What is kept to be drawn, `cvpo inspect --html`: enough for a picture, and a manifest stays small.
+MOST_CURVE_POINTS, MOST_COSTS, MOST_EXAMPLE_STEPS = 100, 200, 200
+
 Mode = Literal["deterministic", "sampled", "shielded"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Step = Annotated[int, Field(ge=0, lt=2**31)]  # of an episode, counted from 0
 
 
 class _Model(BaseModel):
@@ -87,6 +93,15 @@ class Evaluation(_Model):
     episode_cost: tuple[Interval, ...]  # [C]
     cost_cvar90: tuple[Finite, ...]  # [C], mean cost of the worst tenth of episodes
     over_limit_share: tuple[Probability, ...]  # [C], share of episodes over the limit
+    costs: tuple[tuple[NonNegative, ...], ...] = Field(
+        default=(), max_length=MOST_COSTS
+    )  # [E, C], of the first E episodes
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if len(self.costs) > self.episodes:
+            raise ValueError(f"{len(self.costs)} costs of {self.episodes} episodes")
+        return self
 
 
 class CalibratedMode(_Model):
@@ -121,6 +136,23 @@ class BoundCoverage(_Model):
     share: Probability  # of all bounds
 
 
+class EpisodeExample(_Model):
+    """What was said along the test episode that cost the most, before steps evenly spread over it."""
+
+    budget: NonNegative  # that it had: the limit
+    crossing: Step | None  # whose cost exceeded the budget; None: it stayed within it
+    steps: tuple[Step, ...] = Field(min_length=1, max_length=MOST_EXAMPLE_STEPS)
+    spent: tuple[NonNegative, ...] = Field(max_length=MOST_EXAMPLE_STEPS)  # before each of them
+    violation_probability: tuple[Probability, ...] = Field(max_length=MOST_EXAMPLE_STEPS)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        if not len(self.steps) == len(self.spent) == len(self.violation_probability):
+            raise ValueError("steps, spent and violation_probability differ in length")
+        _check_increasing(self.steps)
+        return self
+
+
 class CalibrationResult(_Model):
     """What held on test episodes, for one constraint.
 
@@ -138,6 +170,7 @@ class CalibrationResult(_Model):
     calibration_error: Probability | None = None  # its expected calibration error
     cost_to_go_mean: NonNegative  # predicted at the first step, for the whole episode
     episode_cost_mean: NonNegative  # realized
+    example: EpisodeExample | None = None  # flags along an episode; None: no limit, or not of the first mode
 
 
 class ModeResult(_Model):
@@ -173,6 +206,14 @@ class ObservationStatistics(_Model):
     shift_threshold: NonNegative
 
 
+class CurvePoint(_Model):
+    """The evaluation of one checkpoint of the run."""
+
+    steps: Annotated[int, Field(ge=0, lt=2**63)]
+    episode_return: Interval
+    episode_cost: tuple[Interval, ...]  # [C]
+
+
 class Provenance(_Model):
     """Where the policy comes from: enough to train it again."""
 
@@ -185,6 +226,14 @@ class Provenance(_Model):
     config: dict[str, object]
     calibrated_from: str | None = None  # SHA-256 of the manifest of the bundle whose networks were measured again
     measured_in: str | None = None  # environment of calibration and evaluations; None: the one above, trained in
+    learning_curve: tuple[CurvePoint, ...] = Field(default=(), max_length=MOST_CURVE_POINTS)  # up to this checkpoint
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        _check_increasing([point.steps for point in self.learning_curve])
+        if self.learning_curve and self.learning_curve[-1].steps > self.steps:
+            raise ValueError(f"learning_curve goes on after {self.steps} steps")
+        return self
 
 
 class FileEntry(_Model):
@@ -261,12 +310,21 @@ class Manifest(_Model):
         calibration = self.calibration
         if calibration and not len(calibration.alarm_levels) == len(calibration.results) == len(self.constraints):
             raise ValueError("calibration: alarm_levels and results need one entry for each constraint")
+        costs: list[Sized] = [row for evaluation in self.evaluations for row in evaluation.costs]
+        costs += [point.episode_cost for point in self.provenance.learning_curve]
+        if any(len(row) != len(self.constraints) for row in costs):
+            raise ValueError("evaluations.costs and provenance.learning_curve need one cost for each constraint")
         fingerprint = self.compute_fingerprint()
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", fingerprint)
         elif self.fingerprint != fingerprint:
             raise ValueError("fingerprint does not belong to these spaces and constraints")
         return self
+
+
+def _check_increasing(steps: Sequence[int]) -> None:
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        raise ValueError("steps do not increase")
 
 
 def canonical(document: object) -> bytes:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,7 +26,7 @@ from cvpo.bundle import (
 )
 from cvpo.bundle.storage import seal
 from cvpo.errors import BundleError
-from tests.serve.bundles import calibration, critic_graph, golden, manifest, policy_graph
+from tests.serve.bundles import calibration, critic_graph, drawn, golden, manifest, policy_graph
 
 FILES = (MANIFEST, POLICY_GRAPH, CRITIC_GRAPH, MODEL_CARD, GOLDEN)
 GRAPHS = policy_graph(), critic_graph()
@@ -293,6 +294,66 @@ def test_calibration_needs_one_level_for_each_constraint() -> None:
     one_level: Calibration = calibration().model_copy(update={"alarm_levels": (0.5,)})
     with pytest.raises(ValidationError, match="one entry for each constraint"):
         Manifest.model_validate(manifest().model_dump() | {"calibration": one_level.model_dump()})
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("evaluations", 0, "costs"), [[1.0]], "one cost for each constraint"),
+        (("evaluations", 0, "costs"), [[1.0, -1.0]], "greater than or equal to 0"),
+        (("evaluations", 0, "costs"), [[1.0, math.nan]], "finite"),
+        (("evaluations", 0, "costs"), [[1.0, 1.0]] * 21, "21 costs of 20 episodes"),
+        (("evaluations", 0, "costs"), [[1.0, 1.0]] * 201, "at most 200"),
+        (("provenance", "learning_curve", 0, "episode_cost"), [], "one cost for each constraint"),
+        (("provenance", "learning_curve", 0, "steps"), 500, "do not increase"),
+        (("provenance", "learning_curve", 2, "steps"), 1001, "goes on after 1000 steps"),
+        (("provenance", "learning_curve", 0, "steps"), 2**63, "less than"),
+        (("provenance", "learning_curve", 0, "episode_return", "mean"), math.inf, "finite"),
+        (("example", "spent"), [1.0], "differ in length"),
+        (("example", "spent", 0), math.nan, "finite"),
+        (("example", "steps"), [], "at least 1"),
+        (("example", "steps", 1), 0, "do not increase"),
+        (("example", "steps", 9), 2**31, "less than"),
+        (("example", "violation_probability", 0), 1.5, "less than or equal to 1"),
+        (("example", "violation_probability", 0), math.nan, "less than or equal to 1|greater than or equal to 0"),
+        (("example", "steps"), list(range(201)), "at most 200"),
+        (("example", "crossing"), -1, "greater than or equal to 0"),
+        (("example", "budget"), math.inf, "finite"),
+    ],
+)
+def test_what_is_kept_to_be_drawn_is_small_finite_and_agrees(
+    place: tuple[str | int, ...], value: Any, says: str
+) -> None:
+    document: Any = json.loads(drawn(manifest()).model_dump_json())
+    Manifest.model_validate(document)
+    inner = document
+    if place[0] == "example":
+        inner = document["calibration"]["results"][0]
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(ValidationError, match=says):
+        Manifest.model_validate(document)
+
+
+def test_a_curve_of_more_points_than_are_drawn_is_refused() -> None:
+    document: Any = json.loads(drawn(manifest()).model_dump_json())
+    point = document["provenance"]["learning_curve"][0]
+    document["provenance"]["learning_curve"] = [point | {"steps": steps} for steps in range(101)]
+    with pytest.raises(ValidationError, match="at most 100"):
+        Manifest.model_validate(document)
+
+
+def test_a_bundle_of_before_there_was_anything_to_draw_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    document = json.loads((path / MANIFEST).read_text())
+    del document["provenance"]["learning_curve"]
+    for evaluation in document["evaluations"]:
+        del evaluation["costs"]
+    for result in document["calibration"]["results"]:
+        del result["example"]
+    (path / MANIFEST).write_bytes(seal(document))
+    assert read_bundle(path).manifest == read_bundle(write(tmp_path / "new")).manifest
 
 
 def test_observation_statistics_have_one_entry_for_each_dimension() -> None:

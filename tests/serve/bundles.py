@@ -22,6 +22,8 @@ from cvpo.bundle import (
     Calibration,
     CalibrationResult,
     Constraint,
+    CurvePoint,
+    EpisodeExample,
     Evaluation,
     Golden,
     Interval,
@@ -243,6 +245,35 @@ def manifest(
             config={"seed": 0, "limits": [20.0, None]},
         ),
     )
+
+
+def drawn(document: Manifest) -> Manifest:
+    """The manifest with all that may be drawn: three evaluations, four episodes, and flags along one of ten steps."""
+    curve = [
+        CurvePoint(
+            steps=steps,
+            episode_return=Interval(mean=gain, low=gain - 1, high=gain + 1),
+            episode_cost=(Interval(mean=cost, low=cost - 1, high=cost + 1), Interval(mean=1.0, low=0.5, high=1.5)),
+        )
+        for steps, gain, cost in ((250, 1.0, 40.0), (500, 3.0, 15.0), (1000, 5.0, 19.0))
+    ]
+    example = EpisodeExample(
+        budget=20.0,
+        crossing=7,
+        steps=tuple(range(10)),
+        spent=(0.0, 0.0, 5.0, 5.0, 9.0, 12.0, 15.0, 18.0, 21.0, 21.0),
+        violation_probability=(0.1, 0.1, 0.7, 0.3, 0.6, 0.8, 0.9, 0.9, 1.0, 1.0),
+    )
+    (evaluation,) = document.evaluations
+    changes: dict[str, object] = {
+        "provenance": document.provenance.model_copy(update={"learning_curve": tuple(curve)}),
+        "evaluations": (evaluation.model_copy(update={"costs": ((4.0, 0.0), (21.0, 8.0), (20.0, 1.0), (4.0, 9.0))}),),
+    }
+    if document.calibration is not None:
+        heat, wear = document.calibration.results
+        results = (heat.model_copy(update={"example": example}), wear)
+        changes["calibration"] = document.calibration.model_copy(update={"results": results})
+    return document.model_copy(update=changes)
 
 
 def golden(policy: bytes | None = None, critic: bytes | None = None, document: Manifest | None = None) -> Golden:
