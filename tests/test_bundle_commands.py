@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cvpo.bundle import MODEL_CARD
+from cvpo.bundle import MODEL_CARD, Manifest
 from cvpo.export import export_bundle
 from tests.command import cvpo, succeed
 from tests.serve import bundles
@@ -45,7 +45,7 @@ def test_inspect_of_what_was_not_measured_says_so(tmp_path: Path) -> None:
 
 
 def test_inspect_passes_nothing_of_a_bundle_to_the_terminal_or_a_browser(tmp_path: Path) -> None:
-    document = bundles.manifest(constraint_names=("\x1b[2J<script>alert(1)</script>", "$x^$"))
+    document = bundles.drawn(bundles.manifest(constraint_names=("$x^$", "\x1b[2J<script>alert(1)</script>")))
     path = bundles.write(tmp_path / "bundle", document)
     said = succeed("inspect", path).out
     assert "\x1b" not in said
@@ -62,8 +62,21 @@ def test_the_page_needs_no_other_file_and_is_the_same_each_time(bundle: Path, tm
         succeed("inspect", bundle, "--html", page)
     assert one.read_bytes() == two.read_bytes()
     text = one.read_text()
-    assert len(re.findall(r'<img alt="[^"]+" src="data:image/png;base64,', text)) == 3
+    assert shown(text) == ["Cost of an episode", "On test episodes", "The situations"]
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
+
+
+def test_the_page_draws_all_that_the_manifest_keeps(tmp_path: Path) -> None:
+    path = bundles.write(tmp_path / "bundle", bundles.drawn(bundles.manifest()))
+    page = Path(succeed("inspect", path, "--html", tmp_path / "page.html").out.strip()).read_text()
+    assert shown(page) == ["Learning", "Cost of an episode", "On test episodes", "Flags along", "The situations"]
+
+
+def shown(page: str) -> list[str]:
+    """How the captions of the page's pictures begin."""
+    captions = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,', page)
+    begins = ("Learning", "Cost of an episode", "On test episodes", "Flags along", "The situations")
+    return [next(begin for begin in begins if caption.startswith(begin)) for caption in captions]
 
 
 def test_verify_says_what_a_server_would(bundle: Path, tmp_path: Path) -> None:
@@ -116,6 +129,20 @@ def test_diff_names_what_changed_and_measures_how_far(bundle: Path, tmp_path: Pa
     assert distances["cost_value"]["largest"] == pytest.approx(0.05 * distances["cost_value"]["size"], rel=1e-5)
     same = succeed("diff", bundle, bundle).out
     assert same.startswith("The manifests say the same.")
+
+
+def test_another_learning_curve_is_one_change(tmp_path: Path) -> None:
+    drawn = bundles.drawn(bundles.manifest())
+    document = json.loads(drawn.model_dump_json())
+    for point in document["provenance"]["learning_curve"]:
+        point["episode_return"]["mean"] = 7.0
+    document["evaluations"][0]["costs"] = [[1.0, 2.0]] * 4
+    document["calibration"]["results"][0]["example"]["violation_probability"] = [0.5] * 10
+    one = bundles.write(tmp_path / "one", drawn)
+    other = bundles.write(tmp_path / "other", Manifest.model_validate(document))
+    told = [line.split(":")[0] for line in succeed("diff", one, other).out.splitlines() if " -> " in line]
+    assert told == ["calibration.results[0].example", "evaluations[0].costs", "provenance.learning_curve"]
+    assert succeed("diff", other, other).out.startswith("The manifests say the same.")
 
 
 def test_bundles_of_other_sizes_are_compared_by_what_they_say(bundle: Path, tmp_path: Path) -> None:
