@@ -8,6 +8,7 @@ from cvpo.bundle import (
     Interval,
     Manifest,
     ModeResult,
+    ObservationStatistics,
     Provenance,
 )
 
@@ -47,6 +48,8 @@ def model_card(manifest: Manifest) -> str:
         *_evaluations(manifest),
         "## How far its predictions can be trusted",
         *_predictions(manifest.calibration, manifest.constraints),
+        "## When an observation is outside of what was seen",
+        _shift(manifest.observation_statistics),
         "## What a predicted cost means, and what not",
         f"Every prediction speaks of one event: the undiscounted cost of the next `steps_left` steps exceeds "
         f"`cost_allowed`. A request that names neither is judged over {manifest.window_steps} steps and the limit's "
@@ -137,6 +140,18 @@ def _predictions(calibration: Calibration | None, constraints: tuple[Constraint,
 def _other_mode(other: ModeResult, levels: tuple[float, ...]) -> str:
     rows = [_result(result, level) for result, level in zip(other.results, levels, strict=True)]
     return "\n".join([f"On {other.episodes['test']} test episodes, {other.mode}:\n", *_HEADER, *rows])
+
+
+def _shift(statistics: ObservationStatistics) -> str:
+    score = f"SHIFTED is reported where `shift_score` is over {statistics.shift_threshold:.3g}; "
+    if statistics.shift_false_alarm_rate is None:
+        return f"{score}nothing is claimed of how often that happens without a reason."
+    return (
+        f"{score}of a fresh episode of the policy, as it was calibrated, at most "
+        f"{statistics.shift_false_alarm_rate:.3g} of the steps are, in expectation. The threshold was set on "
+        f"{statistics.shift_episodes} episodes; with more of them the claim is tighter. A single observation does not "
+        "show that it is late, or that it no longer changes."
+    )
 
 
 def _result(result: CalibrationResult, level: float) -> str:

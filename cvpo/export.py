@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -31,8 +32,9 @@ from cvpo.networks import VARIANCE_FLOOR, Model
 from cvpo.parity import check_parity
 from cvpo.record import record
 from cvpo.served import Answering, Served
+from cvpo.shift import ShiftScore, ShiftThreshold, fit_shift_score
 
-SHIFT_THRESHOLD = 1.0  # standard deviations beyond the smallest and largest value that training saw
+UNMEASURED_SHIFT = 1.0  # standard deviations outside of what was seen
 PARITY_OBSERVATIONS = 256  # of those given, evenly spread: enough to meet every mode in many places, within seconds
 
 
@@ -50,12 +52,21 @@ class NamedPolicy:
     provenance: Provenance
 
 
+@dataclass(frozen=True)
+class ShiftMonitor:
+    """What tells observations that are outside of what was seen."""
+
+    score: ShiftScore
+    threshold: ShiftThreshold
+
+
 def export_bundle(
     path: Path,
     policy: NamedPolicy,
     observations: NDArray[np.float32],
     *,
     calibrated: CalibratedMap | None,
+    shift: ShiftMonitor | None = None,
     evaluations: Sequence[Evaluation] = (),
     key: Ed25519PrivateKey | None = None,
 ) -> Path:
@@ -68,6 +79,8 @@ def export_bundle(
         policy: what to export.
         observations: real ones, [N, O], on which the graphs are held against torch.
         calibrated: what was measured of its predicted costs; None: nothing, and the bundle says so.
+        shift: what tells observations outside of what was seen; None: it is fitted to `observations`, and the bundle
+            claims nothing of it.
         evaluations: episodes of this policy that nothing was chosen or fitted on.
         key: to sign the bundle with.
 
@@ -78,8 +91,12 @@ def export_bundle(
     cost_map = calibrated.cost_map if calibrated else uncalibrated_map(policy.constraints)
     spec = policy.spec
     forecast = calibrated.forecast if calibrated else None
-    served = Served(policy.model, forecast, cost_map, spec.action_low, spec.action_high, policy.reward_scale).eval()
-    manifest = make_manifest(policy, calibrated, tuple(evaluations))
+    threshold = shift.threshold if shift else ShiftThreshold(UNMEASURED_SHIFT)
+    manifest = make_manifest(policy, calibrated, threshold, tuple(evaluations))
+    _check_shape(observations, manifest)
+    score = shift.score if shift else fit_shift_score(policy.model.normalizer, torch.from_numpy(observations))
+    low, high = spec.action_low, spec.action_high
+    served = Served(policy.model, forecast, cost_map, low, high, policy.reward_scale, score).eval()
     graphs = {POLICY_GRAPH: policy_graph(served), CRITIC_GRAPH: critic_graph(served)}
     return write_graphs(path, manifest, served, graphs, observations, key=key)
 
@@ -107,7 +124,9 @@ def write_graphs(
         ExportError: the graphs differ from torch.
         BundleError: `path` exists or cannot be written, or the graphs are more than a bundle may hold.
     """
-    seen = _spread(observations, manifest)
+    _check_shape(observations, manifest)
+    picked = np.linspace(0, len(observations) - 1, min(len(observations), PARITY_OBSERVATIONS), dtype=np.int64)
+    seen = observations[picked].astype(np.float32)
     check_parity(answering, graphs[POLICY_GRAPH], graphs[CRITIC_GRAPH], seen, manifest)
     for name, graph in graphs.items():
         check_graph(name, graph, manifest.sizes)
@@ -123,7 +142,10 @@ def write_graphs(
 
 
 def make_manifest(
-    policy: NamedPolicy, calibrated: CalibratedMap | None, evaluations: tuple[Evaluation, ...]
+    policy: NamedPolicy,
+    calibrated: CalibratedMap | None,
+    shift: ShiftThreshold,
+    evaluations: tuple[Evaluation, ...],
 ) -> Manifest:
     """The manifest of a policy, without its files.
 
@@ -151,7 +173,9 @@ def make_manifest(
                 standard_deviation=tuple((seen.variance + VARIANCE_FLOOR).sqrt().tolist()),
                 low=tuple(seen.low.tolist()),
                 high=tuple(seen.high.tolist()),
-                shift_threshold=SHIFT_THRESHOLD,
+                shift_threshold=shift.value,
+                shift_false_alarm_rate=shift.false_alarm_rate,
+                shift_episodes=shift.episodes,
             ),
             evaluations=evaluations,
             provenance=policy.provenance,
@@ -166,12 +190,10 @@ def _names(what: str, size: int) -> tuple[str, ...]:
     return tuple(f"{what}_{index}" for index in range(size))
 
 
-def _spread(observations: NDArray[np.float32], manifest: Manifest) -> NDArray[np.float32]:
+def _check_shape(observations: NDArray[np.float32], manifest: Manifest) -> None:
     size = manifest.observation.size
     if observations.ndim != 2 or observations.shape[1] != size or not len(observations):
         raise ExportError(
-            f"The parity check needs real observations of {manifest.provenance.environment} [N, {size}], "
+            f"An export needs real observations of {manifest.provenance.environment} [N, {size}], "
             f"not {list(observations.shape)}."
         )
-    picked = np.linspace(0, len(observations) - 1, min(len(observations), PARITY_OBSERVATIONS), dtype=np.int64)
-    return observations[picked].astype(np.float32)

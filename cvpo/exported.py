@@ -35,8 +35,14 @@ class ExportedNetworks:
 
     def normalize(self, observation: Tensor) -> Tensor:
         """Observations [N, O] as the networks see them: the graphs' own values, to the bit."""
-        any_action = torch.from_numpy(self._action_low).expand(len(observation), -1)
-        return self.critic_values(observation, any_action).normalized
+        return self._of_any_action(observation).normalized
+
+    def shift_score(self, observation: Tensor) -> Tensor:
+        """Of observations [N, O], [N]."""
+        return self._of_any_action(observation).shift_score
+
+    def _of_any_action(self, observation: Tensor) -> NetworkValues:
+        return self.critic_values(observation, torch.from_numpy(self._action_low).expand(len(observation), -1))
 
     def _run(self, name: str, **inputs: Tensor) -> NetworkValues:
         outputs = self._sessions[name].run(

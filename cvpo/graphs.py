@@ -38,6 +38,7 @@ from cvpo.networks import (
     GaussianPolicy,
 )
 from cvpo.served import Answering, Served
+from cvpo.shift import FARTHEST
 
 LAYER_NORM_EPSILON = 1e-5  # torch's default
 
@@ -57,10 +58,10 @@ NETWORK_VALUES: Mapping[str, Port] = {
 def policy_graph(served: Served) -> bytes:
     """`policy.onnx`, which computes what `Served.act` does."""
     graph = _Graph(_sizes(served))
-    _normalize(graph, served)
+    standardized = _normalize(graph, served)
     _sample(graph, served.model.policy)
     _value(graph, served)
-    _shift_score(graph, served)
+    _shift_score(graph, served, standardized)
     return _finish(POLICY_GRAPH, graph, served)
 
 
@@ -71,9 +72,9 @@ def critic_graph(served: Served) -> bytes:
     action = graph.node("Div", action, graph.tensor((served.action_high - served.action_low) / 2))
     unit = graph.clip(graph.node("Sub", action, graph.floats(1.0)), -1.0, 1.0)
     graph.node("Unsqueeze", unit, graph.integers(1), output=CANDIDATE_ACTION)
-    _normalize(graph, served)
+    standardized = _normalize(graph, served)
     _value(graph, served)
-    _shift_score(graph, served)
+    _shift_score(graph, served, standardized)
     return _finish(CRITIC_GRAPH, graph, served)
 
 
@@ -222,11 +223,13 @@ class _Judged(NamedTuple):
     costs: str  # [N, 4·C, K]: cost_value, cost_to_go, cost_upper, violation_probability
 
 
-def _normalize(graph: _Graph, served: Served) -> None:
+def _normalize(graph: _Graph, served: Served) -> str:
+    """Add NORMALIZED, and return what it is before it is bounded."""
     seen = served.model.normalizer
     centred = graph.node("Sub", "observation", graph.tensor(seen.mean))
-    scaled = graph.node("Mul", centred, graph.tensor((seen.variance + VARIANCE_FLOOR).rsqrt()))
-    graph.node("Clip", scaled, graph.floats(-NORMALIZED_BOUND), graph.floats(NORMALIZED_BOUND), output=NORMALIZED)
+    standardized = graph.node("Mul", centred, graph.tensor((seen.variance + VARIANCE_FLOOR).rsqrt()))
+    graph.node("Clip", standardized, graph.floats(-NORMALIZED_BOUND), graph.floats(NORMALIZED_BOUND), output=NORMALIZED)
+    return standardized
 
 
 def _sample(graph: _Graph, policy: GaussianPolicy) -> None:
@@ -284,13 +287,13 @@ def _value(graph: _Graph, served: Served) -> None:
     graph.node("Transpose", cost_value, perm=[1, 0, 2], output=CANDIDATE_COST_VALUE)
 
 
-def _shift_score(graph: _Graph, served: Served) -> None:
-    seen = served.model.normalizer
-    below = graph.node("Sub", graph.tensor(seen.low), "observation")
-    above = graph.node("Sub", "observation", graph.tensor(seen.high))
-    outside = graph.node("Max", below, above, graph.floats(0.0))
-    outside = graph.node("Mul", outside, graph.tensor((seen.variance + VARIANCE_FLOOR).rsqrt()))
-    graph.reduce("ReduceMax", outside, 1, output="shift_score")
+def _shift_score(graph: _Graph, served: Served, standardized: str) -> None:
+    shift = served.shift
+    bounded = graph.clip(standardized, -FARTHEST, FARTHEST)
+    along = graph.node("MatMul", bounded, graph.tensor(shift.directions))
+    below = graph.node("Sub", graph.tensor(shift.low), along)
+    above = graph.node("Sub", along, graph.tensor(shift.high))
+    graph.reduce("ReduceMax", graph.node("Max", below, above, graph.floats(0.0)), 1, output="shift_score")
 
 
 def _judge(graph: _Graph, answering: Answering) -> _Judged:

@@ -2,7 +2,7 @@
 
 import math
 
-from cvpo.bundle import Bundle, Calibration, Constraint, Evaluation, Interval, Provenance
+from cvpo.bundle import Bundle, Calibration, Constraint, Evaluation, Interval, ObservationStatistics, Provenance
 from cvpo.difference import Change, Difference
 
 _MOST_CHANGES = 60
@@ -31,6 +31,7 @@ def describe(bundle: Bundle) -> str:
         *_evaluations(manifest.evaluations, manifest.constraints),
         "",
         *_calibration(manifest.calibration, manifest.constraints),
+        _row("shifted", _shift(manifest.observation_statistics)),
         "",
         _row("files", ", ".join(f"{name} {entry.bytes:,} B" for name, entry in manifest.files.items())),
     ]
@@ -103,6 +104,16 @@ def _calibration(calibration: Calibration | None, constraints: tuple[Constraint,
 
 def _flagged(share: float | None) -> str:
     return "none stayed within it," if share is None else f"{share:.1%} of the steps of others flagged,"
+
+
+def _shift(statistics: ObservationStatistics) -> str:
+    rate = statistics.shift_false_alarm_rate
+    claimed = (
+        "nothing is claimed of false alarms"
+        if rate is None
+        else f"false alarms claimed in at most {rate:.2%} of steps, by {statistics.shift_episodes} episodes"
+    )
+    return f"a score over {statistics.shift_threshold:.3g}; {claimed}"
 
 
 def describe_difference(difference: Difference) -> str:

@@ -35,6 +35,7 @@ class Measured:
 
     calibrated: CalibratedMap | None
     evaluations: tuple[Evaluation, ...]
+    calibrating: tuple[Episode, ...]  # deterministic ones
     fresh: tuple[Episode, ...]  # that nothing was fitted to
 
 
@@ -94,4 +95,4 @@ def measure(
     limits = [np.inf if constraint.cost_limit is None else constraint.cost_limit for constraint in constraints]
     costs = single_costs([episode.cost for episode in fresh])
     evaluation = summarize(fresh, limits, "deterministic").model_copy(update={"costs": costs})
-    return Measured(calibrated, (evaluation,), tuple(fresh))
+    return Measured(calibrated, (evaluation,), tuple(calibrating), tuple(fresh))

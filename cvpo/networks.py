@@ -50,8 +50,11 @@ class Normalizer(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Normalize observations [B, O]."""
-        scale = torch.rsqrt(self.variance + VARIANCE_FLOOR)
-        return ((observation - self.mean) * scale).clamp(-NORMALIZED_BOUND, NORMALIZED_BOUND)
+        return self.standardize(observation).clamp(-NORMALIZED_BOUND, NORMALIZED_BOUND)
+
+    def standardize(self, observation: Tensor) -> Tensor:
+        """Observations [B, O] in standard deviations from the mean, however far."""
+        return (observation - self.mean) * torch.rsqrt(self.variance + VARIANCE_FLOOR)
 
 
 class GaussianPolicy(nn.Module):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ TOLERANCE = 1e-4
 same way, make 6e-5. Seen on trained and random networks: up to 5e-6."""
 
 SHIELDED_CANDIDATES = 8
+FAR = 3.0  # times an observation: what is real is inside of what was seen, where the shift score is 0 throughout
 EXTRA_ALARM_LEVEL = 0.5  # judged beside the served one, so that both branches of the choice are walked
 
 
@@ -68,6 +69,7 @@ def check_parity(
                 _check_policy(answering, policy, mode, case, chosen_noise)
             share = torch.rand(shape[0], shape[2], generator=generator) * 1.2 - 0.1  # some are outside of the bounds
             _check_critic(answering, critic, case, low + share * (high - low))
+            _check_shift(answering, policy, critic, replace(case, observation=FAR * case.observation), noise[:, :1])
 
 
 def _cases(observation: Tensor, manifest: Manifest, generator: torch.Generator) -> Iterator[_Case]:
@@ -116,6 +118,14 @@ def _check_critic(answering: Answering, critic: _Session, case: _Case, action: T
     values = answering.critic_values(case.observation, action)
     judged = answering.judge(values, case.steps_left, case.cost_allowed, case.alarm_level)
     _check_predictions(critic.name, answering, case, values, found, Judgement(*(value[..., 0] for value in judged)))
+
+
+def _check_shift(answering: Answering, policy: _Session, critic: _Session, case: _Case, noise: Tensor) -> None:
+    expected = answering.policy_values(case.observation, noise).shift_score
+    action = answering.action_low.expand(len(noise), -1)
+    for graph, extra in ((policy, {"noise": noise}), (critic, {"action": action})):
+        (found,) = graph.run(case, ("shift_score",), **extra)
+        _close(graph.name, "shift_score", found, expected, expected.amax().clamp(min=1))
 
 
 def _check_choice(

@@ -20,6 +20,7 @@ from cvpo.exported import ExportedAnswering, ExportedNetworks
 from cvpo.graphs import graph_again
 from cvpo.measure import ENVS, Plan, measure
 from cvpo.release import Released, installed_packages, new_identity
+from cvpo.shift import choose_threshold
 from cvpo.verify import verify_bundle
 
 SEED_OFFSET = 4_000_037  # neither training's episodes nor those of `cvpo export` and `cvpo evaluate`
@@ -91,8 +92,21 @@ def recalibrate(
             "measured_in": None if env_id == source.environment else env_id,
         }
     )
-    evaluations = measured.evaluations
-    updated = {"name": name, "version": version, "evaluations": evaluations, "provenance": provenance}
+    scores = [networks.shift_score(torch.from_numpy(each.observation)) for each in measured.calibrating]
+    shift = choose_threshold([score.double().numpy() for score in scores])
+    updated = {
+        "name": name,
+        "version": version,
+        "evaluations": measured.evaluations,
+        "provenance": provenance,
+        "observation_statistics": manifest.observation_statistics.model_copy(
+            update={
+                "shift_threshold": shift.value,
+                "shift_false_alarm_rate": shift.false_alarm_rate,
+                "shift_episodes": shift.episodes,
+            }
+        ),
+    }
     assert measured.calibrated is not None, "the plan has episodes to calibrate on"
     _write(
         out,

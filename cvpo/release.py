@@ -17,13 +17,16 @@ from cvpo.bundle import NAME_PATTERN, CalibratedMode, CurvePoint, Evaluation, Ma
 from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, checkpoint_written, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.errors import BundleError, CheckpointError, ConfigError
-from cvpo.evaluate import Progress, TorchActor, no_progress, run_episodes
-from cvpo.export import NamedPolicy, export_bundle
+from cvpo.evaluate import Episode, Progress, TorchActor, no_progress, run_episodes
+from cvpo.export import NamedPolicy, ShiftMonitor, export_bundle
 from cvpo.measure import ENVS, Plan, measure
 from cvpo.metrics import read_evaluations
+from cvpo.networks import Model
 from cvpo.samples import learning_curve
+from cvpo.shift import FALSE_ALARM_RATE, choose_threshold, fit_shift_score
 
 EPISODE_SEED_OFFSET = 2_000_003  # neither training's episodes nor those that checkpoints were chosen by
+SHIFT_EPISODES = 30  # that the shift score is fitted to; with ten, fresh ones of PointCircle go far outside
 PACKAGES = ("cvpo", "torch", "numpy", "gymnasium", "safety-gymnasium", "mujoco", "onnx", "onnxruntime")
 
 
@@ -102,7 +105,7 @@ def release(
         max_episode_steps=environment.max_episode_steps,
         step_timeout_seconds=environment.step_timeout_seconds,
     ) as env:
-        real = run_episodes(env, TorchActor(trained.model, trained.spec), 2)
+        real = run_episodes(env, TorchActor(trained.model, trained.spec), SHIFT_EPISODES)
         observations = np.concatenate([episode.observation for episode in real])
         with tempfile.TemporaryDirectory() as scratch:
             plain = export_bundle(Path(scratch) / "1", policy, observations, calibrated=None)
@@ -116,15 +119,39 @@ def release(
                 say=say,
                 progress=progress,
             )
+    calibrating = measured.calibrating
     path = export_bundle(
         out,
         policy,
         np.concatenate([observations, *(episode.observation for episode in measured.fresh[:2])]),
         calibrated=measured.calibrated,
+        shift=monitor_shift(trained.model, real, calibrating) if calibrating else None,
         evaluations=measured.evaluations,
         key=key,
     )
     return Released(path, read_bundle(path).manifest)
+
+
+def monitor_shift(
+    model: Model,
+    fitting: Sequence[Episode],
+    calibrating: Sequence[Episode],
+    false_alarm_rate: float = FALSE_ALARM_RATE,
+) -> ShiftMonitor:
+    """What tells observations outside of what was seen, with a threshold set on episodes that it was not fitted to.
+
+    Args:
+        model: the policy that is exported.
+        fitting: episodes to fit the score to.
+        calibrating: others, in the mode that is served, to set the threshold on.
+        false_alarm_rate: asked of the threshold (`choose_threshold`).
+    """
+    normalizer = model.normalizer
+    score = fit_shift_score(normalizer, torch.from_numpy(np.concatenate([episode.observation for episode in fitting])))
+    scores = [
+        score(normalizer.standardize(torch.from_numpy(episode.observation))).double().numpy() for episode in calibrating
+    ]
+    return ShiftMonitor(score, choose_threshold(scores, false_alarm_rate))
 
 
 def identity(out: Path) -> tuple[str, int]:

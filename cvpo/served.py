@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from cvpo.costmap import CostMap, CostPrediction
 from cvpo.forecast import CostForecast
-from cvpo.networks import VARIANCE_FLOOR, Model
+from cvpo.networks import Model
+from cvpo.shift import ShiftScore
 
 
 class NetworkValues(NamedTuple):
@@ -166,10 +167,11 @@ class Served(Answering):
         action_low: NDArray[np.float64],
         action_high: NDArray[np.float64],
         reward_scale: float,
+        shift: ShiftScore,
     ) -> None:
-        """Put the learned networks and the parts of `Answering` together."""
+        """Put the learned networks, the shift score and the parts of `Answering` together."""
         super().__init__(forecast, cost_map, action_low, action_high, reward_scale)
-        self.model = model
+        self.model, self.shift = model, shift
 
     def policy_values(self, observation: Tensor, noise: Tensor) -> NetworkValues:
         return self._values(observation, self.model.distribution(observation).sample(noise).tanh())
@@ -190,7 +192,6 @@ class Served(Answering):
         )
 
     def shift_score(self, observation: Tensor) -> Tensor:
-        """Largest distance of an observation outside what training saw, in standard deviations, [N]; 0 inside."""
-        seen = self.model.normalizer
-        outside = torch.maximum(seen.low - observation, observation - seen.high).clamp(min=0)
-        return (outside * torch.rsqrt(seen.variance + VARIANCE_FLOOR)).amax(1)
+        """Largest distance of an observation outside of what was seen, in standard deviations, [N]; 0 inside."""
+        score: Tensor = self.shift(self.model.normalizer.standardize(observation))
+        return score

@@ -12,6 +12,7 @@ from cvpo.envs.base import EnvSpec
 from cvpo.forecast import CostForecast
 from cvpo.networks import Critics, GaussianPolicy, Model, Normalizer
 from cvpo.served import Served
+from cvpo.shift import ShiftScore, fit_shift_score
 
 OBSERVATION_SIZE, ACTION_SIZE, T, W = 5, 2, 50, 10
 LOW, HIGH = np.array([-1.0, 0.0]), np.array([1.0, 3.0])
@@ -82,7 +83,12 @@ def served(
     """With a random map and forecast, or with a map that takes the cost value."""
     forecast = None if cost_map else random_forecast(num_costs, seed)
     cost_map = cost_map or random_map(num_costs, seed)
-    return Served(model(num_costs, seed, covariance=covariance), forecast, cost_map, LOW, HIGH, reward_scale=4.0).eval()
+    trained = model(num_costs, seed, covariance=covariance)
+    return Served(trained, forecast, cost_map, LOW, HIGH, reward_scale=4.0, shift=shift_score(trained)).eval()
+
+
+def shift_score(trained: Model) -> ShiftScore:
+    return fit_shift_score(trained.normalizer, torch.from_numpy(observations()))
 
 
 def spec(num_costs: int) -> EnvSpec:

@@ -169,7 +169,8 @@ def test_a_graph_that_differs_from_torch_is_not_written(tmp_path: Path, monkeypa
     other = model(1, seed=9)
 
     def of_another_policy(served: Served) -> bytes:
-        return policy_graph(Served(other, served.forecast, served.cost_map, LOW, HIGH, served.reward_scale))
+        forecast, scale = served.forecast, served.reward_scale
+        return policy_graph(Served(other, forecast, served.cost_map, LOW, HIGH, scale, served.shift))
 
     monkeypatch.setattr("cvpo.export.policy_graph", of_another_policy)
     with pytest.raises(ExportError, match=r"policy.onnx, deterministic: action differs"):

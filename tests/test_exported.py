@@ -26,6 +26,7 @@ from tests.small_policies import (
     random_forecast,
     random_map,
     served,
+    shift_score,
 )
 from tests.test_export import trained
 from tests.test_graphs import run, session, situations
@@ -86,7 +87,8 @@ def test_with_another_map_the_networks_go_on_as_they_were_in_every_mode(bundle: 
 
 
 def test_a_graph_made_again_answers_as_one_that_was_exported_with_that_map(bundle: Bundle) -> None:
-    whole = Served(model(2), random_forecast(2), random_map(2), LOW, HIGH, reward_scale=4.0).eval()
+    policy = model(2)
+    whole = Served(policy, random_forecast(2), random_map(2), LOW, HIGH, 4.0, shift_score(policy)).eval()
     assert graphs_again(bundle, calibrated(bundle)) == {
         POLICY_GRAPH: policy_graph(whole),
         CRITIC_GRAPH: critic_graph(whole),
@@ -129,7 +131,8 @@ def test_parity_notices_what_does_not_belong_to_the_graphs(part: str, bundle: Bu
     elif part == "forecast":
         answering.forecast = random_forecast(2, seed=5)
     else:
-        other = policy_graph(Served(model(2, seed=9), None, random_map(2), LOW, HIGH, 4.0))
+        another = model(2, seed=9)
+        other = policy_graph(Served(another, None, random_map(2), LOW, HIGH, 4.0, shift_score(another)))
         graphs[POLICY_GRAPH] = graph_again(POLICY_GRAPH, other, answering)
     with pytest.raises(ExportError, match=r"policy.onnx, deterministic: (action|cost_to_go|cost_upper) differs"):
         check()

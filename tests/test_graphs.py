@@ -14,7 +14,9 @@ import onnxruntime as ort
 
 from cvpo.costmap import uncalibrated_map
 from cvpo.graphs import critic_graph, policy_graph
+from cvpo.networks import VARIANCE_FLOOR
 from cvpo.served import CriticOutput, PolicyOutput, Served
+from cvpo.shift import ShiftScore
 from tests.small_policies import ACTION_SIZE, HIGH, LOW, T, constraints, observations, served
 
 Inputs = dict[str, torch.Tensor]
@@ -175,18 +177,26 @@ def test_an_action_outside_the_bounds_is_judged_as_the_nearest_inside() -> None:
 
 def test_reward_values_come_out_in_the_environments_units() -> None:
     once = served(1)
-    twice = Served(once.model, once.forecast, once.cost_map, LOW, HIGH, reward_scale=2 * once.reward_scale)
+    scale = 2 * once.reward_scale
+    twice = Served(once.model, once.forecast, once.cost_map, LOW, HIGH, reward_scale=scale, shift=once.shift)
     inputs = {**situations(4, 1), "action": torch.zeros(4, ACTION_SIZE)}
     small, large = (run(session(critic_graph(p)), ("reward_value",), inputs)[0] for p in (once, twice))
     torch.testing.assert_close(2 * small, large)
 
 
-def test_the_shift_score_is_the_distance_outside_of_what_training_saw_in_standard_deviations() -> None:
+def test_the_shift_score_is_the_distance_outside_of_what_was_seen_in_any_direction_and_always_a_number() -> None:
+    # Five values within 3 of their means, and the difference of the first two within 1: (2, -2) is 3 outside.
     policy = served(1)
+    difference = torch.tensor([[1.0], [-1.0], [0.0], [0.0], [0.0]])
+    reach = torch.tensor([3.0] * 5 + [1.0])
+    policy.shift = ShiftScore(torch.cat([torch.eye(5), difference], dim=1), -reach, reach)
     seen = policy.model.normalizer
-    inputs = situations(3, 1)
-    inputs["observation"] = torch.stack([seen.low, seen.high, seen.mean])
-    inputs["observation"][0, 1] -= 3 * seen.variance[1].sqrt()
-    inputs["observation"][1, 2] += 2 * seen.variance[2].sqrt()
-    found = run(session(critic_graph(policy)), ("shift_score",), {**inputs, "action": torch.zeros(3, ACTION_SIZE)})[0]
-    assert found.tolist() == pytest.approx([3, 2, 0], abs=1e-3)
+    inputs = situations(5, 1)
+    points = torch.zeros(4, 5)
+    points[1, :2], points[2, :2], points[3, 3] = torch.tensor([2.0, 2.0]), torch.tensor([2.0, -2.0]), -5.0
+    inputs["observation"][:4] = seen.mean + points * (seen.variance + VARIANCE_FLOOR).sqrt()
+    inputs["observation"][4] = -3e38
+    found = run(session(critic_graph(policy)), ("shift_score",), {**inputs, "action": torch.zeros(5, ACTION_SIZE)})[0]
+    torch.testing.assert_close(found, policy.shift_score(inputs["observation"]))
+    assert found[:4].tolist() == pytest.approx([0, 0, 3, 2], abs=1e-4)
+    assert 1e5 < found[4] < math.inf

@@ -14,12 +14,13 @@ from cvpo.export import NamedPolicy, make_manifest
 from cvpo.graphs import critic_graph, policy_graph
 from cvpo.parity import check_parity
 from cvpo.served import Served
+from cvpo.shift import ShiftThreshold
 from tests.small_policies import constraints, observations, provenance, served, spec
 
 
 def manifest(policy: Served, limits: tuple[float | None, ...]) -> Manifest:
     trained = NamedPolicy("small", 1, policy.model, 4.0, spec(len(limits)), constraints(limits), provenance())
-    return make_manifest(trained, calibrated=None, evaluations=())
+    return make_manifest(trained, calibrated=None, shift=ShiftThreshold(1.0), evaluations=())
 
 
 def check(exported: Served, torch_policy: Served, limits: tuple[float | None, ...]) -> None:
@@ -60,8 +61,8 @@ def _unit(policy: Served) -> None:
     policy.action_high[1] += 0.01
 
 
-def _normalizer(policy: Served) -> None:
-    policy.model.normalizer.high[0] -= 0.01
+def _shift(policy: Served) -> None:
+    policy.shift.directions *= 1.01
 
 
 def _atoms(policy: Served) -> None:
@@ -84,7 +85,7 @@ def _tail(policy: Served) -> None:
         (_reward, "policy.onnx, deterministic: reward_value differs .* by up to 0.02"),  # half a head, scaled by 4
         (_cost, "policy.onnx, deterministic: cost_value differs .* by up to"),
         (_unit, "policy.onnx, deterministic: action differs .* by up to"),
-        (_normalizer, "policy.onnx, deterministic: shift_score differs .* by up to"),
+        (_shift, "policy.onnx: shift_score differs .* by up to"),
         (_atoms, "policy.onnx, deterministic: cost_(to_go|upper) differs .* by up to"),
         (_bound, "policy.onnx, deterministic: cost_upper differs .* by up to"),
         (_tail, "policy.onnx, deterministic: (violation_probability|feasible) differs"),

@@ -54,8 +54,15 @@ def test_the_next_version_is_the_same_policy_with_figures_of_its_own(bundle: Pat
     assert after.calibration is not None
     assert after.calibration.episodes == {"fit": 12, "calibrate": 12, "alarm": 10, "test": 6}
     assert not seen(bundle) & seen(again)  # other episodes
-    measured = {"version", "calibration", "evaluations", "provenance", "files"}
+    measured = {"version", "calibration", "evaluations", "provenance", "files", "observation_statistics"}
     assert before.model_dump(exclude=measured) == after.model_dump(exclude=measured)
+    of_shift = {"shift_threshold", "shift_false_alarm_rate", "shift_episodes"}
+    assert before.observation_statistics.model_dump(exclude=of_shift) == after.observation_statistics.model_dump(
+        exclude=of_shift
+    )
+    assert before.observation_statistics.shift_false_alarm_rate is None
+    assert after.observation_statistics.shift_false_alarm_rate == pytest.approx((40 * 0.001 + 1) / 41)
+    assert after.observation_statistics.shift_episodes == 40
     origin = {"calibrated_from", "packages"}
     assert before.provenance.model_dump(exclude=origin) == after.provenance.model_dump(exclude=origin)
 

@@ -184,6 +184,25 @@ def test_what_too_few_episodes_cannot_promise_is_told(run: Path, tmp_path: Path)
         assert any(line.startswith(f"warning {sentence}") for line in told)
 
 
+def test_the_bundle_says_what_share_of_false_alarms_its_episodes_support(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "drift"
+    done = release(run, path, calibration_episodes=9, evaluation_episodes=1, workers=0, say=lambda text: None)
+    statistics = done.manifest.observation_statistics
+    assert statistics.shift_episodes == 9  # none of the fresh ones
+    assert statistics.shift_false_alarm_rate == pytest.approx((9 * 0.001 + 1) / 10)
+    assert statistics.shift_threshold > 0
+    card = read_bundle(path).model_card
+    assert f"SHIFTED is reported where `shift_score` is over {statistics.shift_threshold:.3g}" in card
+    assert "at most 0.101 of the steps are, in expectation. The threshold was set on 9 episodes" in card
+
+
+def test_without_calibration_nothing_is_claimed_of_false_alarms(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "drift"
+    done = release(run, path, calibration_episodes=0, evaluation_episodes=1, workers=0, say=lambda text: None)
+    assert done.manifest.observation_statistics.shift_false_alarm_rate is None
+    assert "nothing is claimed of how often that happens without a reason" in read_bundle(path).model_card
+
+
 @pytest.mark.parametrize("where", ["there", "file/new"])
 def test_a_folder_that_cannot_become_a_bundle_is_refused_at_once(where: str, run: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from cvpo.bundle import MANIFEST
+from cvpo.bundle import MANIFEST, Manifest
 from cvpo.schema import manifest_schema
 from tests.command import ROOT
 from tests.serve import bundles
@@ -28,3 +28,10 @@ def test_a_manifest_follows_the_schema_and_one_with_a_field_more_or_less_does_no
     ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
+
+
+def test_a_manifest_from_before_its_threshold_was_measured_is_read_and_claims_nothing() -> None:
+    document = bundles.manifest().model_dump(mode="json")
+    for later in ("shift_false_alarm_rate", "shift_episodes"):
+        del document["observation_statistics"][later]
+    assert Manifest.model_validate(document).observation_statistics.shift_false_alarm_rate is None

@@ -204,6 +204,8 @@ class ObservationStatistics(_Model):
     low: tuple[Finite, ...]
     high: tuple[Finite, ...]
     shift_threshold: NonNegative
+    shift_false_alarm_rate: Probability | None = None  # of a fresh episode's steps, expected; None: nothing is claimed
+    shift_episodes: Annotated[int, Field(ge=0)] = 0  # that the threshold was set on
 
 
 class CurvePoint(_Model):
