@@ -1,0 +1,1 @@
+"""What the shift score notices of disturbed observations, and of another task."""
