@@ -344,7 +344,7 @@ def calibrate_again(
     trusted_key: bundle_commands.TrustedKey = [],  # noqa: B006
     sign_key: SignKey = None,
 ) -> None:
-    """Measure again how far the predictions of a bundle can be trusted, and write a new bundle.
+    """Measure the predictions of a bundle again, into a new one.
 
     To state more (more episodes, a higher confidence), or to measure where you drive: with --env in a simulator of your
     robot, which the policy was not trained in. The bundle is verified, and its own graphs choose the actions. The
