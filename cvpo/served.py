@@ -1,5 +1,6 @@
 """What a bundle computes, in torch: the reference that the ONNX graphs are held against."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ class CriticOutput(NamedTuple):
     shift_score: Tensor  # [N]
 
 
-class Answering(nn.Module):
+class Answering(nn.Module, ABC):
     """What is made of the values of a policy's networks, wherever those are: predictions, flags, and the choice."""
 
     action_low: Tensor  # [A]
@@ -89,13 +90,13 @@ class Answering(nn.Module):
         self.register_buffer("action_low", torch.as_tensor(action_low, dtype=torch.float32))
         self.register_buffer("action_high", torch.as_tensor(action_high, dtype=torch.float32))
 
+    @abstractmethod
     def policy_values(self, observation: Tensor, noise: Tensor) -> NetworkValues:
         """Of the candidates that standard normal noise [N, K, A] makes in raw observations [N, O]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def critic_values(self, observation: Tensor, action: Tensor) -> NetworkValues:
         """Of actions [N, A] in environment units, clipped to their bounds, in raw observations [N, O]; K is 1."""
-        raise NotImplementedError
 
     def act(
         self, observation: Tensor, noise: Tensor, steps_left: Tensor, cost_allowed: Tensor, alarm_level: Tensor
