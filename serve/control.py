@@ -225,18 +225,26 @@ class _Conversation:
         if session.failure is not None:
             self._log_failure("policy failed", session.failure, step.number)
         self._failed = session.failure is not None
-        self._record.answered(result)
-        period_ms = session.policy.manifest.control_period_ms
-        if period_ms is not None:
-            late = (time.perf_counter() - arrived) * 1e3 > period_ms
-            self._metrics.count_pace(result.policy.name, result.policy.version, late=late)
-        if result.prediction is not None:
-            self._metrics.count_predictions(result.answered_by, result.prediction)
         if result.policy.version != self._version:
             self._version = result.policy.version
             said = f"Version {self._version} answers from this step on."
             await self._context.write(encode_notice(pb.NOTICE_KIND_VERSION_CHANGED, said))
-        await self._context.write(encode_result(result, message.sent_at if message.HasField("sent_at") else None))
+        answer = encode_result(result, message.sent_at if message.HasField("sent_at") else None)
+        seconds = time.perf_counter() - arrived
+        try:
+            await self._context.write(answer)
+        finally:  # the robot does not wait for what is counted
+            self._count(result, seconds)
+
+    def _count(self, result: StepResult, seconds: float) -> None:
+        """Count an answer that took so long in the server."""
+        session = self._session
+        self._record.answered(result)
+        period_ms = session.policy.manifest.control_period_ms
+        if period_ms is not None:
+            self._metrics.count_pace(result.policy.name, result.policy.version, late=seconds * 1e3 > period_ms)
+        if result.prediction is not None:
+            self._metrics.count_predictions(result.answered_by, result.prediction)
         if self._shadow is not None and session.own is not None:
             self._shadow.compare(*session.own)
 

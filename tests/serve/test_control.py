@@ -235,14 +235,14 @@ def test_a_fallback_is_told_and_counted(house: House) -> None:
         robot.step(2, CALM, (1.5, 0.0))
     for reason, count in (("SHIFTED", 1), ("BUDGET_EXHAUSTED", 2)):
         house.wait_for("cvpo_serve_fallback_steps_total", count, policy="goal", reason=reason, kind="constant")
-    assert house.read("cvpo_serve_budgets_exhausted_total", policy="goal", constraint="heat") == 1
-    assert house.read("cvpo_serve_budgets_exhausted_total", policy="goal", constraint="wear") == 0
+    house.wait_for("cvpo_serve_budgets_exhausted_total", 1, policy="goal", constraint="heat")
+    house.wait_for("cvpo_serve_budgets_exhausted_total", 0, policy="goal", constraint="wear")
     for phase in ("queued", "checked", "computed"):
-        assert house.read("cvpo_serve_step_seconds_count", phase=phase) == 3
+        house.wait_for("cvpo_serve_step_seconds_count", 3, phase=phase)
     version = {"policy": "goal", "version": "1"}
-    assert house.read("cvpo_serve_answers_total", **version, calibration_status="SHIFTED") == 1
-    assert house.read("cvpo_serve_answers_total", **version, calibration_status="EXTERNAL_ACTION") == 2
-    assert house.read("cvpo_serve_paced_answers_total", **version) == 3
+    house.wait_for("cvpo_serve_answers_total", 1, **version, calibration_status="SHIFTED")
+    house.wait_for("cvpo_serve_answers_total", 2, **version, calibration_status="EXTERNAL_ACTION")
+    house.wait_for("cvpo_serve_paced_answers_total", 3, **version)
 
 
 def test_an_answer_that_takes_longer_than_the_control_period_is_counted(house: House, gate: Gate) -> None:

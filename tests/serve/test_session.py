@@ -667,8 +667,18 @@ def test_a_state_is_refused_that_is_forged_cut_of_another_key_or_of_another_open
             begin(served, seal, state=bad)
     with pytest.raises(SessionStateError, match="not one that this server"):
         begin(served, StateSeal(b"fedcba9876543210", 60.0), state=state)
+    with pytest.raises(SessionStateError, match="another release"):
+        begin(served, seal, state=b"\1" + state[1:])
     with pytest.raises(SessionStateError, match="opened otherwise"):
         begin(served, seal, Opening(cost_budget=(1e9, 1e9)), state)
+
+
+def test_a_key_may_be_of_any_length_and_all_of_it_counts(served: Served) -> None:
+    long = KEY * 100
+    state = begin(served, StateSeal(long, 60.0)).opened().state
+    assert begin(served, StateSeal(long, 60.0), state=state).next_step == 0
+    with pytest.raises(SessionStateError, match="not one that this server"):
+        begin(served, StateSeal(long + b"!", 60.0), state=state)
 
 
 def test_a_state_grows_stale(served: Served) -> None:
