@@ -4,6 +4,7 @@ Four groups of episodes, none used twice: `fit` and `calibrate` make the map of 
 the probability over which the flag is raised, and `test` shows what came of it.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ DETERMINISTIC = CalibratedMode(mode="deterministic")
 
 BUDGETS = np.geomspace(0.25, 2, 7)  # of the limit: alarm levels must serve sessions that may spend more or less than it
 MOST_LEAD_STEPS = 20
-MOST_CALIBRATE, MOST_ALARM, MOST_TEST = 100, 80, 50  # episodes
+MOST_CALIBRATE, MOST_ALARM, MOST_TEST = 100, 80, 50  # episodes, unless what is to be claimed needs more
 BINS = 10  # of probabilities, equally wide, and of bounds, equally full
 
 
@@ -85,7 +86,7 @@ def calibrate(
     if not (0 < confidence < 1 and 0 < miss_rate < 1):
         raise ConfigError(f"confidence {confidence:g} and miss_rate {miss_rate:g} must lie between 0 and 1.")
     _check(episodes, len(constraints), constraints[0].horizon_steps)
-    split = _split(episodes, confidence, np.random.default_rng(seed))
+    split = _split(episodes, confidence, miss_rate, np.random.default_rng(seed))
     forecast = fit_forecast(split["fit"], constraints, normalize, seed)
     groups = {
         name: [ForecastEpisode(episode, forecast, normalize) for episode in group] for name, group in split.items()
@@ -210,16 +211,33 @@ def _check(episodes: Sequence[Episode], num_costs: int, horizon: int) -> None:
                 raise NonFiniteError(f"{name} of episode {number} is not finite; its critic cannot be calibrated.")
 
 
-def _split(episodes: Sequence[Episode], confidence: float, generator: np.random.Generator) -> dict[str, list[Episode]]:
-    """Groups by their use. To calibrate: three in ten, or as many as the confidence needs, but at most half.
+def least_episodes(confidence: float, miss_rate: float) -> tuple[int, int]:
+    """How many episodes `calibrate` needs at least to claim a bound with this confidence, and to claim this miss rate.
 
-    Of many episodes most fit: what is calibrated, chosen and tested by is precise enough before the forecast is.
+    For the miss rate it may take more, since only those that exceed a budget speak of it.
     """
-    count = len(episodes)
+    alarms = _alarms_needed(miss_rate)
+    counts = itertools.count(MINIMUM_EPISODES)
+    return 2 * _needed(confidence), next(n for n in counts if _sizes(n, confidence, miss_rate)[1] >= alarms)
+
+
+def _sizes(count: int, confidence: float, miss_rate: float) -> tuple[int, int, int]:
+    """Of `count` episodes, how many calibrate, choose alarm levels, and test.
+
+    To calibrate: three in ten, or as many as the confidence needs, but at most half. Of many episodes most fit: what is
+    calibrated, chosen and tested by is precise enough before the forecast is.
+    """
     calibrate = min(max(min(round(0.3 * count), MOST_CALIBRATE), _needed(confidence)), count // 2)
-    alarm = min(round(0.36 * (count - calibrate)), MOST_ALARM)
-    test = min(round(0.21 * (count - calibrate)), MOST_TEST)
-    order = [episodes[index] for index in generator.permutation(count)]
+    alarm = min(round(0.36 * (count - calibrate)), max(MOST_ALARM, _alarms_needed(miss_rate)))
+    return calibrate, alarm, min(round(0.21 * (count - calibrate)), MOST_TEST)
+
+
+def _split(
+    episodes: Sequence[Episode], confidence: float, miss_rate: float, generator: np.random.Generator
+) -> dict[str, list[Episode]]:
+    """Groups by their use."""
+    calibrate, alarm, test = _sizes(len(episodes), confidence, miss_rate)
+    order = [episodes[index] for index in generator.permutation(len(episodes))]
     ends = np.cumsum([calibrate, alarm, test])
     return {
         "fit": order[ends[2] :],
@@ -232,6 +250,11 @@ def _split(episodes: Sequence[Episode], confidence: float, generator: np.random.
 def _needed(confidence: float) -> int:
     """Episodes n without which no bound holds: n/(n + 1) must reach the confidence."""
     return math.ceil(confidence / (1 - confidence) - 1e-9)
+
+
+def _alarms_needed(miss_rate: float) -> int:
+    """Episodes n that exceed a budget without which no miss rate holds: 1/(n + 1) must be at most that."""
+    return math.ceil(1 / miss_rate - 1 - 1e-9)
 
 
 def _no_bound(count: int, confidence: float) -> tuple[str, ...]:
@@ -312,7 +335,7 @@ def choose_level(episodes: Sequence[Sequence[Session]], lead_steps: int, confide
     levels = np.maximum(np.nextafter(announcements, np.float32(-1), dtype=np.float32), 0).astype(np.float64)
     missed = np.array([[(np.array(probability) <= level).mean() for level in levels] for probability in announced])
     count = len(announced)
-    needed = math.ceil(1 / miss_rate - 1 - 1e-9)
+    needed = _alarms_needed(miss_rate)
     enough = count >= needed
     risk = (missed.sum(0) + enough) / max(count + enough, 1)
     kept = levels[risk <= miss_rate + 1e-9] if count else np.ones(1)

@@ -48,6 +48,13 @@ CalibrateMode = Annotated[
         "several. Bounds then hold in each of them, so they are those of the costliest.",
     ),
 ]
+Confidence = Annotated[
+    float, typer.Option(min=0.5, max=0.999, help="With which cost_upper is to hold; 0.99 takes 198 episodes.")
+]
+MissRate = Annotated[
+    float,
+    typer.Option(min=0.001, max=0.5, help="Share of sessions over budget that may pass without a flag in time."),
+]
 SignKey = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Sign it with this private key (cvpo keygen makes one).")
 ]
@@ -281,6 +288,8 @@ def export(
     calibration_episodes: Annotated[int, typer.Option(min=8)] = 100,
     calibrate_mode: CalibrateMode = [],  # noqa: B006
     evaluation_episodes: Annotated[int, typer.Option(min=1)] = 50,
+    confidence: Confidence = 0.9,
+    miss_rate: MissRate = 0.05,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
     sign_key: SignKey = None,
 ) -> None:
@@ -292,14 +301,23 @@ def export(
     that of the checkpoint, or SOURCE_DATE_EPOCH.
     """
     from cvpo.bundle import read_private_key
+    from cvpo.measure import Plan
     from cvpo.release import release
     from cvpo.report import EvaluationReport, say
 
     if select and step is not None:
         raise typer.BadParameter("--select chooses a checkpoint itself; leave out --step.")
     if not calibrate:
-        _refuse(context, ["calibration_episodes", "calibrate_mode"], "has no use with --no-calibrate")
-    modes = _calibrated_modes(calibrate_mode)
+        measured = ["calibration_episodes", "calibrate_mode", "confidence", "miss_rate"]
+        _refuse(context, measured, "has no use with --no-calibrate")
+    _check_claims(context, "--calibration-episodes", calibration_episodes, confidence, miss_rate)
+    plan = Plan(
+        calibration_episodes if calibrate else 0,
+        evaluation_episodes,
+        modes=_calibrated_modes(calibrate_mode),
+        confidence=confidence,
+        miss_rate=miss_rate,
+    )
     key = None if sign_key is None else read_private_key(sign_key)
     with EvaluationReport(announced=True) as report:
         done = release(
@@ -307,9 +325,7 @@ def export(
             out,
             select=select,
             steps=step,
-            calibration_episodes=calibration_episodes if calibrate else 0,
-            modes=modes,
-            evaluation_episodes=evaluation_episodes,
+            plan=plan,
             workers=workers,
             key=key,
             say=say,
@@ -320,6 +336,7 @@ def export(
 
 @app.command("calibrate", epilog="Example: cvpo calibrate bundles/circle/1 --out bundles/circle/2 --episodes 400")
 def calibrate_again(
+    context: typer.Context,
     bundle: bundle_commands.BundleFolder,
     out: BundleOut,
     env: Annotated[
@@ -332,13 +349,8 @@ def calibrate_again(
     episodes: Annotated[int, typer.Option(min=8, help="To calibrate on, in each mode.")] = 100,
     calibrate_mode: CalibrateMode = [],  # noqa: B006
     evaluation_episodes: Annotated[int, typer.Option(min=1, help="Fresh ones, for return and cost.")] = 50,
-    confidence: Annotated[
-        float, typer.Option(min=0.5, max=0.999, help="With which cost_upper is to hold; 0.99 takes 99 of the episodes.")
-    ] = 0.9,
-    miss_rate: Annotated[
-        float,
-        typer.Option(min=0.001, max=0.5, help="Share of sessions over budget that may pass without a flag in time."),
-    ] = 0.05,
+    confidence: Confidence = 0.9,
+    miss_rate: MissRate = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="Of the episodes: another one, other episodes.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
     trusted_key: bundle_commands.TrustedKey = [],  # noqa: B006
@@ -357,6 +369,7 @@ def calibrate_again(
     from cvpo.recalibrate import recalibrate
     from cvpo.report import EvaluationReport, say
 
+    _check_claims(context, "--episodes", episodes, confidence, miss_rate)
     trusted = read_trusted_keys(trusted_key) if trusted_key else None
     key = None if sign_key is None else read_private_key(sign_key)
     plan = Plan(episodes, evaluation_episodes, seed, _calibrated_modes(calibrate_mode), confidence, miss_rate)
@@ -563,8 +576,19 @@ def demo(
     typer.echo(result.as_json() if as_json else result.as_table())
 
 
+def _check_claims(context: typer.Context, option: str, episodes: int, confidence: float, miss_rate: float) -> None:
+    """Refuse to claim what was asked for where so few episodes cannot show it, before minutes are spent on them."""
+    from cvpo.calibrate import least_episodes
+
+    for_confidence, for_miss_rate = least_episodes(confidence, miss_rate)
+    for name, claim, needed in (("confidence", confidence, for_confidence), ("miss_rate", miss_rate, for_miss_rate)):
+        if episodes < needed:
+            why = f"{claim:g} needs {needed} episodes or more to be claimed, not {episodes}; give {option} {needed}"
+            _refuse(context, [name], why)
+
+
 def _refuse(context: typer.Context, names: list[str], why: str) -> None:
-    """Refuse options that would be ignored."""
+    """Refuse options that were given, for they would be ignored or cannot be kept."""
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":

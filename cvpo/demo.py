@@ -36,6 +36,7 @@ from cvpo.evaluate import (
     run_episodes,
     summarize,
 )
+from cvpo.measure import Plan
 from cvpo.plot import Track, plot_runs, plot_tracks
 from cvpo.progress import CheckpointReport
 from cvpo.release import release
@@ -166,8 +167,7 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
         run,
         bundle,
         select=True,
-        calibration_episodes=CALIBRATION_EPISODES,
-        evaluation_episodes=EPISODES,
+        plan=Plan(CALIBRATION_EPISODES, EPISODES),
         workers=1,
         say=_indented,
     )

@@ -4,7 +4,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cvpo.bundle import NAME_PATTERN, CalibratedMode, CurvePoint, Evaluation, Manifest, Provenance, read_bundle
+from cvpo.bundle import NAME_PATTERN, CurvePoint, Evaluation, Manifest, Provenance, read_bundle
 from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, checkpoint_written, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.errors import BundleError, CheckpointError, ConfigError
@@ -44,9 +44,7 @@ def release(
     *,
     select: bool = False,
     steps: int | None = None,
-    calibration_episodes: int = 100,
-    modes: Sequence[CalibratedMode] = (),
-    evaluation_episodes: int = 50,
+    plan: Plan = Plan(),  # noqa: B008  # frozen
     workers: int = 1,
     key: Ed25519PrivateKey | None = None,
     say: Callable[[str], None],
@@ -59,10 +57,8 @@ def release(
         out: new folder, .../NAME/VERSION or .../NAME.
         select: take the checkpoint that `choose_checkpoint` chooses, instead of the last.
         steps: take the checkpoint of this step.
-        calibration_episodes: to calibrate predictions on, in each mode; 0 leaves the bundle uncalibrated, and every
-            answer flagged.
-        modes: to calibrate beside the deterministic one: sampled, or shielded with a number of candidates.
-        evaluation_episodes: fresh ones, for return and cost.
+        plan: how many episodes, and what is to be claimed; without any to calibrate on, every answer is flagged. The
+            seed is the run's, whatever it says.
         workers: simulator processes.
         key: to sign the bundle with.
         say: is told what goes on.
@@ -114,7 +110,7 @@ def release(
                 plain,
                 trained.constraints,
                 trained.model.normalizer,
-                Plan(calibration_episodes, evaluation_episodes, trained.config.seed, tuple(modes)),
+                replace(plan, seed=trained.config.seed),
                 lambda path, calibrated: export_bundle(path, policy, observations, calibrated=calibrated),
                 say=say,
                 progress=progress,

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from cvpo.bundle import CalibratedMode, Constraint
 from cvpo.calibrate import (
     DETERMINISTIC,
+    MINIMUM_EPISODES,
     CalibratedMap,
     budget_sessions,
     calibrate_also,
@@ -19,6 +20,7 @@ from cvpo.calibrate import (
     choose_level,
     cost_upper,
     lead,
+    least_episodes,
     reliability,
     sessions,
 )
@@ -374,6 +376,23 @@ def test_with_too_few_episodes_for_the_confidence_there_is_no_bound() -> None:
     assert ask(found, 5.0, 1, 1.0)[1] == math.inf
     assert "cost_upper is infinite" in found.record.not_claimed[0]
     assert found.record.alarm_levels[0] <= 0.1
+
+
+@pytest.mark.parametrize(("confidence", "miss_rate"), [(0.9, 0.05), (0.8, 0.3), (0.95, 0.01), (0.9, 0.004)])
+def test_the_least_episodes_are_as_many_as_it_takes_to_claim(confidence: float, miss_rate: float) -> None:
+    # Each exceeds budgets from 1.5 to 12, so all that choose alarm levels speak of the miss rate.
+    over = episode([1.0] * T, [5.0] * T)
+    for_confidence, for_miss_rate = least_episodes(confidence, miss_rate)
+
+    def not_claimed(count: int) -> tuple[str, ...]:
+        found = calibrate([over] * count, [constraint()], seed=0, confidence=confidence, miss_rate=miss_rate)
+        return found.record.not_claimed
+
+    for count, claimed in ((for_confidence, True), (for_confidence - 1, False)):
+        if count >= MINIMUM_EPISODES:
+            assert claimed == (not any("No bound" in sentence for sentence in not_claimed(count)))
+    for count, claimed in ((for_miss_rate, True), (for_miss_rate - 1, False)):
+        assert claimed == (not any("No miss rate" in sentence for sentence in not_claimed(count)))
 
 
 def test_episodes_that_cannot_calibrate_are_refused() -> None:

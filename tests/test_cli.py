@@ -180,6 +180,8 @@ def test_a_command_without_what_it_needs_says_what() -> None:
             "give sampled, or shielded:K with K candidates",
         ),
         (["export", "run", "--out", "x", "--no-calibrate", "--calibrate-mode", "sampled"], "with --no-calibrate"),
+        (["export", "run", "--out", "x", "--no-calibrate", "--confidence", "0.8"], "--confidence has no use with --no"),
+        (["export", "run", "--out", "x", "--no-calibrate", "--miss-rate", "0.1"], "--miss-rate has no use with --no-"),
         (["query", "127.0.0.1:1", "--policy", "goal"], "--policy is for an action; give the --observation that"),
         (["query", "127.0.0.1:1", "--cost-allowed", "3"], "--cost-allowed is for an action;"),
         (["query", "127.0.0.1:1", "--observation", "[1]", "--candidates", "4"], "--candidates is for --mode shielded."),
@@ -188,6 +190,41 @@ def test_a_command_without_what_it_needs_says_what() -> None:
 )
 def test_an_option_that_would_be_ignored_is_refused(arguments: list[str], reason: str) -> None:
     assert reason in cvpo(*arguments).usage_error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--confidence", "1"), "--confidence"),
+        (("--miss-rate", "0"), "--miss-rate"),
+        (
+            ("--confidence", "0.99"),
+            "--confidence 0.99 needs 198 episodes or more to be claimed, not 100; give --calibration-episodes 198.",
+        ),
+        (
+            ("--miss-rate", "0.01", "--calibration-episodes", "200"),
+            "--miss-rate 0.01 needs 374 episodes or more to be claimed, not 200; give --calibration-episodes 374.",
+        ),
+    ],
+)
+def test_what_cannot_be_claimed_is_not_exported(arguments: tuple[str, ...], reason: str) -> None:
+    assert reason in cvpo("export", "run", "--out", "x", *arguments).usage_error
+
+
+def test_a_bundle_states_the_confidence_and_miss_rate_that_were_asked_for(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "drift" / "1"
+    claims = ("--confidence", "0.75", "--miss-rate", "0.25", "--calibration-episodes", "14")
+    succeed("export", run, "--out", path, *claims, "--evaluation-episodes", "2", "--workers", "0")
+    read = read_bundle(path)
+    calibration = read.manifest.calibration
+    assert calibration is not None
+    assert (calibration.confidence, calibration.miss_rate) == (0.75, 0.25)
+    assert not any("No bound" in sentence for sentence in calibration.not_claimed)
+    assert "`cost_upper` with probability 0.75 or more" in read.model_card
+    assert "at most 25% of the sessions over budget pass without a flag" in read.model_card
+    said = succeed("inspect", path).out
+    assert "(claimed 75%)" in said
+    assert "(meant 25%)" in said
 
 
 # Folders

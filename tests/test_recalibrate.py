@@ -26,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recalibrate")
     train(folder / "run", "--cost", "cost", "--cost", "cost_fuel", "--cost-limit", "10", "--cost-limit", "inf")
     path = folder / "drift" / "1"
-    release(folder / "run", path, calibration_episodes=0, evaluation_episodes=3, workers=0, say=lambda text: None)
+    release(folder / "run", path, plan=Plan(0, 3), workers=0, say=lambda text: None)
     return path
 
 
@@ -118,16 +118,23 @@ def test_it_is_measured_where_one_drives_and_says_so(again: Path, tmp_path: Path
 
 def test_what_is_asked_for_is_claimed_or_said_not_to_be(bundle: Path, new: Path) -> None:
     said = succeed(
-        "calibrate", bundle, "--out", new, "--confidence", "0.8", "--miss-rate", "0.01", *SHORT
-    ).err.splitlines()  # 6 of 12 calibrate, and 0.8 takes 4
+        "calibrate", bundle, "--out", new, "--confidence", "0.8", "--miss-rate", "0.3", *SHORT
+    ).err.splitlines()  # 4 of 12 calibrate and 3 choose alarm levels, as many as it takes
     assert said[1] == "rollout 12 episodes to calibrate and 3 to evaluate"
     warnings = [line for line in said if line.startswith("warning ")]
-    assert [line.partition(" and there were ")[0] for line in warnings] == [
-        f"warning {cost}: No miss rate: 1% needs 99 episodes that exceed a budget" for cost in ("cost", "cost_fuel")
+    assert warnings == [  # it has no limit
+        "warning cost_fuel: No miss rate: 30% needs 3 episodes that exceed a budget and there were 0."
     ]
     calibration = read_bundle(new).manifest.calibration
     assert calibration is not None
-    assert (calibration.confidence, calibration.miss_rate) == (0.8, 0.01)
+    assert (calibration.confidence, calibration.miss_rate) == (0.8, 0.3)
+
+
+def test_claims_that_take_more_episodes_are_refused_at_once_with_their_number(bundle: Path, new: Path) -> None:
+    said = cvpo("calibrate", bundle, "--out", new, "--confidence", "0.95", *SHORT).usage_error
+    assert "--confidence 0.95 needs 38 episodes or more to be claimed, not 12; give --episodes 38." in said
+    said = cvpo("calibrate", bundle, "--out", new, "--miss-rate", "0.25", *SHORT).usage_error
+    assert "--miss-rate 0.25 needs 13 episodes or more to be claimed, not 12; give --episodes 13." in said
 
 
 def test_the_modes_it_is_calibrated_for_are_measured_again_with_those_asked_for(again: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from cvpo.bundle import CalibratedMode, make_keys, read_bundle, read_private_key, read_trusted_keys
 from cvpo.checkpoint import checkpoint_steps
 from cvpo.errors import BundleError, CheckpointError, ConfigError
+from cvpo.measure import Plan
 from cvpo.metrics import read_evaluations
 from cvpo.release import choose_checkpoint, identity, release
 from tests.command import train
@@ -112,9 +113,7 @@ def test_a_relative_version_belongs_to_the_folder_one_is_in(tmp_path: Path, monk
 def test_the_bundle_says_where_it_comes_from_and_what_was_asked_for(run: Path, tmp_path: Path) -> None:
     steps = checkpoint_steps(run)[0]
     told: list[str] = []
-    done = release(
-        run, tmp_path / "drift", steps=steps, calibration_episodes=0, evaluation_episodes=3, workers=0, say=told.append
-    )
+    done = release(run, tmp_path / "drift", steps=steps, plan=Plan(0, 3), workers=0, say=told.append)
     assert done.manifest == read_bundle(tmp_path / "drift").manifest
     origin = done.manifest.provenance
     assert origin.selection == f"the checkpoint asked for, at {steps} steps"
@@ -131,9 +130,7 @@ def test_every_mode_that_is_asked_for_is_calibrated_by_its_own_episodes(run: Pat
     done = release(
         run,
         tmp_path / "drift",
-        calibration_episodes=20,
-        modes=[shielded, sampled],
-        evaluation_episodes=1,
+        plan=Plan(20, 1, modes=(shielded, sampled)),
         workers=0,
         say=told.append,
     )
@@ -155,9 +152,7 @@ def test_every_mode_that_is_asked_for_is_calibrated_by_its_own_episodes(run: Pat
 
 
 def test_the_bundle_keeps_the_runs_evaluations_and_what_single_episodes_cost(run: Path, tmp_path: Path) -> None:
-    done = release(
-        run, tmp_path / "drift", calibration_episodes=12, evaluation_episodes=3, workers=0, say=lambda text: None
-    )
+    done = release(run, tmp_path / "drift", plan=Plan(12, 3), workers=0, say=lambda text: None)
     evaluations = read_evaluations(run)
     curve = done.manifest.provenance.learning_curve
     assert [point.steps for point in curve] == sorted(evaluations) == checkpoint_steps(run)
@@ -177,7 +172,7 @@ def test_the_bundle_keeps_the_runs_evaluations_and_what_single_episodes_cost(run
 
 def test_what_too_few_episodes_cannot_promise_is_told(run: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    done = release(run, tmp_path / "drift", calibration_episodes=8, evaluation_episodes=1, workers=0, say=told.append)
+    done = release(run, tmp_path / "drift", plan=Plan(8, 1), workers=0, say=told.append)
     assert done.manifest.calibration is not None
     assert done.manifest.calibration.not_claimed  # 4 of 8 calibrate, a bound of confidence 0.9 needs 9
     for sentence in done.manifest.calibration.not_claimed:
@@ -186,7 +181,7 @@ def test_what_too_few_episodes_cannot_promise_is_told(run: Path, tmp_path: Path)
 
 def test_the_bundle_says_what_share_of_false_alarms_its_episodes_support(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "drift"
-    done = release(run, path, calibration_episodes=9, evaluation_episodes=1, workers=0, say=lambda text: None)
+    done = release(run, path, plan=Plan(9, 1), workers=0, say=lambda text: None)
     statistics = done.manifest.observation_statistics
     assert statistics.shift_episodes == 9  # none of the fresh ones
     assert statistics.shift_false_alarm_rate == pytest.approx((9 * 0.001 + 1) / 10)
@@ -198,7 +193,7 @@ def test_the_bundle_says_what_share_of_false_alarms_its_episodes_support(run: Pa
 
 def test_without_calibration_nothing_is_claimed_of_false_alarms(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "drift"
-    done = release(run, path, calibration_episodes=0, evaluation_episodes=1, workers=0, say=lambda text: None)
+    done = release(run, path, plan=Plan(0, 1), workers=0, say=lambda text: None)
     assert done.manifest.observation_statistics.shift_false_alarm_rate is None
     assert "nothing is claimed of how often that happens without a reason" in read_bundle(path).model_card
 
@@ -226,7 +221,7 @@ def test_a_checkpoint_exported_again_is_the_same_to_the_byte(workers: int, run: 
     contents = []
     for place in ("first", "second"):
         path = tmp_path / place / "drift"
-        release(run, path, calibration_episodes=12, evaluation_episodes=3, workers=workers, say=lambda text: None)
+        release(run, path, plan=Plan(12, 3), workers=workers, say=lambda text: None)
         contents.append({file.name: file.read_bytes() for file in path.iterdir()})
     assert contents[0] == contents[1]
 
@@ -235,9 +230,7 @@ def test_the_time_of_creation_is_the_checkpoints_or_what_the_environment_says(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def created(place: str) -> str:
-        done = release(
-            run, tmp_path / place, calibration_episodes=0, evaluation_episodes=1, workers=0, say=lambda text: None
-        )
+        done = release(run, tmp_path / place, plan=Plan(0, 1), workers=0, say=lambda text: None)
         return done.manifest.provenance.created
 
     written = run / "checkpoints" / f"{checkpoint_steps(run)[-1]:010d}" / "policy.pt"
@@ -254,6 +247,6 @@ def test_a_bundle_is_signed_as_it_is_exported_and_otherwise_the_same(run: Path, 
     private, public = make_keys(tmp_path / "release")
     paths = tmp_path / "signed" / "drift", tmp_path / "not" / "drift"
     for path, key in zip(paths, (read_private_key(private), None), strict=True):
-        release(run, path, calibration_episodes=0, evaluation_episodes=1, workers=0, key=key, say=lambda text: None)
+        release(run, path, plan=Plan(0, 1), workers=0, key=key, say=lambda text: None)
     assert read_bundle(paths[0], read_trusted_keys([public])).signer == public
     assert read_bundle(paths[0]).manifest_data == read_bundle(paths[1]).manifest_data

@@ -26,6 +26,7 @@ from cvpo.costmap import uncalibrated_map
 from cvpo.envs import VectorEnv
 from cvpo.evaluate import Episode, ServedActor, run_episodes
 from cvpo.forecast_fit import ForecastEpisode
+from cvpo.measure import Plan
 from cvpo.metrics import read_evaluations
 from cvpo.release import release
 from cvpo.sessions import Session, crossing
@@ -150,7 +151,7 @@ def _rollouts(run: Path, trained: TrainedPolicy, count: int) -> list[Episode]:
         ) as env,
     ):
         bundle = Path(scratch) / "policy" / "1"
-        release(run, bundle, calibration_episodes=0, evaluation_episodes=2, workers=0, say=lambda _: None)
+        release(run, bundle, plan=Plan(0, 2), workers=0, say=lambda _: None)
         episodes = run_episodes(env, ServedActor.from_bundle(bundle), count)
     return [episodes[i] for i in np.random.default_rng(0).permutation(count)]
 
