@@ -3,13 +3,17 @@
 import base64
 import html
 import io
+from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from cvpo import pictures
 from cvpo.bundle import Bundle
+from cvpo.errors import BundleError
 from cvpo.inspection import describe, plain
+
+_MOST_DRAWN = 1e300  # in a picture: an axis from -1e308 to 1e308 is longer than any float64
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -21,8 +25,19 @@ img { max-width: 100% } figure { margin: 1.5rem 0 } figcaption { color: #555; fo
 
 
 def bundle_page(bundle: Bundle) -> str:
-    """The page. Everything in it comes from the bundle, and nothing of a bundle is taken for HTML."""
+    """The page. Everything in it comes from the bundle, and nothing of a bundle is taken for HTML.
+
+    Raises:
+        BundleError: its manifest has values too large to be drawn.
+    """
     manifest = bundle.manifest
+    curve = [point.model_dump() for point in manifest.provenance.learning_curve]
+    drawn = manifest.model_dump(include={"constraints", "evaluations", "calibration"})
+    largest = max(_sizes([curve, drawn]))
+    if largest > _MOST_DRAWN:
+        raise BundleError(
+            f"{bundle.path} has values of up to {largest:.3g}, too large for a picture. Read it without --html."
+        )
     title = html.escape(f"{plain(manifest.name)}, version {manifest.version}")
     parts = [
         f"<h1>{title}</h1>",
@@ -79,6 +94,17 @@ def bundle_page(bundle: Bundle) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
+
+
+def _sizes(document: object) -> Iterator[float]:
+    """Of all numbers in a document."""
+    if isinstance(document, dict):
+        document = tuple(document.values())
+    if isinstance(document, list | tuple):
+        for part in document:
+            yield from _sizes(part)
+    elif isinstance(document, int | float):
+        yield abs(document)
 
 
 def _figure(figure: Figure, caption: str) -> str:

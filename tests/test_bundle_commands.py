@@ -73,6 +73,28 @@ def test_the_page_draws_all_that_the_manifest_keeps(tmp_path: Path) -> None:
     assert shown(page) == ["Learning", "Cost of an episode", "On test episodes", "Flags along", "The situations"]
 
 
+@pytest.mark.parametrize("place", ["curve", "costs"])
+def test_values_too_large_for_a_picture_end_in_a_sentence(place: str, tmp_path: Path) -> None:
+    drawn = bundles.drawn(bundles.manifest())
+    document = json.loads(drawn.model_dump_json())
+    if place == "curve":
+        document["provenance"]["learning_curve"][1]["episode_return"] = {"mean": 0, "low": -1e308, "high": 1e308}
+    else:
+        document["evaluations"][0]["costs"][2][0] = 1.1e308
+    page = tmp_path / "page.html"
+    path = bundles.write(tmp_path / "bundle", Manifest.model_validate(document))
+    assert "goal, version 1" in succeed("inspect", path).out
+    assert "e+308, too large for a picture. Read it without --html." in cvpo("inspect", path, "--html", page).sentence
+    assert not page.exists()
+
+
+def test_values_that_can_be_drawn_are(tmp_path: Path) -> None:
+    document = json.loads(bundles.drawn(bundles.manifest()).model_dump_json())
+    document["provenance"]["learning_curve"][1]["episode_return"] = {"mean": 0, "low": -1e300, "high": 1e300}
+    path = bundles.write(tmp_path / "bundle", Manifest.model_validate(document))
+    assert "Learning" in shown(Path(succeed("inspect", path, "--html", tmp_path / "p").out.strip()).read_text())
+
+
 def shown(page: str) -> list[str]:
     """How the captions of the page's pictures begin."""
     captions = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,', page)
