@@ -16,23 +16,32 @@ _UNIX = "unix:"
 def check_reach(settings: Settings) -> None:
     """Refuse an address that other machines can reach, unless there is TLS or the operator said so.
 
+    The admin address also asks for clients' certificates: who reaches it decides what the robots are served.
+
     Raises:
         StartupError: names the address.
     """
-    if settings.tls_certificate is not None or settings.allow_plaintext_network:
+    if settings.allow_plaintext_network:
         return
-    asked = [address for address in (settings.address, settings.admin_address) if address is not None]
-    reached = [address for address in asked if not address.startswith(_UNIX)]
-    if settings.metrics_address is not None:
-        reached.append(settings.metrics_address)
-    for address in reached:
-        host, _ = split_address(address)
-        if not is_loopback(host):
-            raise StartupError(
-                f"{address} can be reached from other machines, and requests travel unencrypted and unauthenticated. "
-                "Use 127.0.0.1 or unix:PATH, or TLS (--tls-certificate), or accept the risk with "
-                "--allow-plaintext-network."
-            )
+    if settings.tls_certificate is None:
+        for address in filter(None, (settings.address, settings.admin_address, settings.metrics_address)):
+            if _is_reached(address):
+                raise StartupError(
+                    f"{address} can be reached from other machines, and requests travel unencrypted and "
+                    "unauthenticated. Use 127.0.0.1 or unix:PATH, or TLS (--tls-certificate), or accept the risk with "
+                    "--allow-plaintext-network."
+                )
+    elif settings.tls_client_ca is None and settings.admin_address and _is_reached(settings.admin_address):
+        raise StartupError(
+            f"{settings.admin_address} can be reached from other machines, and whoever reaches it may change which "
+            "versions are served. Use 127.0.0.1 or unix:PATH, or let in only clients with a certificate "
+            "(--tls-client-ca)."
+        )
+
+
+def _is_reached(address: str) -> bool:
+    """Whether other machines may reach it."""
+    return not address.startswith(_UNIX) and not is_loopback(split_address(address)[0])
 
 
 def bind(

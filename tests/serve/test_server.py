@@ -114,6 +114,21 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
         ),
         (["{repository}", "--address", "unix:/nowhere/policy.sock"], "the folder is not there", 1),
         (["{repository}", "--address", "127.0.0.1:0", "--admin-address", "0.0.0.0:0"], "0.0.0.0:0 can be reached", 1),
+        (
+            [
+                "{repository}",
+                "--address",
+                "127.0.0.1:0",
+                "--admin-address",
+                "0.0.0.0:0",
+                "--tls-certificate",
+                "c",
+                "--tls-key",
+                "k",
+            ],
+            "let in only clients with a certificate",
+            1,
+        ),
         (["{repository}", "--address", "unix:{repository}/policy.sock", "--share-port"], "cannot be shared", 1),
         (["{repository}", "--tls-certificate", "/nowhere.pem"], "both --tls-certificate and --tls-key", 1),
         (
