@@ -52,11 +52,11 @@ def verify(bundle: BundleFolder, trusted_key: TrustedKey = []) -> None:  # noqa:
 
     By the server's own checks: every byte against its checksum, nothing missing and nothing more; the signature, where
     keys are given; graphs that hold only what our exporter writes, with bounded memory and work; and the golden
-    request, answered here as it was at export.
+    request, answered here as it was at export. Then it measures how long a call of the policy takes here.
     """
     from cvpo.bundle import read_trusted_keys
     from cvpo.inspection import plain
-    from cvpo.verify import verify_bundle
+    from cvpo.verify import call_microseconds, processor, verify_bundle
 
     read = verify_bundle(bundle, read_trusted_keys(trusted_key) if trusted_key else None)
     manifest = read.manifest
@@ -67,6 +67,11 @@ def verify(bundle: BundleFolder, trusted_key: TrustedKey = []) -> None:  # noqa:
     typer.echo("graphs     inputs, outputs, operators, memory and work as our exporter writes them")
     count = len(read.golden.inputs["policy.onnx"]["observation"])
     typer.echo(f"golden     {count} situations answered as at export, within {manifest.golden_tolerance:g}")
+    weights = manifest.stored_weights.precision if manifest.stored_weights else "float32"
+    typer.echo(
+        f"latency    {call_microseconds(read):.0f} us a call with one observation, in a loop of them, with weights in "
+        f"{weights} on {processor()}"
+    )
 
 
 @app.command(epilog="Example: cvpo diff bundles/circle/1 bundles/circle/2")

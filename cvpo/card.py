@@ -1,5 +1,7 @@
 """The model card: the manifest for people, with what the figures mean and what they do not."""
 
+from collections.abc import Mapping
+
 from cvpo.bundle import (
     Calibration,
     CalibrationResult,
@@ -10,6 +12,7 @@ from cvpo.bundle import (
     ModeResult,
     ObservationStatistics,
     Provenance,
+    StoredWeights,
 )
 
 _HEADER = (
@@ -19,8 +22,13 @@ _HEADER = (
 )
 
 
-def model_card(manifest: Manifest) -> str:
-    """The card in Markdown; everything in it comes from the manifest."""
+def model_card(manifest: Manifest, graph_bytes: Mapping[str, int]) -> str:
+    """The card in Markdown.
+
+    Args:
+        manifest: all that is in it, but for
+        graph_bytes: the sizes of the graphs, by file name.
+    """
     source = manifest.provenance
     period = f"{manifest.control_period_ms:g} ms" if manifest.control_period_ms else "not stated by the environment"
     sections = [
@@ -44,6 +52,10 @@ def model_card(manifest: Manifest) -> str:
         f"{source.created} with {', '.join(f'{name} {version}' for name, version in sorted(source.packages.items()))}. "
         "The full configuration is in `manifest.json`.",
         *_measured_again(source),
+        "## What it takes to run",
+        _stored(manifest.stored_weights),
+        f"{' and '.join(f'`{name}` has {size:,} bytes' for name, size in graph_bytes.items())}. How long a call takes "
+        "depends on the machine: `cvpo verify` of this folder measures it there.",
         "## How good it is",
         *_evaluations(manifest),
         "## How far its predictions can be trusted",
@@ -61,6 +73,17 @@ def model_card(manifest: Manifest) -> str:
         "`calibration_status` reports. No flag is no promise that nothing happens.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _stored(weights: StoredWeights | None) -> str:
+    if weights is None:
+        return "Its networks are stored in float32, as they learned."
+    return (
+        f"Its networks are stored in {weights.precision} and computed with in float32. Compared with the networks as "
+        f"they learned, an action differs by up to {weights.action_difference:.2%} of its range, and a value by up to "
+        f"{weights.value_difference:.2%} of the largest, on real observations; {weights.most_difference:.0%} is "
+        "allowed. All figures below are of the networks as they are stored."
+    )
 
 
 def _measured_again(source: Provenance) -> list[str]:

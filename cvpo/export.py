@@ -17,6 +17,7 @@ from cvpo.bundle import (
     Evaluation,
     Manifest,
     ObservationStatistics,
+    Precision,
     Provenance,
     Space,
     check_graph,
@@ -30,6 +31,7 @@ from cvpo.errors import ExportError
 from cvpo.graphs import critic_graph, policy_graph
 from cvpo.networks import VARIANCE_FLOOR, Model
 from cvpo.parity import check_parity
+from cvpo.precision import compare, rounded
 from cvpo.record import record
 from cvpo.served import Answering, Served
 from cvpo.shift import ShiftScore, ShiftThreshold, fit_shift_score
@@ -50,6 +52,8 @@ class NamedPolicy:
     spec: EnvSpec
     constraints: tuple[Constraint, ...]
     provenance: Provenance
+    precision: Precision = "float32"
+    """That the matrices of its networks are stored in."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def export_bundle(
     Args:
         path: must not exist.
         policy: what to export.
-        observations: real ones, [N, O], on which the graphs are held against torch.
+        observations: real ones, [N, O], on which the graphs are held against torch, and networks in fewer bits against
+            those in float32.
         calibrated: what was measured of its predicted costs; None: nothing, and the bundle says so.
         shift: what tells observations outside of what was seen; None: it is fitted to `observations`, and the bundle
             claims nothing of it.
@@ -85,7 +90,8 @@ def export_bundle(
         key: to sign the bundle with.
 
     Raises:
-        ExportError: the graphs differ from torch, or the parts do not make a valid manifest.
+        ExportError: the graphs differ from torch, or networks in fewer bits too much from those in float32; or the
+            parts do not make a valid manifest.
         BundleError: `path` exists or cannot be written, or the graphs are more than a bundle may hold.
     """
     cost_map = calibrated.cost_map if calibrated else uncalibrated_map(policy.constraints)
@@ -94,10 +100,15 @@ def export_bundle(
     threshold = shift.threshold if shift else ShiftThreshold(UNMEASURED_SHIFT)
     manifest = make_manifest(policy, calibrated, threshold, tuple(evaluations))
     _check_shape(observations, manifest)
+    model, precision = policy.model, policy.precision
+    if precision != "float32":
+        model = rounded(model, precision)
+        stored = compare(policy.model, model, precision, torch.from_numpy(_picked(observations)))
+        manifest = manifest.model_copy(update={"stored_weights": stored})
     score = shift.score if shift else fit_shift_score(policy.model.normalizer, torch.from_numpy(observations))
     low, high = spec.action_low, spec.action_high
-    served = Served(policy.model, forecast, cost_map, low, high, policy.reward_scale, score).eval()
-    graphs = {POLICY_GRAPH: policy_graph(served), CRITIC_GRAPH: critic_graph(served)}
+    served = Served(model, forecast, cost_map, low, high, policy.reward_scale, score).eval()
+    graphs = {POLICY_GRAPH: policy_graph(served, precision), CRITIC_GRAPH: critic_graph(served, precision)}
     return write_graphs(path, manifest, served, graphs, observations, key=key)
 
 
@@ -125,8 +136,7 @@ def write_graphs(
         BundleError: `path` exists or cannot be written, or the graphs are more than a bundle may hold.
     """
     _check_shape(observations, manifest)
-    picked = np.linspace(0, len(observations) - 1, min(len(observations), PARITY_OBSERVATIONS), dtype=np.int64)
-    seen = observations[picked].astype(np.float32)
+    seen = _picked(observations)
     check_parity(answering, graphs[POLICY_GRAPH], graphs[CRITIC_GRAPH], seen, manifest)
     for name, graph in graphs.items():
         check_graph(name, graph, manifest.sizes)
@@ -135,7 +145,7 @@ def write_graphs(
         manifest,
         policy_graph=graphs[POLICY_GRAPH],
         critic_graph=graphs[CRITIC_GRAPH],
-        model_card=model_card(manifest),
+        model_card=model_card(manifest, {name: len(graph) for name, graph in graphs.items()}),
         golden=record(graphs, seen, manifest),
         key=key,
     )
@@ -188,6 +198,12 @@ def make_manifest(
 
 def _names(what: str, size: int) -> tuple[str, ...]:
     return tuple(f"{what}_{index}" for index in range(size))
+
+
+def _picked(observations: NDArray[np.float32]) -> NDArray[np.float32]:
+    """At most PARITY_OBSERVATIONS of them, evenly spread."""
+    rows = np.linspace(0, len(observations) - 1, min(len(observations), PARITY_OBSERVATIONS), dtype=np.int64)
+    return observations[rows].astype(np.float32)
 
 
 def _check_shape(observations: NDArray[np.float32], manifest: Manifest) -> None:

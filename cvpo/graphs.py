@@ -3,6 +3,10 @@
 Written out instead of traced: torch's tracing exporter is deprecated and cannot follow a layer norm over a dynamic
 shape, its successor needs a further package, and in a control loop every node that they would add costs time.
 The parity check of `cvpo.export` holds the result against torch.
+
+Matrices of the networks may be stored in fewer bits (`cvpo.precision`). A Cast, and with int8 a Mul by the scales, make
+float32 of them again; both are of constants alone, so ONNX Runtime computes them once, as it loads the graph. Why
+neither DequantizeLinear nor products of whole numbers take their place is said in docs/bundle.md.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +30,7 @@ from cvpo.bundle import (
     PORTS,
     SITUATION,
     Port,
+    Precision,
 )
 from cvpo.costmap import CostMap
 from cvpo.errors import BundleError
@@ -37,6 +42,7 @@ from cvpo.networks import (
     VARIANCE_FLOOR,
     GaussianPolicy,
 )
+from cvpo.precision import store
 from cvpo.served import Answering, Served
 from cvpo.shift import FARTHEST
 
@@ -55,9 +61,14 @@ NETWORK_VALUES: Mapping[str, Port] = {
 }
 
 
-def policy_graph(served: Served) -> bytes:
-    """`policy.onnx`, which computes what `Served.act` does."""
-    graph = _Graph(_sizes(served))
+def policy_graph(served: Served, precision: Precision = "float32") -> bytes:
+    """`policy.onnx`, which computes what `Served.act` does.
+
+    Args:
+        served: its model rounded to the precision (`cvpo.precision.rounded`).
+        precision: that the matrices of the networks are stored in.
+    """
+    graph = _Graph(_sizes(served), precision)
     standardized = _normalize(graph, served)
     _sample(graph, served.model.policy)
     _value(graph, served)
@@ -65,9 +76,9 @@ def policy_graph(served: Served) -> bytes:
     return _finish(POLICY_GRAPH, graph, served)
 
 
-def critic_graph(served: Served) -> bytes:
-    """`critic.onnx`, which computes what `Served.evaluate` does."""
-    graph = _Graph(_sizes(served))
+def critic_graph(served: Served, precision: Precision = "float32") -> bytes:
+    """`critic.onnx`, which computes what `Served.evaluate` does; for the arguments see `policy_graph`."""
+    graph = _Graph(_sizes(served), precision)
     action = graph.node("Sub", "action", graph.tensor(served.action_low))
     action = graph.node("Div", action, graph.tensor((served.action_high - served.action_low) / 2))
     unit = graph.clip(graph.node("Sub", action, graph.floats(1.0)), -1.0, 1.0)
@@ -112,9 +123,12 @@ def _sizes(served: Served) -> dict[str, int]:
 class _Graph:
     """A graph under construction; a value is known by its name, and by a number where it needs none."""
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
-        """An empty graph with sizes of the axes O, A and C; other axes are dynamic."""
-        self._sizes = sizes
+    def __init__(self, sizes: Mapping[str, int], precision: Precision = "float32") -> None:
+        """An empty graph with sizes of the axes O, A and C; other axes are dynamic.
+
+        The precision is that of the matrices that networks are added with.
+        """
+        self._sizes, self._precision = sizes, precision
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
 
@@ -157,7 +171,7 @@ class _Graph:
         self._nodes.append(helper.make_node(operator, inputs, names, **attributes))
         return names
 
-    def array(self, value: NDArray[np.float32] | NDArray[np.int64]) -> str:
+    def array(self, value: NDArray[Any]) -> str:
         constants = self._constants
         stored: NDArray[Any] = np.ascontiguousarray(value)  # gives a scalar an axis
         tensor = numpy_helper.from_array(stored, f"constant_{len(constants)}")
@@ -184,8 +198,16 @@ class _Graph:
     def reduce(self, operator: str, value: str, axis: int, output: str = "") -> str:
         return self.node(operator, value, self.integers(axis), keepdims=0, output=output)
 
+    def weight(self, value: Tensor, inputs: int) -> str:
+        """A matrix of a network that is multiplied along the axis `inputs`, stored in the graph's precision."""
+        if self._precision == "float32":
+            return self.tensor(value)
+        stored = store(value.detach().numpy(), self._precision, inputs)
+        whole = self.cast(self.array(stored.values), FLOAT)
+        return whole if stored.scale is None else self.node("Mul", whole, self.array(stored.scale))
+
     def linear(self, value: str, layer: nn.Linear) -> str:
-        return self.node("Gemm", value, self.tensor(layer.weight), self.tensor(layer.bias), transB=1)
+        return self.node("Gemm", value, self.weight(layer.weight, -1), self.tensor(layer.bias), transB=1)
 
     def norm_relu(self, value: str, width: int) -> str:
         scale = self.array(np.ones(width, np.float32))
@@ -265,15 +287,15 @@ def _value(graph: _Graph, served: Served) -> None:
     critics = served.model.critics
     E, _, H = critics.observation_weight.shape
     C = critics.num_costs
-    state = graph.node("MatMul", NORMALIZED, graph.tensor(critics.observation_weight))
+    state = graph.node("MatMul", NORMALIZED, graph.weight(critics.observation_weight, -2))
     state = graph.node("Add", state, graph.tensor(critics.first_bias))  # [E, N, H]
-    action_weight = graph.tensor(critics.action_weight.unsqueeze(1))
+    action_weight = graph.weight(critics.action_weight.unsqueeze(1), -2)
     first = graph.node("MatMul", CANDIDATE_ACTION, action_weight)  # [E, N, K, H]
     first = graph.node("Add", first, graph.unsqueeze(state, 2))
     hidden = graph.norm_relu(graph.node("Reshape", first, graph.integers(E, -1, H)), H)
-    hidden = graph.node("MatMul", hidden, graph.tensor(critics.second_weight))
+    hidden = graph.node("MatMul", hidden, graph.weight(critics.second_weight, -2))
     hidden = graph.norm_relu(graph.node("Add", hidden, graph.tensor(critics.second_bias)), H)
-    value = graph.node("MatMul", hidden, graph.tensor(critics.output_weight))
+    value = graph.node("MatMul", hidden, graph.weight(critics.output_weight, -2))
     value = graph.node("Add", value, graph.tensor(critics.output_bias))  # [E, N·K, 1]
     reward_value, cost_value = graph.split(value, 0, critics.reward_heads, critics.cost_heads * C)
 

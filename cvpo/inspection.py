@@ -2,7 +2,16 @@
 
 import math
 
-from cvpo.bundle import Bundle, Calibration, Constraint, Evaluation, Interval, ObservationStatistics, Provenance
+from cvpo.bundle import (
+    Bundle,
+    Calibration,
+    Constraint,
+    Evaluation,
+    Interval,
+    ObservationStatistics,
+    Provenance,
+    StoredWeights,
+)
 from cvpo.difference import Change, Difference
 
 _MOST_CHANGES = 60
@@ -33,6 +42,7 @@ def describe(bundle: Bundle) -> str:
         *_calibration(manifest.calibration, manifest.constraints),
         _row("shifted", _shift(manifest.observation_statistics)),
         "",
+        _row("weights", _stored(manifest.stored_weights)),
         _row("files", ", ".join(f"{name} {entry.bytes:,} B" for name, entry in manifest.files.items())),
     ]
     return "\n".join(lines)
@@ -104,6 +114,15 @@ def _calibration(calibration: Calibration | None, constraints: tuple[Constraint,
 
 def _flagged(share: float | None) -> str:
     return "none stayed within it," if share is None else f"{share:.1%} of the steps of others flagged,"
+
+
+def _stored(weights: StoredWeights | None) -> str:
+    if weights is None:
+        return "float32, as they learned"
+    return (
+        f"{weights.precision}; from float32 actions differ by up to {weights.action_difference:.2%} of their range and "
+        f"values by {weights.value_difference:.2%} of the largest ({weights.most_difference:.0%} allowed)"
+    )
 
 
 def _shift(statistics: ObservationStatistics) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cvpo.bundle import NAME_PATTERN, CurvePoint, Evaluation, Manifest, Provenance, read_bundle
+from cvpo.bundle import NAME_PATTERN, CurvePoint, Evaluation, Manifest, Precision, Provenance, read_bundle
 from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, checkpoint_written, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.errors import BundleError, CheckpointError, ConfigError
@@ -45,6 +45,7 @@ def release(
     select: bool = False,
     steps: int | None = None,
     plan: Plan = Plan(),  # noqa: B008  # frozen
+    precision: Precision = "float32",
     workers: int = 1,
     key: Ed25519PrivateKey | None = None,
     say: Callable[[str], None],
@@ -59,6 +60,7 @@ def release(
         steps: take the checkpoint of this step.
         plan: how many episodes, and what is to be claimed; without any to calibrate on, every answer is flagged. The
             seed is the run's, whatever it says.
+        precision: that the networks' matrices are stored in; all that is measured is measured of these.
         workers: simulator processes.
         key: to sign the bundle with.
         say: is told what goes on.
@@ -90,6 +92,7 @@ def release(
             _created(run, steps),
             learning_curve(read_evaluations(run), steps),
         ),
+        precision=precision,
     )
     environment = trained.config.environment
     with VectorEnv(

@@ -105,7 +105,8 @@ def shown(page: str) -> list[str]:
 def test_verify_says_what_a_server_would(bundle: Path, tmp_path: Path) -> None:
     said = succeed("verify", bundle).out.splitlines()
     assert said[0] == f"{bundle}: goal, version 1: verified"
-    assert "16 situations answered as at export, within 0.0001" in said[-1]
+    assert "16 situations answered as at export, within 0.0001" in said[-2]
+    assert re.fullmatch(r"latency    \d+ us a call with one observation, .* in float32 on .+", said[-1])
     wrong = bundles.critic_graph(lambda text: text.replace("float {10.0}", "float {11.0}"))
     other = bundles.write(tmp_path / "other", critic=wrong, request=bundles.golden())
     assert f"{other}: critic.onnx does not answer the golden request" in cvpo("verify", other).sentence

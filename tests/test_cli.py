@@ -227,6 +227,21 @@ def test_a_bundle_states_the_confidence_and_miss_rate_that_were_asked_for(run: P
     assert "(meant 25%)" in said
 
 
+def test_a_policy_is_exported_in_fewer_bits_and_calibrated_again_as_it_is(run: Path, tmp_path: Path) -> None:
+    one, same, again = (tmp_path / place / "drift" / "1" for place in ("one", "same", "again"))
+    for path in (one, same):
+        succeed("export", run, "--out", path, "--precision", "int8", "--no-calibrate", *SHORT[2:])
+        assert {file.name: file.read_bytes() for file in path.iterdir()} == {
+            file.name: file.read_bytes() for file in one.iterdir()
+        }
+    succeed("calibrate", one, "--out", again, "--episodes", "12", "--evaluation-episodes", "2", "--workers", "0")
+    stored = read_bundle(one).manifest.stored_weights
+    assert stored is not None
+    assert read_bundle(again).manifest.stored_weights == stored
+    assert "with weights in int8 on " in succeed("verify", again).out
+    assert "--precision" in cvpo("export", run, "--out", tmp_path / "x", "--precision", "int4").usage_error
+
+
 # Folders
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cvpo.bundle import Evaluation, Interval, read_bundle
+from cvpo.bundle import Evaluation, Interval, Precision, read_bundle
 from cvpo.calibrate import CalibratedMap, calibrate
 from cvpo.errors import BundleError, ExportError
 from cvpo.evaluate import Episode
@@ -168,9 +168,9 @@ def test_the_card_of_an_unmeasured_policy_says_so(tmp_path: Path) -> None:
 def test_a_graph_that_differs_from_torch_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = model(1, seed=9)
 
-    def of_another_policy(served: Served) -> bytes:
+    def of_another_policy(served: Served, precision: Precision) -> bytes:
         forecast, scale = served.forecast, served.reward_scale
-        return policy_graph(Served(other, forecast, served.cost_map, LOW, HIGH, scale, served.shift))
+        return policy_graph(Served(other, forecast, served.cost_map, LOW, HIGH, scale, served.shift), precision)
 
     monkeypatch.setattr("cvpo.export.policy_graph", of_another_policy)
     with pytest.raises(ExportError, match=r"policy.onnx, deterministic: action differs"):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from benchmarks.serving.messages import NAME, OBSERVATIONS
 from benchmarks.serving.network import STEPS_LEFT
-from cvpo.bundle import Constraint, Provenance
+from cvpo.bundle import Constraint, Precision, Provenance
 from cvpo.calibrate import calibrate
 from cvpo.envs.base import EnvSpec
 from cvpo.evaluate import Episode
@@ -23,8 +23,8 @@ EPISODE_STEPS, EPISODES = 200, 60
 CONTROL_PERIOD_MS = 20.0
 
 
-def write_workload(folder: Path) -> Path:
-    """Write the bundle into the folder, and return its path."""
+def write_workload(folder: Path, precision: Precision = "float32") -> Path:
+    """Write the bundle into the folder, its networks in that precision, and return its path."""
     generator = np.random.default_rng(0)
     torch.manual_seed(0)
     model = Model(
@@ -61,6 +61,7 @@ def write_workload(folder: Path) -> Path:
             packages={"torch": torch.__version__},
             config={},
         ),
+        precision,
     )
     episodes = [_episode(model, observation, generator) for observation in seen]
     calibrated = calibrate(episodes, policy.constraints, model.normalizer, seed=0)

@@ -28,9 +28,11 @@ from cvpo.bundle.manifest import (
     Mode,
     ModeResult,
     ObservationStatistics,
+    Precision,
     Provenance,
     ReliabilityBin,
     Space,
+    StoredWeights,
 )
 from cvpo.bundle.onnxfile import BOOL, FLOAT, INT64, IR_VERSION, OPSET
 from cvpo.bundle.storage import (
@@ -83,9 +85,11 @@ __all__ = [
     "ModeResult",
     "ObservationStatistics",
     "Port",
+    "Precision",
     "Provenance",
     "ReliabilityBin",
     "Space",
+    "StoredWeights",
     "TrustedKeys",
     "check_graph",
     "distance",

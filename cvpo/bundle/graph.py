@@ -21,6 +21,7 @@ MOST_AXES = 8
 # Per situation and candidate. Networks of the default size take 2^13 values and 2^18 multiplications.
 MOST_VALUES = 2**18
 MOST_MULTIPLICATIONS = 2**26
+MOST_CONSTANTS = 2**26  # values: as many as the largest file has in float32
 
 _N, _K = 3, 5  # sizes to try a graph with; small, and neither is 1, which broadcasts
 
@@ -72,8 +73,9 @@ def _check_interface(what: str, values: tuple[Value, ...], names: tuple[str, ...
 class _Effort:
     """What a graph takes: numbers that it holds, and multiplications in its matrix products."""
 
-    values: int = 0
+    values: int = 0  # but those of constants
     multiplications: int = 0
+    constants: int = 0  # values in the file, and those that follow from them alone, once
 
 
 @dataclass(frozen=True)
@@ -122,24 +124,39 @@ def _effort(graph: Graph, sizes: Mapping[str, int]) -> _Effort:
         for value in graph.inputs
     }
     known: dict[str, NDArray[np.int64]] = {}
+    fixed, narrow = set(graph.constants), set()
     for name, constant in graph.constants.items():
         if name in shapes:
             raise BundleError(f"two values are named {name!r}")
         shapes[name] = constant.shape
+        effort.constants += constant.size
+        if constant.dtype in (np.float16, np.int8):
+            narrow.add(name)
         if constant.dtype == np.int64 and constant.size <= MOST_AXES:
             known[name] = constant
+    most_constants = min(3 * effort.constants, MOST_CONSTANTS)  # our exporter casts and scales each at most once
     for position, node in enumerate(graph.nodes):
         try:
+            if node.operator != "Cast" and narrow.intersection(node.inputs):
+                raise BundleError("our exporter casts float16 and int8 to float32 before it computes with them")
             for name, shape, value in zip(node.outputs, *_compute(node, shapes, known, effort), strict=True):
                 if name in shapes or not name:
                     raise BundleError(f"two values are named {name!r}")
                 if len(shape) > MOST_AXES or any(size < 1 for size in shape):
                     raise BundleError(f"{name} has the shape {shape}")
                 shapes[name] = shape
-                effort.values += math.prod(shape)
+                if fixed.issuperset(node.inputs):
+                    fixed.add(name)
+                    effort.constants += math.prod(shape)
+                else:
+                    effort.values += math.prod(shape)
                 if value is not None:
                     known[name] = value
-            if effort.values > MOST_VALUES * _N * _K or effort.multiplications > MOST_MULTIPLICATIONS * _N * _K:
+            if (
+                effort.values > MOST_VALUES * _N * _K
+                or effort.multiplications > MOST_MULTIPLICATIONS * _N * _K
+                or effort.constants > most_constants
+            ):
                 raise BundleError("so far the graph takes more memory or work than any policy needs")
         except BundleError as error:
             raise BundleError(f"operator {position}, {node.operator}: {error}") from error

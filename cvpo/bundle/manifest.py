@@ -17,6 +17,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 MOST_CURVE_POINTS, MOST_COSTS, MOST_EXAMPLE_STEPS = 100, 200, 200
 
 Mode = Literal["deterministic", "sampled", "shielded"]
+Precision = Literal["float32", "float16", "int8"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -208,6 +209,15 @@ class ObservationStatistics(_Model):
     shift_episodes: Annotated[int, Field(ge=0)] = 0  # that the threshold was set on
 
 
+class StoredWeights(_Model):
+    """Networks that are stored in fewer bits than they learned in: how far that moves them on real observations."""
+
+    precision: Precision
+    action_difference: Probability  # largest, in shares of the action's range
+    value_difference: NonNegative  # largest of reward and cost values, in shares of the largest of each
+    most_difference: Probability  # either may be at most that much; otherwise nothing is exported
+
+
 class CurvePoint(_Model):
     """The evaluation of one checkpoint of the run."""
 
@@ -259,6 +269,7 @@ class Manifest(_Model):
     observation_statistics: ObservationStatistics
     evaluations: tuple[Evaluation, ...]
     provenance: Provenance
+    stored_weights: StoredWeights | None = None  # None: in float32, as they learned
     golden_tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-4  # share of an output's largest value; kernels differ
     files: dict[str, FileEntry] = Field(default_factory=dict)  # but this one and the signature; by write_bundle
 

@@ -16,11 +16,16 @@ from numpy.typing import NDArray
 
 from cvpo.errors import BundleError
 
-FLOAT, INT64, BOOL = 1, 7, 9  # TensorProto.DataType
+FLOAT, INT8, INT64, BOOL, FLOAT16 = 1, 3, 7, 9, 10  # TensorProto.DataType
 OPSET = 18
 IR_VERSION = 9  # read by every onnxruntime that the service admits
 
-_DTYPES: Mapping[int, np.dtype[Any]] = {FLOAT: np.dtype("<f4"), INT64: np.dtype("<i8")}
+_DTYPES: Mapping[int, np.dtype[Any]] = {
+    FLOAT: np.dtype("<f4"),
+    INT64: np.dtype("<i8"),
+    FLOAT16: np.dtype("<f2"),
+    INT8: np.dtype("i1"),
+}
 
 Attribute: TypeAlias = float | int | tuple[int, ...]
 Kind: TypeAlias = Literal["int", "float", "text", "bytes", "refused"]
@@ -215,7 +220,7 @@ def _constant(tensor: _Message) -> tuple[str, NDArray[Any]]:
     name, dims, raw = tensor.one("name"), tensor.some("dims"), tensor.one("raw_data", memoryview(b""))
     dtype = _DTYPES.get(tensor.one("data_type"))
     if dtype is None:
-        raise BundleError(f"constant {name!r} is neither of float32 nor of int64 values")
+        raise BundleError(f"constant {name!r} is not of float32, float16, int64 or int8 values")
     if any(size < 1 for size in dims) or math.prod(dims) * dtype.itemsize != len(raw):
         raise BundleError(f"constant {name!r} of shape {dims} has {len(raw)} bytes of values")
     return name, np.frombuffer(raw, dtype).reshape(dims)

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cvpo.bundle import CRITIC_GRAPH, POLICY_GRAPH, check_graph
+from cvpo.bundle import CRITIC_GRAPH, POLICY_GRAPH, Precision, check_graph
 from cvpo.bundle.onnxfile import read_graph
 from cvpo.errors import BundleError
 from cvpo.graphs import critic_graph as exported_critic
@@ -53,8 +53,16 @@ def test_what_the_exporter_writes_is_accepted(num_costs: int, covariance: str) -
     check_graph(CRITIC_GRAPH, exported_critic(policy), sizes)
 
 
-def test_constants_are_read_as_onnx_reads_them() -> None:
-    data = exported_policy(served(2))
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_networks_in_fewer_bits_are_accepted(precision: Precision) -> None:
+    sizes = {"O": OBSERVATION_SIZE, "A": ACTION_SIZE, "C": 2}
+    check_graph(POLICY_GRAPH, exported_policy(served(2), precision), sizes)
+    check_graph(CRITIC_GRAPH, exported_critic(served(2), precision), sizes)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_constants_are_read_as_onnx_reads_them(precision: Precision) -> None:
+    data = exported_policy(served(2), precision)
     expected = {t.name: numpy_helper.to_array(t) for t in onnx.load_from_string(data).graph.initializer}
     found = read_graph(data).constants
     assert found.keys() == expected.keys()
@@ -111,6 +119,11 @@ def external(model: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="../../etc/passwd")
 
 
+def half(model: onnx.ModelProto) -> None:
+    constant(model, "half", [1.0], np.float16)
+    node(model, "Add", ["half", "half"])
+
+
 def branch(model: onnx.ModelProto) -> None:
     body = helper.make_graph([], "body", [], [helper.make_tensor_value_info("steps_left", TensorProto.INT64, ["N"])])
     node(model, "If", ["violation"], then_branch=body, else_branch=body)
@@ -133,7 +146,8 @@ def branch(model: onnx.ModelProto) -> None:
         (lambda m: m.graph.initializer[0].float_data.append(1), "it uses field 4"),
         (lambda m: node(m, "Constant", [], value=numpy_helper.from_array(np.zeros(2))), "it uses t of"),
         (lambda m: node(m, "LeakyRelu", ["u"], alpha=0.1), "LeakyRelu: our exporter writes no such operator"),
-        (lambda m: constant(m, "d", [1.0], np.float64), "neither of float32 nor of int64"),
+        (lambda m: constant(m, "d", [1.0], np.float64), "is not of float32, float16, int64 or int8"),
+        (half, "casts float16 and int8 to float32 before it computes"),
         (lambda m: constant(m, "empty", np.zeros((2**40, 0))), "has 0 bytes of values"),
         (lambda m: setattr(m.graph.initializer[0], "raw_data", b"123"), "has 3 bytes of values"),
         (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "two constants are named"),
@@ -180,6 +194,12 @@ def doubled(model: onnx.ModelProto) -> None:
         node(model, "Concat", [f"x{step}", f"x{step}"], f"x{step + 1}", axis=1)
 
 
+def cast(model: onnx.ModelProto) -> None:
+    constant(model, "narrow", np.zeros(100_000), np.int8)
+    for step in range(4):  # ours are cast once
+        node(model, "Cast", ["narrow"], f"x{step}", to=TensorProto.FLOAT)
+
+
 def gathered(model: onnx.ModelProto) -> None:
     constant(model, "column", np.zeros((1, 100_000)))
     constant(model, "zeros", np.zeros(100_000), np.int64)
@@ -193,7 +213,7 @@ def multiplied(model: onnx.ModelProto) -> None:
         node(model, "MatMul", ["row", "matrix"], f"x{step}")
 
 
-@pytest.mark.parametrize("change", [outer, doubled, gathered, multiplied])
+@pytest.mark.parametrize("change", [outer, doubled, cast, gathered, multiplied])
 def test_a_graph_that_takes_memory_or_work_without_end_is_refused(change: Change) -> None:
     assert "more memory or work than any policy needs" in refusal(changed(change))
 

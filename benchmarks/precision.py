@@ -1,0 +1,143 @@
+"""What networks in fewer bits take and do: `python -m benchmarks.precision RUN`.
+
+Size and time of a call are of the policy that `benchmarks.serving` serves, in turns: in a loop of calls, and after as
+much other memory was read as fills the caches, which is nearer to what a server meets. How far answers move is measured
+on the last checkpoint of a run: on all observations of some episodes, and by the return and cost of each rounded policy
+in fresh ones, the same for all.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from benchmarks.contestant import versions
+from benchmarks.errors import run
+from benchmarks.rounds import finish, interleave, table
+from benchmarks.serving.workload import write_workload
+from cvpo.bundle import GRAPHS, POLICY_GRAPH, Precision, read_bundle
+from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
+from cvpo.envs import VectorEnv
+from cvpo.evaluate import Episode, TorchActor, run_episodes, summarize
+from cvpo.precision import compare, rounded
+from cvpo.record import open_graph
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+ROUNDS, CALLS = 101, 50
+EVICTED = np.ones(2**20)  # 8 MiB
+OBSERVED, EPISODES = 10, 40
+SEED_OFFSET = 7_000_003  # never an episode of training, of an export or of an evaluation
+
+
+def measure_calls() -> dict[str, dict[str, Any]]:
+    """Bytes of both graphs, and median microseconds of a call with one observation and one candidate, by precision."""
+    with tempfile.TemporaryDirectory() as scratch:
+        bundles = {p: read_bundle(write_workload(Path(scratch) / p, p)) for p in PRECISIONS}
+    inputs = {
+        name: value if name == "alarm_level" else value[:1]
+        for name, value in bundles["float32"].golden.inputs[POLICY_GRAPH].items()
+    }
+    inputs["noise"] = inputs["noise"][:, :1]
+    calls: dict[str, Callable[[], Any]] = {
+        p: partial(open_graph(bundle.policy_graph).run, None, inputs) for p, bundle in bundles.items()
+    }
+    hot = interleave({p: partial(_hot, call) for p, call in calls.items()}, ROUNDS)
+    cold = interleave({p: partial(_cold, call) for p, call in calls.items()}, ROUNDS)
+    return {
+        p: {
+            "bytes": {name: len(bundles[p].graph(name)) for name in GRAPHS},
+            "loop_us": 1e6 * statistics.median(hot[p]),
+            "cold_us": 1e6 * statistics.median(cold[p]),
+        }
+        for p in PRECISIONS
+    }
+
+
+def _hot(call: Callable[[], Any]) -> float:
+    return statistics.median(_seconds(call) for _ in range(CALLS))
+
+
+def _cold(call: Callable[[], Any]) -> float:
+    EVICTED.sum()
+    return _seconds(call)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def measure_answers(path: Path) -> dict[str, Any]:
+    """How far the last checkpoint of a run acts, values and does otherwise, by precision."""
+    trained = load_policy(path, checkpoint_steps(path)[-1])
+    seen = np.concatenate([e.observation for e in _rollouts(trained, "float32", OBSERVED, seed=1)])
+    found: dict[str, Any] = {}
+    for precision in PRECISIONS:
+        narrow = rounded(trained.model, precision)
+        stored = compare(trained.model, narrow, precision, torch.from_numpy(seen))
+        did = summarize(_rollouts(trained, precision, EPISODES, seed=2), trained.config.cost_limits, "deterministic")
+        found[precision] = {
+            "action_difference": stored.action_difference,
+            "value_difference": stored.value_difference,
+            "episode_return": did.episode_return.model_dump(),
+            "cost": [cost.model_dump() for cost in did.episode_cost],
+        }
+    return {
+        "env_id": trained.spec.env_id,
+        "seed": trained.config.seed,
+        "steps": trained.steps,
+        "observations": len(seen),
+        "episodes": EPISODES,
+        "precisions": found,
+    }
+
+
+def _rollouts(trained: TrainedPolicy, precision: Precision, count: int, seed: int) -> list[Episode]:
+    environment = trained.config.environment
+    with VectorEnv(
+        environment.env_id,
+        num_envs=10,
+        workers=0,
+        seed=trained.config.seed + SEED_OFFSET + 1_000 * seed,
+        cost_names=environment.cost_names,
+        max_episode_steps=environment.max_episode_steps,
+    ) as env:
+        return run_episodes(env, TorchActor(rounded(trained.model, precision), trained.spec), count)
+
+
+def main() -> None:
+    """Measure, print a table, and save the result."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run of cvpo train")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    calls, answers = measure_calls(), measure_answers(arguments.run)
+    header = ("weights in", "both graphs, kB", "call in a loop, µs", "after 8 MiB of other, µs", "action", "value")
+    rows = [
+        (
+            p,
+            f"{sum(calls[p]['bytes'].values()) / 1e3:,.0f}",
+            f"{calls[p]['loop_us']:.0f}",
+            f"{calls[p]['cold_us']:.0f}",
+            f"{answers['precisions'][p]['action_difference']:.2%}",
+            f"{answers['precisions'][p]['value_difference']:.2%}",
+        )
+        for p in PRECISIONS
+    ]
+    print(table(header, rows))
+    whole = sum(calls["float32"]["bytes"].values())
+    shares = {p: sum(calls[p]["bytes"].values()) / whole for p in PRECISIONS[1:]}
+    packages = versions(["torch", "onnxruntime", "numpy"])
+    finish("precision", {"size_ratios": shares}, {"calls": calls, "answers": answers, "packages": packages})
+
+
+if __name__ == "__main__":
+    run(main)
