@@ -393,12 +393,15 @@ def _finish(name: str, graph: _Graph, answering: Answering) -> bytes:
 def _choose(graph: _Graph, answering: Answering, judged: _Judged) -> str:
     """The action of `Answering.act`; its costs are returned, [N, 4·C]."""
     flags = graph.cast(graph.node("Greater", judged.probability, graph.unsqueeze("alarm_level", 1)), FLOAT)  # [N, C, K]
-    free = graph.node("Less", graph.reduce("ReduceMax", flags, 1), graph.floats(1.0))  # [N, K]
-    graph.node("Greater", graph.reduce("ReduceMax", graph.cast(free, FLOAT), 1), graph.floats(0.0), output="feasible")
-    eligible = graph.node("Where", free, CANDIDATE_REWARD_VALUE, graph.floats(-np.inf))
-    best = graph.node("ArgMax", eligible, axis=1, keepdims=0)
-    safest = graph.node("ArgMin", graph.reduce("ReduceMax", judged.probability, 1), axis=1, keepdims=0)
-    graph.node("Where", "feasible", best, safest, output="chosen")
+    of_first = graph.node("Gather", flags, graph.integers(0), axis=2)  # [N, C, 1]
+    below = graph.node("Neg", graph.reduce("ReduceSum", flags, 1))  # minus their number, [N, K]
+    fewest = graph.reduce("ReduceMax", below, 1)
+    graph.node("Greater", fewest, graph.floats(-1.0), output="feasible")
+    relative = graph.node("Div", CANDIDATE_COST_VALUE, graph.tensor(answering.typical_cost_value))
+    worst = graph.reduce("ReduceMax", graph.node("Mul", relative, of_first), 1)  # [N, K]
+    more = graph.node("Less", below, graph.unsqueeze(fewest, 1))
+    worst = graph.node("Where", more, graph.floats(np.inf), worst)
+    graph.node("ArgMin", worst, axis=1, keepdims=0, output="chosen")
 
     row = graph.unsqueeze("chosen", 1)  # [N, 1]
     low, high = graph.tensor(answering.action_low), graph.tensor(answering.action_high)

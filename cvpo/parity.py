@@ -105,7 +105,7 @@ def _check_policy(answering: Answering, policy: _Session, mode: str, case: _Case
     found = PolicyOutput(*policy.run(case, PolicyOutput._fields, noise=noise))
     values = answering.policy_values(case.observation, noise)
     judged = answering.judge(values, case.steps_left, case.cost_allowed, case.alarm_level)
-    _check_choice(where, answering, case, values, judged, found)
+    _check_choice(where, answering, case, values, found)
     rows = torch.arange(len(noise))
     action = answering.environment_action(values.action[rows, found.chosen])
     _close(where, "action", found.action, action, (answering.action_high - answering.action_low) / 2)
@@ -128,28 +128,27 @@ def _check_shift(answering: Answering, policy: _Session, critic: _Session, case:
         _close(graph.name, "shift_score", found, expected, expected.amax().clamp(min=1))
 
 
-def _check_choice(
-    where: str, answering: Answering, case: _Case, values: NetworkValues, judged: Judgement, found: PolicyOutput
-) -> None:
-    """The chosen candidate is the best one by torch's values, or cannot be told from it within TOLERANCE."""
-    forecast = answering.forecasts(values.normalized, judged.cost_value, case.steps_left)
+def _check_choice(where: str, answering: Answering, case: _Case, values: NetworkValues, found: PolicyOutput) -> None:
+    """The chosen candidate is the one by torch's values, or cannot be told from it within TOLERANCE."""
+    forecast = answering.forecasts(values.normalized, values.cost_value, case.steps_left)
     slack = TOLERANCE * forecast.amax()
     least, most = (
         answering.cost_map(forecast + sign * slack, case.steps_left, _moved(case.cost_allowed, -sign))
         for sign in (-1, 1)
     )
     level = case.alarm_level[:, None]
-    surely_free = (most.violation_probability <= level).all(1)  # [N, K]
-    maybe_free = (least.violation_probability <= level).all(1)
-    wrong = torch.where(found.feasible, ~maybe_free.any(1), surely_free.any(1))
+    surely, maybe = (predicted.violation_probability > level for predicted in (least, most))  # flagged, [N, C, K]
+    wrong = torch.where(found.feasible, surely.any(1).all(1), ~maybe.any(1).all(1))
     _equal(where, "feasible", int(wrong.sum()), len(wrong))
 
+    at_least, at_most = surely.sum(1), maybe.sum(1)  # flags, [N, K]
+    relative = values.cost_value / answering.typical_cost_value
+    lowest, highest = ((relative * flagged[..., :1]).amax(1) for flagged in (surely, maybe))  # [N, K]
+    surely_eligible = at_most <= at_least.amin(1, keepdim=True)
+    to_beat = highest.masked_fill(~surely_eligible, torch.inf).amin(1) + TOLERANCE * relative.amax()
     rows = torch.arange(len(wrong))
-    reward_slack = TOLERANCE * max(answering.reward_scale, float(judged.reward_value.abs().amax()))
-    to_beat = judged.reward_value.masked_fill(~surely_free, -torch.inf).amax(1)
-    best = maybe_free[rows, found.chosen] & (judged.reward_value[rows, found.chosen] >= to_beat - reward_slack)
-    safest = least.violation_probability.amax(1)[rows, found.chosen] <= most.violation_probability.amax(1).amin(1)
-    wrong = ~torch.where(found.feasible, best, safest)
+    wrong = (at_least[rows, found.chosen] > at_most.amin(1)) | (lowest[rows, found.chosen] > to_beat)
+    wrong = torch.where(at_most[:, 0] == 0, found.chosen != 0, wrong)
     _equal(where, "chosen", int(wrong.sum()), len(wrong))
 
 

@@ -103,28 +103,29 @@ class Answering(nn.Module, ABC):
     ) -> PolicyOutput:
         """Choose among the candidates that the noise makes; what `policy.onnx` computes.
 
-        Of the candidates that raise no flag, the one with the highest reward value; if all do, the one whose largest
-        violation probability is smallest. The lowest index wins a tie.
+        The first candidate, as long as it raises no flag; else, of those that raise the fewest flags, the one with the
+        least cost value. Of several constraints the largest counts, relative to `typical_cost_value`, among those that
+        the first candidate is flagged for. The lowest index wins a tie.
 
         Args:
             observation: [N, O].
-            noise: standard normal, [N, K, A]; zero is the policy's most likely action.
+            noise: standard normal, [N, K, A]; zero is the policy's most likely action, which a shield has first.
             steps_left: [N] int64.
             cost_allowed: [N, C], undiscounted cost allowed over those steps; +inf: unconstrained.
             alarm_level: [C].
         """
         values = self.policy_values(observation, noise)
         judged = self.judge(values, steps_left, cost_allowed, alarm_level)
-        flagged = judged.violation.any(1)
-        feasible = ~flagged.all(1)
-        best = judged.reward_value.masked_fill(flagged, -torch.inf).argmax(1)
-        safest = judged.violation_probability.amax(1).argmin(1)
-        chosen = torch.where(feasible, best, safest)
+        flags = judged.violation.sum(1)  # [N, K]
+        fewest = flags.amin(1, keepdim=True)
+        relative = values.cost_value / self.typical_cost_value  # [N, C, K]
+        worst = (relative * judged.violation[..., :1]).amax(1)  # [N, K]; 0 throughout where the first raises no flag
+        chosen = worst.masked_fill(flags > fewest, torch.inf).argmin(1)
         rows = torch.arange(len(chosen))
         return PolicyOutput(
             self.environment_action(values.action[rows, chosen]),
             chosen,
-            feasible,
+            fewest[:, 0] == 0,
             *Judgement(*(value[rows, ..., chosen] for value in judged)),
             values.shift_score,
         )
@@ -150,6 +151,14 @@ class Answering(nn.Module, ABC):
             return cost_value
         forecast: Tensor = self.forecast(normalized, cost_value, steps_left)
         return forecast
+
+    @property
+    def typical_cost_value(self) -> Tensor:
+        """What cost values are measured by, so that those of several constraints can be compared, [C, 1].
+
+        Their mean over the calibration's episodes; without calibration 1.
+        """
+        return torch.ones(self.cost_map.num_costs, 1) if self.forecast is None else self.forecast.typical_value[..., 0]
 
     def environment_action(self, action: Tensor) -> Tensor:
         """Actions [N, A] in [-1, 1] in environment units, inside the bounds whatever the rounding."""

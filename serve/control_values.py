@@ -49,7 +49,7 @@ class FlaggedAction:
 
 @dataclass(frozen=True)
 class LeastUnsafeAction:
-    """The best of several candidates of the same policy, as a shielded policy chooses it."""
+    """The safest of several candidates of the same policy, as a shielded policy chooses it."""
 
     candidates: int = DEFAULT_LEAST_UNSAFE_CANDIDATES  # K, at least 2
 

@@ -39,7 +39,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Shielded:
-    """The best of several candidates, the deterministic action among them."""
+    """The deterministic action; where it raises a flag, the safest of several candidates, of which it is the first."""
 
     candidates: int  # K, at least 2
     seed: int | None = None  # None: the server draws one

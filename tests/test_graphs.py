@@ -13,11 +13,22 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 
 from cvpo.costmap import uncalibrated_map
+from cvpo.forecast import CostForecast
 from cvpo.graphs import critic_graph, policy_graph
 from cvpo.networks import VARIANCE_FLOOR
-from cvpo.served import CriticOutput, PolicyOutput, Served
+from cvpo.served import Answering, CriticOutput, NetworkValues, PolicyOutput, Served
 from cvpo.shift import ShiftScore
-from tests.small_policies import ACTION_SIZE, HIGH, LOW, T, constraints, observations, served
+from tests.small_policies import (
+    ACTION_SIZE,
+    HIGH,
+    LOW,
+    OBSERVATION_SIZE,
+    T,
+    constraints,
+    observations,
+    random_map,
+    served,
+)
 
 Inputs = dict[str, torch.Tensor]
 
@@ -111,9 +122,46 @@ def test_the_signature_is_the_one_the_service_is_built_against() -> None:
     assert [o.name for o in critic.get_outputs()] == list(CriticOutput._fields)
 
 
-def test_the_most_rewarding_candidate_without_a_flag_is_chosen_else_the_least_likely_to_violate() -> None:
-    policy = served(2)
-    inputs = situations(200, 2, alarm_level=0.4)
+class Fixed(Answering):
+    """Three candidates of given cost values, the same in each situation."""
+
+    cost_value = torch.tensor([[2.0, 1.0, 3.0], [5.0, 8.0, 4.0]])  # [C, K]
+
+    def policy_values(self, observation: torch.Tensor, noise: torch.Tensor) -> NetworkValues:
+        N = len(noise)
+        cost_value = self.cost_value.expand(N, -1, -1)
+        return NetworkValues(observation, noise, torch.zeros(N, 3), cost_value, torch.zeros(N))
+
+    def critic_values(self, observation: torch.Tensor, action: torch.Tensor) -> NetworkValues:
+        return self.policy_values(observation, action.unsqueeze(1))
+
+
+@pytest.mark.parametrize(("typical", "chosen"), [(None, [0, 1, 2, 2]), ([1.0, 10.0], [0, 1, 2, 1])])
+def test_a_shield_by_hand(typical: list[float] | None, chosen: list[int]) -> None:
+    # Without evidence, whatever is limited is flagged. Of both constraints the largest counts: 5, 8 and 4 of each
+    # candidate; or in units of 1 and 10, 2, 1 and 3.
+    forecast = None if typical is None else CostForecast(OBSERVATION_SIZE, np.array([T]), np.array(typical)).eval()
+    policy = Fixed(forecast, uncalibrated_map(constraints((9.0, 9.0))), LOW, HIGH, 1.0)
+    allowed = torch.tensor([[math.inf, math.inf], [9, math.inf], [math.inf, 9], [9, 9]])
+    with torch.no_grad():
+        found = policy.act(
+            torch.zeros(4, OBSERVATION_SIZE),
+            torch.zeros(4, 3, ACTION_SIZE),
+            torch.full((4,), T),
+            allowed,
+            torch.full((2,), 0.5),
+        )
+    assert found.chosen.tolist() == chosen
+    assert found.feasible.tolist() == [True, False, False, False]
+    assert found.cost_value[3].tolist() == Fixed.cost_value[:, chosen[3]].tolist()
+
+
+def test_the_first_candidate_stands_unless_it_raises_a_flag_else_the_least_cost_value_of_the_fewest_flags() -> None:
+    policy = served(2, cost_map=random_map(2))
+    with torch.no_grad():  # candidates that differ
+        policy.model.critics.action_weight.mul_(10)
+        policy.model.critics.output_weight.mul_(3)
+    inputs = situations(200, 2)
     noise = 2 * torch.randn(200, 6, ACTION_SIZE, generator=torch.Generator().manual_seed(2))
     found = PolicyOutput(*run(session(policy_graph(policy)), PolicyOutput._fields, {**inputs, "noise": noise}))
     with torch.no_grad():
@@ -121,23 +169,27 @@ def test_the_most_rewarding_candidate_without_a_flag_is_chosen_else_the_least_li
         judged = policy.judge(values, **inputs)
     seen = set()
     for n in range(200):
-        free = [k for k in range(6) if not judged.violation[n, :, k].any()]
-        worst = judged.violation_probability[n].amax(0).tolist()
-        expected = max(free, key=lambda k: float(judged.reward_value[n, k])) if free else worst.index(min(worst))
-        assert (int(found.chosen[n]), bool(found.feasible[n])) == (expected, bool(free))
-        seen.add((expected, bool(free)))
-    assert {feasible for _, feasible in seen} == {True, False}
-    assert len(seen) > 6
+        flagged = [c for c in range(2) if judged.violation[n, c, 0]]
+        flags = judged.violation[n].sum(0).tolist()
+        eligible = [k for k in range(6) if flags[k] == min(flags)]
+        least = min(eligible, key=lambda k: max(float(judged.cost_value[n, c, k]) for c in flagged)) if flagged else 0
+        assert (int(found.chosen[n]), bool(found.feasible[n])) == (least, min(flags) == 0)
+        seen.add((len(flagged), min(flags), len(eligible) < 6))
+    # Flags of the first candidate, the fewest of any, and whether that left some out.
+    assert seen >= {(0, 0, False), (0, 0, True), (1, 0, True), (1, 1, True), (2, 1, True), (2, 2, False)}
 
 
-def test_the_lowest_index_wins_where_all_are_equally_likely_to_violate() -> None:
+def test_without_calibration_the_least_cost_value_is_chosen_and_the_lowest_index_of_equals() -> None:
     policy = served(2, cost_map=uncalibrated_map(constraints((5.0, 5.0))))
     inputs = situations(9, 2, alarm_level=0.0)
     inputs["cost_allowed"][:] = 5.0
-    noise = torch.randn(9, 4, ACTION_SIZE, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(9, 2, ACTION_SIZE, generator=torch.Generator().manual_seed(0)).repeat(1, 2, 1)
     found = PolicyOutput(*run(session(policy_graph(policy)), PolicyOutput._fields, {**inputs, "noise": noise}))
+    with torch.no_grad():
+        cost_value = policy.policy_values(inputs["observation"], noise).cost_value
     assert not found.feasible.any()
-    assert (found.chosen == 0).all()
+    assert torch.equal(found.chosen, cost_value[..., :2].amax(1).argmin(1))
+    assert set(found.chosen.tolist()) == {0, 1}
     assert (found.violation_probability == 1).all()
     assert found.violation.all()
 
