@@ -1,8 +1,8 @@
-"""What a shield makes of a policy over its limit: `python -m benchmarks.shield`.
+"""What a shield makes of a policy that costs more than it may: `python -m benchmarks.shield`.
 
-The checkpoint of a finished run of `benchmarks.learning` that was farthest over its limit, in the second half of the
-run, is exported, calibrated, and rolled out: deterministic, and shielded with several numbers of candidates and alarm
-levels. Every session may spend the limit. A row for each, on as many episodes of the same seeds.
+A policy that was trained for a high limit is served with a low one: an episode may spend less than it costs. The last
+policy of the run is exported, calibrated, and rolled out: deterministic, and shielded with several numbers of
+candidates and alarm levels. A row for each, on as many episodes of the same seeds.
 """
 
 import argparse
@@ -18,44 +18,42 @@ import torch
 from benchmarks.calibration.measure import finished_run
 from benchmarks.contestant import versions
 from benchmarks.errors import BenchmarkError, run
+from benchmarks.learning.jobs import LIMITS, LIMITS_TASK
 from benchmarks.rounds import finish
+from cvpo.bundle import Evaluation
 from cvpo.calibrate import CalibratedMap, calibrate
-from cvpo.checkpoint import TrainedPolicy, load_policy
+from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.evaluate import Episode, ServedActor, TorchActor, run_episodes, summarize
 from cvpo.export import NamedPolicy, export_bundle
-from cvpo.metrics import read_evaluations
 from cvpo.release import provenance_of
 
-TASK = "SafetyPointGoal1-v0"
+BUDGET = 25.0
 CANDIDATES = (4, 16)
 LEVELS = (0.1, 0.3, 0.6)
-CALIBRATING, EPISODES = 200, 80
+CALIBRATING, EPISODES = 200, 100
 SEED_OFFSET = 6_000_011  # never an episode of training, of choosing, of an export or of an evaluation
 Tell = Callable[[str], None]
 
 
-def worst_checkpoint(path: Path, limit: float) -> int:
-    """Steps of the checkpoint that is farthest over the limit, in the second half of the run.
+def measure(path: Path, budget: float, tell: Tell) -> dict[str, Any]:
+    """Return and cost of each way to serve the last policy of a run.
+
+    Args:
+        path: of the run.
+        budget: undiscounted cost that each episode may spend.
+        tell: is told each row.
 
     Raises:
-        BenchmarkError: none is over it.
+        BenchmarkError: the deterministic policy costs no more than the budget, or it has several constraints.
     """
-    evaluations = read_evaluations(path)
-    late = {steps: e.episode_cost[0].mean for steps, e in evaluations.items() if steps >= max(evaluations) / 2}
-    steps = max(late, key=lambda s: late[s])
-    if late[steps] <= limit:
-        raise BenchmarkError(f"No checkpoint of {path.name} is over its limit of {limit:g}; take another run.")
-    return steps
-
-
-def measure(path: Path, tell: Tell) -> dict[str, Any]:
-    """Return and cost of each way to serve the policy."""
     torch.set_num_threads(1)
-    limit = load_policy(path, max(read_evaluations(path))).config.cost_limits[0]
-    trained = load_policy(path, worst_checkpoint(path, limit))
+    trained = load_policy(path, checkpoint_steps(path)[-1])
+    if len(trained.constraints) > 1:
+        raise BenchmarkError(f"{path.name} has {len(trained.constraints)} constraints; take a run with one.")
+    constraints = (trained.constraints[0].model_copy(update={"cost_limit": budget}),)
     calibrating = _rollouts(trained, TorchActor(trained.model, trained.spec), CALIBRATING, seed=1)
-    calibrated = calibrate(calibrating, trained.constraints, trained.model.normalizer, seed=0)
+    calibrated = calibrate(calibrating, constraints, trained.model.normalizer, seed=0)
     observations = np.concatenate([episode.observation for episode in calibrating[:2]])
     policy = NamedPolicy(
         name="shield",
@@ -63,8 +61,8 @@ def measure(path: Path, tell: Tell) -> dict[str, Any]:
         model=trained.model,
         reward_scale=trained.reward_scale,
         spec=trained.spec,
-        constraints=trained.constraints,
-        provenance=provenance_of(trained, f"farthest over its limit, at {trained.steps} steps", "2026-01-01T00:00:00Z"),
+        constraints=constraints,
+        provenance=provenance_of(trained, "The last checkpoint", "2026-01-01T00:00:00Z"),
     )
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -73,20 +71,38 @@ def measure(path: Path, tell: Tell) -> dict[str, Any]:
                 Path(scratch) / "shield" / f"{number + 1}", policy, observations, calibrated=_at(calibrated, level)
             )
             if not rows:
-                rows.append(_row("deterministic", None, _rollouts(trained, ServedActor.from_bundle(bundle)), limit))
+                found = summarize(_rollouts(trained, ServedActor.from_bundle(bundle)), (budget,), "deterministic")
+                check_over(path, found, budget)
+                rows.append(_row("deterministic", None, found))
                 tell(str(rows[-1]))
             for candidates in CANDIDATES:
                 actor = ServedActor.from_bundle(bundle, "shielded", candidates, seed=trained.config.seed)
-                rows.append(_row(f"shielded of {candidates}", level, _rollouts(trained, actor), limit))
+                found = summarize(_rollouts(trained, actor), (budget,), "shielded")
+                rows.append(_row(f"shielded of {candidates}", level, found))
                 tell(str(rows[-1]))
     return {
         "env_id": trained.spec.env_id,
         "seed": trained.config.seed,
         "steps": trained.steps,
-        "cost_limit": limit,
+        "trained_cost_limit": trained.config.cost_limits[0],
+        "budget": budget,
         "episodes": EPISODES,
         "rows": rows,
     }
+
+
+def check_over(path: Path, found: Evaluation, budget: float) -> None:
+    """Refuse a policy that a shield has nothing to do for.
+
+    Raises:
+        BenchmarkError: the 95 % interval of its mean cost is not above the budget.
+    """
+    cost = found.episode_cost[0]
+    if cost.low <= budget:
+        raise BenchmarkError(
+            f"{path.name} costs {cost.mean:.1f} ({cost.low:.1f} to {cost.high:.1f}) over {found.episodes} episodes, "
+            f"which is not above the budget of {budget:g}. Give a lower --budget, or another --run."
+        )
 
 
 def _at(calibrated: CalibratedMap, level: float) -> CalibratedMap:
@@ -110,15 +126,14 @@ def _rollouts(
         return run_episodes(env, actor, count)
 
 
-def _row(mode: str, level: float | None, episodes: list[Episode], limit: float) -> dict[str, Any]:
-    found = summarize(episodes, (limit,), "deterministic")
+def _row(mode: str, level: float | None, found: Evaluation) -> dict[str, Any]:
     return {
         "mode": mode,
         "alarm_level": level,
         "episode_return": found.episode_return.model_dump(),
         "cost": found.episode_cost[0].model_dump(),
         "cost_cvar90": found.cost_cvar90[0],
-        "over_limit_share": found.over_limit_share[0],
+        "over_budget_share": found.over_limit_share[0],
     }
 
 
@@ -132,7 +147,7 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
             "alarm_level": row["alarm_level"],
             "return": row["episode_return"]["mean"],
             "cost": row["cost"]["mean"],
-            "over_limit_share": row["over_limit_share"],
+            "over_budget_share": row["over_budget_share"],
         }
         for name, row in {"deterministic": first, "shielded": best}.items()
     }
@@ -141,9 +156,15 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Measure, and write benchmarks/results/shield.json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shield", description=__doc__)
-    parser.parse_args()
-    path, _ = finished_run(TASK)
-    document = measure(path, lambda line: print(line, flush=True))
+    parser.add_argument(
+        "--run",
+        type=Path,
+        help=f"a finished run; unless given that of benchmarks.learning on {LIMITS_TASK} with limit {max(LIMITS):g}",
+    )
+    parser.add_argument("--budget", type=float, default=BUDGET, help="of each episode (default: %(default)g)")
+    arguments = parser.parse_args()
+    path = arguments.run or finished_run(LIMITS_TASK, max(LIMITS))[0]
+    document = measure(path, arguments.budget, lambda line: print(line, flush=True))
     finish("shield", headline(document), {**document, "versions": versions(["torch", "onnxruntime", "mujoco"])})
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.calibration.figures import Bounds, bound_figures, flag_figures, probability_figures
 from benchmarks.contestant import versions
 from benchmarks.errors import BenchmarkError
+from benchmarks.learning import jobs
 from benchmarks.learning.jobs import REPORTED_SEEDS, plan
 from benchmarks.learning.runs import RUNS
 from benchmarks.rounds import provenance
@@ -39,19 +40,25 @@ LOWEST, HIGHEST = 0.25, 2.0  # budgets, of the limit
 Tell = Callable[[str], None]
 
 
-def finished_run(env_id: str) -> tuple[Path, int]:
+def finished_run(env_id: str, cost_limit: float | None = None) -> tuple[Path, int]:
     """The finished run of `benchmarks.learning` with the lowest reported seed, and its seed.
+
+    Args:
+        env_id: of the task.
+        cost_limit: that it was trained for; None: the task's.
 
     Raises:
         BenchmarkError: there is none here; says what makes one.
     """
+    wanted = jobs.TASKS[env_id].cost_limit if cost_limit is None else cost_limit
     for job in plan(env_ids=[env_id], seeds=REPORTED_SEEDS):
         run = RUNS / job.name
-        if job.variant == "cvpo" and run.exists() and max(read_evaluations(run), default=0) >= job.steps:
+        fits = job.variant == "cvpo" and job.cost_limit == wanted
+        if fits and run.exists() and max(read_evaluations(run), default=0) >= job.steps:
             return run, job.seed
     raise BenchmarkError(
-        f"{env_id} has no finished run under {RUNS.name}. Make one: python -m benchmarks.learning --task {env_id} "
-        f"--seeds {REPORTED_SEEDS[0]}"
+        f"{env_id} has no finished run with limit {wanted:g} under {RUNS.name}. Make one: "
+        f"python -m benchmarks.learning --task {env_id} --seeds {REPORTED_SEEDS[0]}"
     )
 
 

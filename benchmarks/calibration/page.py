@@ -139,22 +139,25 @@ def measured(documents: Sequence[Document]) -> str:
 
 
 def shield(document: Document) -> str:
-    """Return and cost of a policy over its limit, by how it is served."""
+    """Return and cost of a policy that costs more than it may, by how it is served."""
+    alone = document["rows"][0]["episode_return"]["mean"]
     rows = [
         [
             row["mode"],
             "-" if row["alarm_level"] is None else f"{row['alarm_level']:g}",
             _interval(row["episode_return"], 1),
+            f"{row['episode_return']['mean'] / alone:.0%}",
             _interval(row["cost"], 1),
             f"{row['cost_cvar90']:.0f}",
-            f"{row['over_limit_share']:.0%}",
+            f"{row['over_budget_share']:.0%}",
         ]
         for row in document["rows"]
     ]
-    text = table(["mode", "alarm level", "return", "cost", "CVaR 0.9", "episodes over"], rows)
+    text = table(["mode", "alarm level", "return", "kept", "cost", "CVaR 0.9", "episodes over"], rows)
     whose = (
-        f"{document['env_id']}, seed {document['seed']}, the checkpoint at {document['steps']:,} steps, "
-        f"limit {document['cost_limit']:g}, {document['episodes']} episodes a row."
+        f"{document['env_id']}, seed {document['seed']}, trained for {document['steps']:,} steps with a limit of "
+        f"{document['trained_cost_limit']:g}, served with a budget of {document['budget']:g}, {document['episodes']} "
+        "episodes a row."
     )
     return f"{text}\n\n{whose} {page.measured(document)}"
 

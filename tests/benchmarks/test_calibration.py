@@ -114,44 +114,36 @@ def row(mode: str, level: float | None, cost: float) -> dict[str, Any]:
         "episode_return": interval,
         "cost": interval,
         "cost_cvar90": 2 * cost,
-        "over_limit_share": 0.5,
+        "over_budget_share": 0.5,
     }
 
 
 def test_the_shield_with_the_least_cost_is_told_beside_the_deterministic_policy() -> None:
     rows = [row("deterministic", None, 40), row("shielded of 4", 0.1, 30), row("shielded of 16", 0.1, 20)]
-    made = {**document(), "episodes": 80, "rows": rows}
+    made = {**document(), "trained_cost_limit": 60.0, "budget": 25.0, "episodes": 80, "rows": rows}
     told = shield.headline(made)
     assert (told["deterministic"]["cost"], told["shielded"]["cost"], told["shielded"]["mode"]) == (
         40,
         20,
         "shielded of 16",
     )
-    assert "| shielded of 4  |         0.1 | 30.0 (29.0 to 31.0) | 30.0 (29.0 to 31.0) |" in page.shield(made)
+    assert "| shielded of 4  |         0.1 | 30.0 (29.0 to 31.0) |  75% | 30.0 (29.0 to 31.0) |" in page.shield(made)
 
 
-def test_the_shield_is_tried_on_the_late_checkpoint_that_is_farthest_over_the_limit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def evaluated(*costs: float) -> None:
-        found = {
-            1_000 * (k + 1): Evaluation(
-                mode="deterministic",
-                episodes=1,
-                episode_return=Interval(mean=0, low=0, high=0),
-                episode_cost=(Interval(mean=cost, low=cost, high=cost),),
-                cost_cvar90=(cost,),
-                over_limit_share=(0.0,),
-            )
-            for k, cost in enumerate(costs)
-        }
-        monkeypatch.setattr(shield, "read_evaluations", lambda _: found)
+def test_a_shield_is_tried_only_on_a_policy_that_surely_costs_more_than_it_may(tmp_path: Path) -> None:
+    def costing(low: float) -> Evaluation:
+        return Evaluation(
+            mode="deterministic",
+            episodes=100,
+            episode_return=Interval(mean=0, low=0, high=0),
+            episode_cost=(Interval(mean=30, low=low, high=40),),
+            cost_cvar90=(40,),
+            over_limit_share=(0.5,),
+        )
 
-    evaluated(90, 10, 40, 30)
-    assert shield.worst_checkpoint(tmp_path, 25) == 3_000
-    evaluated(90, 10, 20, 25)
-    with pytest.raises(BenchmarkError, match="over its limit of 25"):
-        shield.worst_checkpoint(tmp_path, 25)
+    shield.check_over(tmp_path / "run", costing(25.1), 25)
+    with pytest.raises(BenchmarkError, match=r"run costs 30.0 \(24.9 to 40.0\) .* not above the budget of 25"):
+        shield.check_over(tmp_path / "run", costing(24.9), 25)
 
 
 def test_the_page_is_the_committed_results() -> None:
