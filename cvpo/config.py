@@ -91,9 +91,9 @@ class LimitConfig(_Group):
     integral_steps: Count = 10_000
     integral_low: Finite = -0.3
     integral_high: Finite = 0.8
-    # Of the proportional part, so much answers to the episode cost that the critics predict, which has little noise but
-    # is biased; the rest to the measured one brought up to date. The integral part answers to the measured one.
-    predicted_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    # The proportional part answers to what the critics predict, at the level that was measured over so many windows;
+    # the integral part to the measured cost alone.
+    level_windows: Positive = 2.0
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.9
 
 

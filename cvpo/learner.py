@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -141,11 +141,9 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     recent_reward, recent_cost = sampled_reward[: batch.recent], sampled_cost[: batch.recent, :-1]
     predicted_cost = judged[: batch.recent].mean(0).cpu().double().numpy()
     cost_limit, pace = limit_at(config, steps), pace_at(config, steps)
-    state.controller = state.controller.predicting(predicted_cost, 1 / state.measured_age)
-    present_cost = state.controller.present_cost(measured_cost, predicted_cost)
-    present_gap = limit_gap(present_cost, cost_limit, config)
-    predicted_gap = limit_gap(predicted_cost / state.unit_threshold, cost_limit, config)
-    share = state.controller.share(present_gap, predicted_gap, config.limit)
+    state.controller = state.controller.seeing(predicted_cost, measured_cost, state.measured_age, config.limit)
+    present_gap = limit_gap(state.controller.present_cost(predicted_cost), cost_limit, config)
+    share = state.controller.share(present_gap, config.limit)
     dual, share = _solve(state, recent_reward, recent_cost, share, cost_limit, pace * config.estep.kl_bound, config)
     weights = _weights(dual, reward_value, cost_value)
 
@@ -240,7 +238,7 @@ def state_dict(state: LearnerState) -> dict[str, Any]:
         "target_critics": state.target_critics.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "log_multipliers": [state.mean_region.log_multiplier, state.covariance_region.log_multiplier],
-        "controller": [state.controller.integral.tolist(), state.controller.past_prediction.tolist()],
+        "controller": {field.name: getattr(state.controller, field.name).tolist() for field in fields(LimitController)},
         "generator": state.generator.get_state(),
         "reward_scale": state.reward_scale,
         "counters": [state.updates, state.infeasible_updates, state.pulled_back_periods],
@@ -257,8 +255,7 @@ def load_state_dict(state: LearnerState, saved: dict[str, Any]) -> None:
     mean, covariance = saved["log_multipliers"]
     state.mean_region = replace(state.mean_region, log_multiplier=mean)
     state.covariance_region = replace(state.covariance_region, log_multiplier=covariance)
-    integral, past_prediction = saved["controller"]
-    state.controller = LimitController(np.array(integral), np.array(past_prediction))
+    state.controller = LimitController(**{name: np.array(value) for name, value in saved["controller"].items()})
     state.generator.set_state(saved["generator"])
     state.reward_scale = saved["reward_scale"]
     state.updates, state.infeasible_updates, state.pulled_back_periods = saved["counters"]

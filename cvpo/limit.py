@@ -1,7 +1,7 @@
 """Holding a measured episode cost at its limit: how much change of cost one E-step is asked for.
 
 A bounded PI controller per constraint. It asks for a share of what one KL ball can reach, so the E-step stays feasible
-and its multiplier finite; the critic's level, which lags in training, decides nothing.
+and its multiplier finite; the critics tell how the cost changes, and what is measured how high it is.
 """
 
 from dataclasses import dataclass, replace
@@ -19,30 +19,41 @@ class LimitController:
     """State of the controller of each constraint, [C]."""
 
     integral: Array  # part of the share
-    past_prediction: Array  # running mean, as old as the measured cost is; NaN: none yet
+    # Running means, NaN where there is none yet:
+    past_prediction: Array  # as old as the measured cost is
+    mean_prediction: Array  # of that, over long
+    mean_measured: Array  # as long
 
     @classmethod
     def start(cls, num_costs: int) -> "LimitController":
-        return cls(np.zeros(num_costs), np.full(num_costs, np.nan))
+        none = np.full(num_costs, np.nan)
+        return cls(np.zeros(num_costs), none, none, none)
 
-    def predicting(self, predicted_cost: Array, rate: float) -> "LimitController":
-        """Take what the critics predict now into the running mean.
+    def seeing(self, predicted_cost: Array, measured_cost: Array, age: float, config: LimitConfig) -> "LimitController":
+        """Take what is predicted and measured now into the running means.
 
         Args:
-            predicted_cost: of the present policy, [C].
-            rate: share of the newest in the mean.
+            predicted_cost: what the critics say of the present policy, [C].
+            measured_cost: episode cost, [C].
+            age: mean age of what the measured cost is of, in calls.
+            config: of the controller.
         """
-        past = np.where(np.isnan(self.past_prediction), predicted_cost, self.past_prediction)
-        return replace(self, past_prediction=past + rate * (predicted_cost - past))
+        past = _towards(self.past_prediction, predicted_cost, 1 / age)
+        rate = 1 / (2 * age * config.level_windows)
+        return replace(
+            self,
+            past_prediction=past,
+            mean_prediction=_towards(self.mean_prediction, past, rate),
+            mean_measured=_towards(self.mean_measured, measured_cost, rate),
+        )
 
-    def present_cost(self, measured_cost: Array, predicted_cost: Array) -> Array:
-        """The measured cost brought up to date, [C].
+    def present_cost(self, predicted_cost: Array) -> Array:
+        """Episode cost of the present policy, [C]: what the critics predict, at the level that was measured.
 
-        It is of policies that have changed since. By how much, the critics tell, whatever factor they are off by: the
-        measured cost times predicted over past prediction, a quarter to four times.
+        What is measured is of policies that have changed since, and has much noise; what the critics predict is off by
+        a factor, which changes slowly: the mean of the measured cost over that of what was predicted of it.
         """
-        change = predicted_cost / np.maximum(self.past_prediction, 1e-12)
-        return np.asarray(measured_cost * np.clip(change, 0.25, 4.0))
+        return np.asarray(predicted_cost * self.mean_measured / np.maximum(self.mean_prediction, 1e-12))
 
     def advanced(self, gap: Array, steps: int, config: LimitConfig) -> "LimitController":
         """Integrate the gap over environment steps; no further than to a share at its bound, so that it cannot wind up.
@@ -56,21 +67,24 @@ class LimitController:
         integral = np.clip(self.integral + rate, np.minimum(self.integral, low), np.maximum(self.integral, high))
         return replace(self, integral=np.clip(integral, config.integral_low, config.integral_high))
 
-    def share(self, present_gap: Array, predicted_gap: Array, config: LimitConfig) -> Array:
+    def share(self, gap: Array, config: LimitConfig) -> Array:
         """Share of the reachable cost change to ask for, [C]: positive lowers the cost, negative lets it grow.
 
         Args:
-            present_gap: of `present_cost`, [C]; see `relative_gap`.
-            predicted_gap: of the episode cost that the critics predict, [C].
+            gap: of `present_cost`, [C]; see `relative_gap`.
             config: of the controller.
         """
-        weight = config.predicted_weight
-        proportional = (1 - weight) * _proportional(present_gap, config) + weight * _proportional(predicted_gap, config)
-        return np.clip(proportional + self.integral, -1.0, config.max_share)
+        return np.clip(_proportional(gap, config) + self.integral, -1.0, config.max_share)
 
     def exhausted(self, gap: Array, config: LimitConfig) -> NDArray[np.bool_]:
         """Whether no more can be asked for of a measured gap, [C]: the share or its integral part is at its bound."""
-        return (self.share(gap, gap, config) >= config.max_share) | (self.integral >= config.integral_high)
+        return (self.share(gap, config) >= config.max_share) | (self.integral >= config.integral_high)
+
+
+def _towards(mean: Array, value: Array, rate: float) -> Array:
+    """A running mean with the newest value in it."""
+    before = np.where(np.isnan(mean), value, mean)
+    return np.asarray(before + min(rate, 1.0) * (value - before))
 
 
 def _proportional(gap: Array, config: LimitConfig) -> Array:

@@ -27,7 +27,7 @@ from cvpo.files import read_verified, remove_directory, remove_leftovers, write_
 from cvpo.replay import Replay
 from cvpo.rowlog import RowFile, RowLog, read_rows
 
-FORMAT = 3  # 1 had the whole replay in its state; 2 no factors of the cost values that follow a transition
+FORMAT = 4  # 1 had the whole replay in its state; 2 no factors of the cost values that follow a transition; 3 no level
 KEPT = 2
 REPLAY = "replay"
 POINT = "point.json"

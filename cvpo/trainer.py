@@ -68,7 +68,7 @@ def train(config: TrainConfig, run: Path, reporter: Reporter, stop: Callable[[],
         loop = _Loop(config, constraints, env)
         with begun(run, config, reporter.say):
             points = ResumePoints(run, loop.replay, env.spec)
-            return loop.run(run, points, env.reset(), device, reporter, stop)
+            return loop.run(run, points, env.reset(staggered=True), device, reporter, stop)
 
 
 def resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int | None = None) -> int:
@@ -104,7 +104,7 @@ def _resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int 
         loop = _Loop(config, constraints, env)
         points = ResumePoints(run, loop.replay, env.spec)
         if point is None:
-            observation = env.reset()
+            observation = env.reset(staggered=True)
         else:
             point.check_spec(run, env.spec)
             loop.restore(point)

@@ -20,7 +20,7 @@ def config(cost_limits: tuple[float, ...] = (10.0,), **settings: dict[str, Any])
         "schedule": {"steps": 1_000},
         "network": {"hidden": 32},
         "critic": {"learning_rate": 3e-3, "target_rate": 0.1},
-        "limit": {"aim": 1.0, "predicted_weight": 0.0},
+        "limit": {"aim": 1.0},
         "mstep": {"learning_rate": 3e-3, "period": 10},
     }
     for group, changes in settings.items():

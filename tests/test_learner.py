@@ -100,13 +100,13 @@ def test_each_cost_is_bootstrapped_with_its_own_discount() -> None:
     assert metrics.critic_loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_controller_answers_to_the_measured_cost_brought_up_to_date() -> None:
+def test_the_controller_answers_to_the_predicted_cost_at_the_level_that_was_measured() -> None:
     # The critics say 3 everywhere, and said 2 on average when 20 was measured: it is 30 now. Held at 20, the gap is a
     # half. Of the past, this update's own prediction is a small part.
-    settings = config((20.0,), limit={"predicted_weight": 0.0})
+    settings = config((20.0,))
     state = create(settings)
     state.measured_age = 1e9
-    state.controller = state.controller.predicting(np.array([2.0]), 1.0)
+    state.controller = state.controller.seeing(np.array([2.0]), np.array([20.0]), 1.0, settings.limit)
     with torch.no_grad():
         state.target_critics.output_weight.zero_()
         state.target_critics.output_bias.fill_(float(np.log(np.expm1(3.0))))
@@ -149,18 +149,6 @@ def test_costs_are_those_of_the_policy_that_is_served(judged: str) -> None:
     expected, other = (served, behavior) if judged == "served" else (behavior, served)
     metrics = learner.update(state, batch, np.array([10.0]), 0, settings)
     assert abs(metrics.cost_value[0] - expected) < 0.2 * abs(other - expected)  # 16 actions are a sample
-
-
-def test_the_controller_answers_to_the_predicted_cost() -> None:
-    # The critics say 3 everywhere, discounted at 0.9 over 100 steps: a step costs 0.3, an episode 30. Held at 20, the
-    # gap is a half, whatever was measured.
-    settings = config((20.0,), limit={"predicted_weight": 1.0})
-    state = create(settings)
-    with torch.no_grad():
-        state.target_critics.output_weight.zero_()
-        state.target_critics.output_bias.fill_(float(np.log(np.expm1(3.0))))
-    metrics = learner.update(state, one_step_batch(np.random.default_rng(0)), np.zeros(1), 0, settings)
-    assert metrics.share[0] == pytest.approx(0.5 * settings.limit.gain_above, rel=1e-3)
 
 
 def test_the_steps_of_the_policy_grow_smaller_as_the_run_ends() -> None:

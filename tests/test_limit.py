@@ -21,7 +21,7 @@ def with_integral(value: float) -> LimitController:
 
 
 def share(gap: float, integral: float = 0.0) -> float:
-    return float(with_integral(integral).share(np.array([gap]), np.array([gap]), CONFIG)[0])
+    return float(with_integral(integral).share(np.array([gap]), CONFIG)[0])
 
 
 def after(gap: float, steps: int, integral: float = 0.0) -> float:
@@ -43,32 +43,44 @@ def test_above_the_limit_cost_is_lowered_and_below_it_may_grow() -> None:
     assert share(0.0) == 0.0
 
 
-def test_a_prediction_that_is_off_counts_for_no_more_than_its_weight() -> None:
-    # Measured far below the limit, predicted far above it: the gaps ask for −0.5 and 0.5.
-    measured, predicted = np.array([-1.0]), np.array([5.0])
-    for weight, expected in ((0.0, -0.5), (0.25, -0.25), (0.5, 0.0), (1.0, 0.5)):
-        config = CONFIG.model_copy(update={"predicted_weight": weight})
-        asked = LimitController.start(1).share(measured, predicted, config)
-        assert asked == pytest.approx([expected])
+def seen(*pairs: tuple[float, float], age: float = 50.0) -> LimitController:
+    """A controller that has seen these predicted and measured costs."""
+    controller = LimitController.start(1)
+    for predicted, measured in pairs:
+        controller = controller.seeing(np.array([predicted]), np.array([measured]), age, CONFIG)
+    return controller
 
 
-def test_the_measured_cost_is_brought_up_to_date_by_what_the_critics_say_has_changed() -> None:
-    # Critics that read a hundredth of the cost, and say that it has doubled since it was measured.
-    controller = LimitController.start(1).predicting(np.array([0.1]), 0.01)
-    assert controller.present_cost(np.array([10.0]), np.array([0.2])) == pytest.approx([20.0])
-    assert controller.present_cost(np.array([10.0]), np.array([0.05])) == pytest.approx([5.0])
-    assert controller.present_cost(np.array([0.0]), np.array([0.2])) == [0.0]
-    # They are believed a factor of four, both ways.
-    assert controller.present_cost(np.array([10.0]), np.array([7.0])) == pytest.approx([40.0])
-    assert controller.present_cost(np.array([10.0]), np.array([0.0])) == pytest.approx([2.5])
+def test_the_present_cost_is_what_the_critics_predict_at_the_level_that_was_measured() -> None:
+    # Critics that read a hundredth of the cost, and say that it has doubled, or is halved, since it was measured.
+    controller = seen(*[(0.1, 10.0)] * 10)
+    assert controller.present_cost(np.array([0.2])) == pytest.approx([20.0])
+    assert controller.present_cost(np.array([0.05])) == pytest.approx([5.0])
+    assert controller.present_cost(np.array([0.0])) == [0.0]
+
+
+def test_noise_of_what_is_measured_averages_out() -> None:
+    # 0 and 50 in turns: no more than a small part of the newest.
+    noisy = seen(*[(1.0, 0.0), (1.0, 50.0)] * 2000)
+    assert noisy.present_cost(np.array([1.0])) == pytest.approx([25.0], abs=0.5)
+
+
+def test_a_level_that_has_changed_is_found_within_a_few_windows() -> None:
+    window = 100  # twice the age
+    controller = seen(*[(1.0, 10.0)] * 1000, *[(1.0, 30.0)] * int(3 * CONFIG.level_windows * window))
+    assert controller.present_cost(np.array([1.0])) == pytest.approx([30.0], abs=1.1)  # but for e^-3 of the way
 
 
 def test_the_past_prediction_lags_as_the_measured_cost_does() -> None:
     # Of a prediction that grows by 1 an update, the mean over the past is that of 50 updates ago.
-    controller = LimitController.start(1)
-    for update in range(1000):
-        controller = controller.predicting(np.array([float(update)]), 1 / 50)
+    controller = seen(*[(float(update), 0.0) for update in range(1000)])
     assert controller.past_prediction == pytest.approx([999 - 49], abs=0.5)
+
+
+def test_a_cost_that_grows_as_predicted_changes_no_level() -> None:
+    # The prediction leads by the age of what is measured; the level is of the same policies.
+    growing = [(float(t), 2.0 * max(t - 50, 0)) for t in range(3000)]
+    assert seen(*growing).present_cost(np.array([3000.0])) == pytest.approx([6000.0], rel=0.01)
 
 
 def test_the_share_is_bounded_however_far_the_cost_is_off() -> None:
@@ -126,7 +138,7 @@ def test_each_constraint_has_its_own_controller() -> None:
     controller = LimitController.start(2).advanced(np.array([1.0, -1.0]), 5_000, CONFIG)
     np.testing.assert_allclose(controller.integral, [0.15, -0.15])
     gap = np.array([0.4, -0.4])
-    np.testing.assert_allclose(controller.share(gap, gap, CONFIG), [0.35, -0.35])
+    np.testing.assert_allclose(controller.share(gap, CONFIG), [0.35, -0.35])
 
 
 def test_thresholds_are_shares_of_what_the_ball_can_reach() -> None:
@@ -153,7 +165,7 @@ def test_what_is_asked_of_one_constraint_is_always_feasible(
     reward, cost = generator.normal(size=(8, 6)), generator.normal(size=(8, 6, 1)) * 10.0 ** generator.uniform(-3, 3)
     advantage = cost - cost.mean(1, keepdims=True)
     gap = relative_gap(np.array([measured]), np.array([limit]))
-    asked = with_integral(integral).share(gap, gap, CONFIG)
+    asked = with_integral(integral).share(gap, CONFIG)
     least = least_excess(advantage, np.zeros(1), 0.1)[1]
     free = solve_dual(reward, advantage, np.array([np.inf]), 0.1).cost
     solution = solve_dual(reward, advantage, advantage_threshold(asked, least, free, np.array([limit])), 0.1)

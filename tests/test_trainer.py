@@ -421,6 +421,14 @@ class Corridor(gymnasium.Env[NDArray[np.float64], NDArray[np.float64]]):
         return np.full(1, float(self.time)), float(self.time), ends, False, {"cost": 2.0 * self.time}
 
 
+class Endless(Corridor):
+    """No episode terminates."""
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        self.terminates = False
+        return super().step(action)
+
+
 def test_the_replay_holds_the_returns_worked_out_by_hand(tmp_path: Path) -> None:
     # gamma 0.8 and three steps, and a time limit of 8 where an episode does not terminate at 5. Each row: time, reward,
     # half the cost, factors of the reward and cost values that follow, and the time at which they are. Reward ends with
@@ -441,7 +449,8 @@ def test_the_replay_holds_the_returns_worked_out_by_hand(tmp_path: Path) -> None
         (4, 5, 5 + 0.8 * 1 + 0.64 * 2, 0, 0.512, 2),
     ]
     expected = [(time, total, total, factor, factor, then) for time, total, factor, then in following] + terminated
-    environment = {"env_id": "tests.test_trainer:Corridor", "max_episode_steps": 8}
+    # The first environment, whose episodes are never cut short.
+    environment = {"env_id": "tests.test_trainer:Corridor", "max_episode_steps": 8, "num_envs": 1}
     start(tmp_path / "run", small_config(steps=160, environment=environment))
     stored = {name: torch.tensor(array).double() for name, array in transitions(tmp_path / "run").items()}
     columns = (
@@ -454,6 +463,14 @@ def test_the_replay_holds_the_returns_worked_out_by_hand(tmp_path: Path) -> None
     )
     rows = {tuple(round(value, 4) for value in row) for row in torch.stack(columns, 1).tolist()}
     assert rows == {tuple(round(float(value), 4) for value in row) for row in expected}
+
+
+def test_the_newest_transitions_are_of_all_of_an_episode(tmp_path: Path) -> None:
+    # Two environments whose episodes all take 8 steps: the newest 8 transitions are of half as many steps of time.
+    class_name = "tests.test_trainer:Endless"
+    start(tmp_path / "run", small_config(steps=160, environment={"env_id": class_name, "max_episode_steps": 8}))
+    times = transitions(tmp_path / "run")["observation"][-8:, 0]
+    assert len(set(times.tolist())) >= 6
 
 
 # Constraints.

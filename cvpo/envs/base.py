@@ -67,7 +67,7 @@ class CostEnv:
     def __init__(self, env: gymnasium.Env[Any, Any], spec: EnvSpec) -> None:
         self.spec = spec
         self._env = env
-        self._step = 0
+        self._step, self._horizon = 0, spec.max_episode_steps
         self._seed: int | None = None
         self._low, self._high = spec.action_low, spec.action_high
         space = env.action_space
@@ -75,9 +75,14 @@ class CostEnv:
         self._native_type, self._native_shape = np.dtype(space.dtype), space.shape
         self._is_box = isinstance(env.observation_space, gymnasium.spaces.Box)
 
-    def reset(self, seed: int) -> NDArray[np.float32]:
-        """Start an episode and return its first observation [O]; the same seed gives the same episode."""
-        self._step, self._seed = 0, seed
+    def reset(self, seed: int, *, cut_by: int = 0) -> NDArray[np.float32]:
+        """Start an episode and return its first observation [O]; the same seed gives the same episode.
+
+        Args:
+            seed: of the episode.
+            cut_by: steps that it is shorter than others, at its end.
+        """
+        self._step, self._seed, self._horizon = 0, seed, self.spec.max_episode_steps - cut_by
         try:
             raw, _ = self._env.reset(seed=seed)
         except Exception as error:
@@ -104,7 +109,7 @@ class CostEnv:
             raise self._failure(f"step raised {describe(error)}") from error
         if (value := as_number(reward)) is None or not math.isfinite(value):
             raise self._failure(f"the reward is {reward!r}, not a finite number")
-        truncated = bool(truncated) or self._step >= self.spec.max_episode_steps
+        truncated = bool(truncated) or self._step >= self._horizon
         return Step(self._observation(raw), value, self._cost(info), bool(terminated), truncated)
 
     def render(self) -> NDArray[np.uint8] | None:

@@ -79,6 +79,9 @@ class EnvSettings:
     seed: int
 
 
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, are spread evenly, however many there are
+
+
 class EnvGroup:
     """The environments `indices` of N, made and stepped here; arrays go through `buffers`.
 
@@ -97,10 +100,11 @@ class EnvGroup:
             for index in indices
         }
 
-    def reset(self) -> None:
-        """Start a new episode everywhere."""
+    def reset(self, staggered: bool = False) -> None:
+        """Start a new episode everywhere; see VectorEnv.reset."""
         for index in self._indices:
-            self._start_episode(index)
+            share = index * _GOLDEN_RATIO % 1 if staggered else 0.0
+            self._start_episode(index, share)
 
     def step(self) -> None:
         """Take the actions in the buffers; where an episode ends, start the next one."""
@@ -152,5 +156,7 @@ class EnvGroup:
         for env in self._envs.values():
             env.close()
 
-    def _start_episode(self, index: int) -> None:
-        self._buffers.observation[index] = self._envs[index].reset(int(self._seeds[index].integers(2**31)))
+    def _start_episode(self, index: int, cut_share: float = 0.0) -> None:
+        env, seed = self._envs[index], int(self._seeds[index].integers(2**31))
+        cut_by = int(cut_share * env.spec.max_episode_steps)
+        self._buffers.observation[index] = env.reset(seed, cut_by=cut_by)

@@ -109,9 +109,14 @@ class VectorEnv:
             self.close()
             raise
 
-    def reset(self) -> NDArray[np.float32]:
-        """Start a new episode everywhere and return the first observations [N, O]."""
-        self._send("reset")
+    def reset(self, *, staggered: bool = False) -> NDArray[np.float32]:
+        """Start a new episode everywhere and return the first observations [N, O].
+
+        Args:
+            staggered: cut the first episodes short, each by another share, so that later ones, where they end by time,
+                do not begin and end at once: what the newest steps show is then all of an episode.
+        """
+        self._send("reset", staggered)
         self._receive()
         return self._buffers.observation.copy()
 
@@ -192,13 +197,13 @@ class VectorEnv:
     ) -> None:
         self.close()
 
-    def _send(self, command: str) -> None:
+    def _send(self, command: str, *arguments: object) -> None:
         assert self._workers, "closed"
         assert not self._waiting, "step_wait comes first"
         self._wait_until_made()
         with self._closed_on_error():
             for worker in self._workers:
-                worker.send(command)
+                worker.send(command, *arguments)
 
     def _wait_until_made(self) -> None:
         """Take the first answer, which says that the environments are made: the caller had other work till now."""

@@ -64,6 +64,20 @@ def test_trajectories_do_not_depend_on_the_number_of_workers(env_id: str) -> Non
         assert_same(steps, runs[0][1])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_staggered_episodes_end_one_after_another_and_are_as_long_as_ever(workers: int) -> None:
+    with toys(workers=workers, num_envs=4) as env:  # which terminate only where they are driven away
+        env.reset(staggered=True)
+        truncated = np.array([step.truncated for step in advance(env, np.zeros((80, 4, 2)))])
+    ends = [np.flatnonzero(column) + 1 for column in truncated.T]
+    assert ends[0].tolist() == [20, 40, 60, 80]
+    assert sorted({int(end[0]) for end in ends}) == [3, 8, 16, 20]  # of 20, less 0.85, 0.62, 0.24 and 0 of it
+    assert all((np.diff(end) == 20).all() for end in ends)
+    with toys(workers=workers, num_envs=4) as env:
+        env.reset()
+        assert advance(env, np.zeros((20, 4, 2)))[-1].truncated.all()
+
+
 def test_arrays_have_the_promised_shapes_and_types() -> None:
     with VectorEnv(TOY, num_envs=3, workers=0, seed=0, cost_names=("cost", "cost_fuel")) as env:
         assert env.reset().dtype == np.float32
