@@ -2,7 +2,8 @@
 
 A policy that was trained for a high limit is served with a low one: an episode may spend less than it costs. The last
 policy of the run is exported, calibrated, and rolled out: deterministic, and shielded with several numbers of
-candidates and alarm levels. A row for each, on as many episodes of the same seeds.
+candidates and alarm levels, the one that calibration chose among them. A row for each, on as many episodes of the same
+seeds.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def measure(path: Path, budget: float, tell: Tell) -> dict[str, Any]:
     )
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for number, level in enumerate(LEVELS):
+        for number, level in enumerate((*LEVELS, calibrated.record.alarm_levels[0])):
             bundle = export_bundle(
                 Path(scratch) / "shield" / f"{number + 1}", policy, observations, calibrated=_at(calibrated, level)
             )

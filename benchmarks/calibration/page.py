@@ -144,7 +144,7 @@ def shield(document: Document) -> str:
     rows = [
         [
             row["mode"],
-            "-" if row["alarm_level"] is None else f"{row['alarm_level']:g}",
+            "-" if row["alarm_level"] is None else f"{row['alarm_level']:.2g}",
             _interval(row["episode_return"], 1),
             f"{row['episode_return']['mean'] / alone:.0%}",
             _interval(row["cost"], 1),
