@@ -1,8 +1,8 @@
-"""What networks in fewer bits take and do: `python -m benchmarks.precision RUN`.
+"""What networks in fewer bits take and do: `python -m benchmarks.precision RUN...`.
 
 Size and time of a call are of the policy that `benchmarks.serving` serves, in turns: in a loop of calls, and after as
 much other memory was read as fills the caches, which is nearer to what a server meets. How far answers move is measured
-on the last checkpoint of a run: on all observations of some episodes, and by the return and cost of each rounded policy
+on the last checkpoints of runs: on all observations of some episodes, and by the return and cost of each rounded policy
 in fresh ones, the same for all.
 """
 
@@ -116,27 +116,52 @@ def _rollouts(trained: TrainedPolicy, precision: Precision, count: int, seed: in
 def main() -> None:
     """Measure, print a table, and save the result."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run of cvpo train")
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folder of a run of cvpo train")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    calls, answers = measure_calls(), measure_answers(arguments.run)
-    header = ("weights in", "both graphs, kB", "call in a loop, µs", "after 8 MiB of other, µs", "action", "value")
-    rows = [
-        (
-            p,
-            f"{sum(calls[p]['bytes'].values()) / 1e3:,.0f}",
-            f"{calls[p]['loop_us']:.0f}",
-            f"{calls[p]['cold_us']:.0f}",
-            f"{answers['precisions'][p]['action_difference']:.2%}",
-            f"{answers['precisions'][p]['value_difference']:.2%}",
-        )
-        for p in PRECISIONS
-    ]
-    print(table(header, rows))
+    calls, answers = measure_calls(), [measure_answers(path) for path in arguments.runs]
+    print(_calls_table(calls))
+    print(_answers_table(answers))
     whole = sum(calls["float32"]["bytes"].values())
     shares = {p: sum(calls[p]["bytes"].values()) / whole for p in PRECISIONS[1:]}
     packages = versions(["torch", "onnxruntime", "numpy"])
     finish("precision", {"size_ratios": shares}, {"calls": calls, "answers": answers, "packages": packages})
+
+
+def _calls_table(calls: dict[str, dict[str, Any]]) -> str:
+    header = ("weights in", "policy.onnx, kB", "critic.onnx, kB", "a call in a loop, µs", "after 8 MiB of other, µs")
+    rows = [
+        (
+            precision,
+            *(f"{found['bytes'][name] / 1e3:,.0f}" for name in GRAPHS),
+            f"{found['loop_us']:.0f}",
+            f"{found['cold_us']:.0f}",
+        )
+        for precision, found in calls.items()
+    ]
+    return table(header, rows)
+
+
+def _answers_table(answers: list[dict[str, Any]]) -> str:
+    header = ("task", "steps", "weights in", "action", "value", "return", "cost")
+    rows = [
+        (
+            answer["env_id"],
+            f"{answer['steps']:,}",
+            precision,
+            f"{found['action_difference']:.2%}",
+            f"{found['value_difference']:.2%}",
+            _interval(found["episode_return"]),
+            ", ".join(map(_interval, found["cost"])),
+        )
+        for answer in answers
+        for precision, found in answer["precisions"].items()
+    ]
+    return table(header, rows)
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{found['mean']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Written out instead of traced: torch's tracing exporter is deprecated and cannot
 shape, its successor needs a further package, and in a control loop every node that they would add costs time.
 The parity check of `cvpo.export` holds the result against torch.
 
-Matrices of the networks may be stored in fewer bits (`cvpo.precision`). A Cast, and with int8 a Mul by the scales, make
+Matrices of the networks may be stored in fewer bits (`cvpo.precision`). A Cast, and of int8 a Mul by the scales, make
 float32 of them again; both are of constants alone, so ONNX Runtime computes them once, as it loads the graph. Why
 neither DequantizeLinear nor products of whole numbers take their place is said in docs/bundle.md.
 """
@@ -198,16 +198,15 @@ class _Graph:
     def reduce(self, operator: str, value: str, axis: int, output: str = "") -> str:
         return self.node(operator, value, self.integers(axis), keepdims=0, output=output)
 
-    def weight(self, value: Tensor, inputs: int) -> str:
-        """A matrix of a network that is multiplied along the axis `inputs`, stored in the graph's precision."""
-        if self._precision == "float32":
-            return self.tensor(value)
-        stored = store(value.detach().numpy(), self._precision, inputs)
-        whole = self.cast(self.array(stored.values), FLOAT)
+    def weight(self, value: Tensor, outputs: int | None = None) -> str:
+        """A matrix of a network, as the graph's precision stores it; see `cvpo.precision.store`."""
+        stored = store(value.detach().numpy(), self._precision, outputs)
+        name = self.array(stored.values)
+        whole = name if self._precision == "float32" else self.cast(name, FLOAT)
         return whole if stored.scale is None else self.node("Mul", whole, self.array(stored.scale))
 
-    def linear(self, value: str, layer: nn.Linear) -> str:
-        return self.node("Gemm", value, self.weight(layer.weight, -1), self.tensor(layer.bias), transB=1)
+    def linear(self, value: str, layer: nn.Linear, outputs: int | None = None) -> str:
+        return self.node("Gemm", value, self.weight(layer.weight, outputs), self.tensor(layer.bias), transB=1)
 
     def norm_relu(self, value: str, width: int) -> str:
         scale = self.array(np.ones(width, np.float32))
@@ -257,7 +256,7 @@ def _normalize(graph: _Graph, served: Served) -> str:
 def _sample(graph: _Graph, policy: GaussianPolicy) -> None:
     width = policy.first.out_features
     hidden = graph.norm_relu(graph.linear(NORMALIZED, policy.first), width)
-    hidden = graph.norm_relu(graph.linear(hidden, policy.second), width)
+    hidden = graph.norm_relu(graph.linear(hidden, policy.second, -2), width)
     mean = graph.unsqueeze(graph.linear(hidden, policy.mean), 1)
     spread = graph.node("Softplus", graph.linear(hidden, policy.spread))
     spread = graph.node("Tanh", graph.node("Div", spread, graph.floats(MAX_SPREAD)))
@@ -287,15 +286,15 @@ def _value(graph: _Graph, served: Served) -> None:
     critics = served.model.critics
     E, _, H = critics.observation_weight.shape
     C = critics.num_costs
-    state = graph.node("MatMul", NORMALIZED, graph.weight(critics.observation_weight, -2))
+    state = graph.node("MatMul", NORMALIZED, graph.weight(critics.observation_weight))
     state = graph.node("Add", state, graph.tensor(critics.first_bias))  # [E, N, H]
-    action_weight = graph.weight(critics.action_weight.unsqueeze(1), -2)
+    action_weight = graph.weight(critics.action_weight.unsqueeze(1))
     first = graph.node("MatMul", CANDIDATE_ACTION, action_weight)  # [E, N, K, H]
     first = graph.node("Add", first, graph.unsqueeze(state, 2))
     hidden = graph.norm_relu(graph.node("Reshape", first, graph.integers(E, -1, H)), H)
-    hidden = graph.node("MatMul", hidden, graph.weight(critics.second_weight, -2))
+    hidden = graph.node("MatMul", hidden, graph.weight(critics.second_weight, -1))
     hidden = graph.norm_relu(graph.node("Add", hidden, graph.tensor(critics.second_bias)), H)
-    value = graph.node("MatMul", hidden, graph.weight(critics.output_weight, -2))
+    value = graph.node("MatMul", hidden, graph.weight(critics.output_weight))
     value = graph.node("Add", value, graph.tensor(critics.output_bias))  # [E, N·K, 1]
     reward_value, cost_value = graph.split(value, 0, critics.reward_heads, critics.cost_heads * C)
 

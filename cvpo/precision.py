@@ -28,30 +28,34 @@ class Stored(NamedTuple):
         return whole if self.scale is None else whole * self.scale
 
 
-def store(matrix: NDArray[np.float32], precision: Precision, inputs: int) -> Stored:
-    """Round a matrix to what is stored of it; with int8 the weights of each output share a scale.
+def store(matrix: NDArray[np.float32], precision: Precision, outputs: int | None = None) -> Stored:
+    """Round a matrix to what is stored of it.
+
+    int8 is for the matrices between two hidden layers, which have most of the weights; those of one unit that goes in
+    share a scale. The others are then in float16: in int8 they move actions several times as much.
 
     Args:
         matrix: of any number of axes.
-        precision: of its values.
-        inputs: the axis along which it is multiplied.
+        precision: of the networks.
+        outputs: the axis of the layer that follows, where the matrix is between hidden layers; None: it is not.
     """
-    if precision == "int8":
-        largest = np.abs(matrix).max(inputs, keepdims=True)
+    if precision == "int8" and outputs is not None:
+        largest = np.abs(matrix).max(outputs, keepdims=True)
         scale = (np.where(largest > 0, largest, 1) / LARGEST_INT8).astype(np.float32)
         return Stored(np.rint(matrix / scale).astype(np.int8), scale)
     with np.errstate(over="ignore"):  # to infinity, which the comparison refuses
-        return Stored(matrix.astype(precision))
+        return Stored(matrix.astype(np.float32 if precision == "float32" else np.float16))
 
 
 def rounded(model: Model, precision: Precision) -> Model:
     """A copy of a model, whose matrices hold the values that are stored of them. Biases and normalizer stay."""
     narrow = copy.deepcopy(model)
-    for part, inputs in ((narrow.policy, -1), (narrow.critics, -2)):
+    for part, outputs in ((narrow.policy, -2), (narrow.critics, -1)):
         for name, parameter in part.named_parameters():
             if name.endswith("weight"):
-                matrix = parameter.detach().numpy()
-                parameter.data = torch.from_numpy(store(matrix, precision, inputs).restored())
+                hidden = name in ("second.weight", "second_weight")
+                stored = store(parameter.detach().numpy(), precision, outputs if hidden else None)
+                parameter.data = torch.from_numpy(stored.restored())
     return narrow
 
 

@@ -1,5 +1,6 @@
 """Networks in fewer bits: what is stored of them, how far that may move them, and bundles of them."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,21 +52,21 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 # What is stored
 
 
-def test_int8_is_within_half_a_step_of_each_outputs_scale() -> None:
-    # The largest weights of the two outputs are 1.27 and 0: steps of 0.01, and none.
-    matrix = np.array([[1.27, 0.0], [-0.333, 0.0], [0.004, 0.0]], np.float32)
-    stored = store(matrix, "int8", inputs=0)
-    np.testing.assert_array_equal(stored.values, [[127, 0], [-33, 0], [0, 0]])
-    assert stored.restored() == pytest.approx(np.array([[1.27, 0], [-0.33, 0], [0, 0]]), rel=1e-6)
+def test_int8_is_within_half_a_step_of_the_scale_of_each_unit() -> None:
+    # The largest weights of the three units that go in are 1.27, 0.635 and 0: steps of 0.01, of 0.005, and none.
+    matrix = np.array([[1.27, -0.333], [0.0101, 0.635], [0.0, 0.0]], np.float32)
+    stored = store(matrix, "int8", outputs=-1)
+    np.testing.assert_array_equal(stored.values, [[127, -33], [2, 127], [0, 0]])
+    assert stored.restored() == pytest.approx(np.array([[1.27, -0.33], [0.01, 0.635], [0, 0]]), rel=1e-6)
     assert stored.scale is not None
-    assert stored.scale.shape == (1, 2)
-    assert store(matrix.T, "int8", inputs=-1).scale is not None
-    np.testing.assert_array_equal(store(matrix.T, "int8", inputs=-1).values, stored.values.T)
+    assert stored.scale.shape == (3, 1)
+    np.testing.assert_array_equal(store(matrix.T, "int8", outputs=-2).values, stored.values.T)
 
 
-def test_float16_has_eleven_bits_and_no_scale() -> None:
+@pytest.mark.parametrize(("precision", "outputs"), [("float16", None), ("float16", -1), ("int8", None)])
+def test_float16_has_eleven_bits_and_no_scale(precision: Precision, outputs: int | None) -> None:
     matrix = np.random.default_rng(0).normal(0, 1, (50, 40)).astype(np.float32)
-    stored = store(matrix, "float16", inputs=-1)
+    stored = store(matrix, precision, outputs)
     assert stored.scale is None
     assert np.abs(stored.restored() / matrix - 1).max() <= 2**-11
 
@@ -85,8 +86,8 @@ def test_every_matrix_is_rounded_and_nothing_else(precision: Precision) -> None:
 
 
 def test_the_differences_are_those_of_what_is_served(bundles: dict[str, Path]) -> None:
-    # float16 rounds a weight by up to 2^-11 of itself, int8 by 1/254 of the largest of its output. With three layers,
-    # and drawn actions three standard deviations away, that comes to less than ten times as much.
+    # float16 rounds a weight by up to 2^-11 of itself, int8 by 1/254 of the largest of its unit. With three layers, and
+    # drawn actions three standard deviations away, that comes to less than ten times as much.
     found = {precision: read_bundle(path).manifest.stored_weights for precision, path in bundles.items()}
     assert found["float32"] is None
     coarse, fine = found["int8"], found["float16"]
@@ -111,7 +112,10 @@ def _steep(learned: Model) -> None:
 
 
 def _uneven(learned: Model) -> None:
-    learned.critics.second_weight[-1, 0] *= 3000  # a step of int8 is now more than the other weights of each output
+    # A step of int8 is now as large as the other weights of each unit, and they are all that the output depends on.
+    learned.critics.second_weight[-1, :, 0] *= 100
+    learned.critics.output_weight[-1] *= 30
+    learned.critics.output_weight[-1, 0] = 0
 
 
 def _too_large(learned: Model) -> None:
@@ -156,8 +160,11 @@ def test_a_graph_of_other_networks_than_the_rounded_ones_is_no_parity() -> None:
 def test_the_graphs_hold_their_matrices_in_that_precision(precision: Precision, bundles: dict[str, Path]) -> None:
     for name in GRAPHS:
         graph = onnx.load_model_from_string(read_bundle(bundles[precision]).graph(name)).graph
-        narrow = [c for c in graph.initializer if numpy_helper.to_array(c).dtype == np.dtype(precision)]
-        assert len(narrow) == (8 if name == POLICY_GRAPH else 4)
+        kinds = Counter(numpy_helper.to_array(c).dtype.name for c in graph.initializer)
+        hidden = 2 if name == POLICY_GRAPH else 1
+        if precision == "int8":
+            assert kinds["int8"] == hidden
+        assert kinds["int8"] + kinds["float16"] == (8 if name == POLICY_GRAPH else 4)
         assert {port.type.tensor_type.elem_type for port in graph.input} == {FLOAT, INT64}
 
 
