@@ -17,17 +17,17 @@ import torch
 
 from benchmarks.contestant import versions
 from benchmarks.rounds import Ratio, finish, interleave
-from cvpo.checkpoint import TrainedPolicy, save_policy, to_bytes
-from cvpo.config import TrainConfig, parse_config
-from cvpo.device import prepare_processor
 from cvpo.envs import VectorEnv
 from cvpo.errors import CheckpointError
 from cvpo.files import write_verified
-from cvpo.learner import create, state_dict, update
-from cvpo.networks import Model
-from cvpo.replay import Replay
-from cvpo.resume import ResumePoints
-from cvpo.trainer import constraints_of
+from cvpo.learning.config import TrainConfig, parse_config
+from cvpo.learning.learner import create, state_dict, update
+from cvpo.learning.networks import Model
+from cvpo.learning.replay import Replay
+from cvpo.training.checkpoint import TrainedPolicy, save_policy, to_bytes
+from cvpo.training.device import prepare_processor
+from cvpo.training.resume import ResumePoints
+from cvpo.training.trainer import constraints_of
 
 TASK = "SafetyPointGoal1-v0"
 SIZES = {100_000: 5_000, 1_000_000: 50_000}  # transitions stored, and steps between two checkpoints of such a run

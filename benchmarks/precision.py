@@ -23,11 +23,11 @@ from benchmarks.errors import run
 from benchmarks.rounds import finish, interleave, table
 from benchmarks.serving.workload import write_workload
 from cvpo.bundle import GRAPHS, POLICY_GRAPH, Precision, read_bundle
-from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.evaluate import Episode, TorchActor, run_episodes, summarize
-from cvpo.precision import compare, rounded
-from cvpo.record import open_graph
+from cvpo.exporting.precision import compare, rounded
+from cvpo.exporting.record import open_graph
+from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ROUNDS, CALLS = 101, 50

@@ -22,12 +22,12 @@ from benchmarks.errors import BenchmarkError, run
 from benchmarks.learning.jobs import LIMITS, LIMITS_TASK
 from benchmarks.rounds import finish
 from cvpo.bundle import Evaluation
-from cvpo.calibrate import CalibratedMap, calibrate
-from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
+from cvpo.calibration.calibrate import CalibratedMap, calibrate
 from cvpo.envs import VectorEnv
 from cvpo.evaluate import Episode, ServedActor, TorchActor, run_episodes, summarize
-from cvpo.export import NamedPolicy, export_bundle
-from cvpo.release import provenance_of
+from cvpo.exporting.export import NamedPolicy, export_bundle
+from cvpo.exporting.release import provenance_of
+from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 
 BUDGET = 25.0
 CANDIDATES = (4, 16)

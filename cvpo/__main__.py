@@ -15,7 +15,7 @@ def _run() -> int:
     from cvpo.errors import CvpoError
 
     try:
-        from cvpo.cli import app
+        from cvpo.commands.cli import app
 
         app(prog_name="cvpo", standalone_mode=True)
     except CvpoError as error:

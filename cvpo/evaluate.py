@@ -13,8 +13,8 @@ from scipy import stats
 from cvpo.bundle import Evaluation, Interval, Mode
 from cvpo.envs import CostEnv, EnvSpec, Step, VectorEnv
 from cvpo.errors import BundleError, ServiceError
-from cvpo.networks import Model
-from cvpo.returns import discounted_returns
+from cvpo.learning.networks import Model
+from cvpo.learning.returns import discounted_returns
 from serve.client import PolicyCaller
 from serve.errors import PolicyServiceError, StartupError
 from serve.local import LocalPolicy

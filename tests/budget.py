@@ -14,8 +14,8 @@ from gymnasium.spaces import Box
 from gymnasium.wrappers.time_limit import TimeLimit
 from numpy.typing import NDArray
 
-from cvpo.config import TrainConfig, parse_config
-from cvpo.progress import CheckpointReport, Progress
+from cvpo.learning.config import TrainConfig, parse_config
+from cvpo.training.progress import CheckpointReport, Progress
 
 STEPS = 40
 

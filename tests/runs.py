@@ -8,10 +8,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cvpo.checkpoint import POLICY, read_config, step_folder
 from cvpo.envs import VectorEnv
-from cvpo.metrics import read_evaluations, read_metrics
-from cvpo.resume import ResumePoint, load_resume_point
+from cvpo.training.checkpoint import POLICY, read_config, step_folder
+from cvpo.training.metrics import read_evaluations, read_metrics
+from cvpo.training.resume import ResumePoint, load_resume_point
 
 TIMINGS = ("steps_per_second", "time/", "checkpoint/")
 

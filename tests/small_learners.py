@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from cvpo import learner
 from cvpo.bundle import Constraint
-from cvpo.config import TrainConfig, parse_config
-from cvpo.learner import LearnerState, UpdateMetrics
-from cvpo.replay import Batch
+from cvpo.learning import learner
+from cvpo.learning.config import TrainConfig, parse_config
+from cvpo.learning.learner import LearnerState, UpdateMetrics
+from cvpo.learning.replay import Batch
 
 B = 32
 

@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 
 from cvpo.bundle import Constraint, Provenance
-from cvpo.costmap import CostMap
+from cvpo.calibration.costmap import CostMap
+from cvpo.calibration.forecast import CostForecast
+from cvpo.calibration.shift import ShiftScore, fit_shift_score
 from cvpo.envs.base import EnvSpec
-from cvpo.forecast import CostForecast
-from cvpo.networks import Critics, GaussianPolicy, Model, Normalizer
-from cvpo.served import Served
-from cvpo.shift import ShiftScore, fit_shift_score
+from cvpo.exporting.served import Served
+from cvpo.learning.networks import Critics, GaussianPolicy, Model, Normalizer
 
 OBSERVATION_SIZE, ACTION_SIZE, T, W = 5, 2, 50, 10
 LOW, HIGH = np.array([-1.0, 0.0]), np.array([1.0, 3.0])

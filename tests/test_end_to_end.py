@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from cvpo.bundle import read_bundle
-from cvpo.checkpoint import checkpoint_steps, load_policy
 from cvpo.evaluate import ServedActor, TorchActor
-from cvpo.metrics import read_evaluations
+from cvpo.training.checkpoint import checkpoint_steps, load_policy
+from cvpo.training.metrics import read_evaluations
 from serve.client import PolicyClient
 from tests.command import DRIFT, STEPS, cvpo, run_process, small, spawned, succeed, train
 

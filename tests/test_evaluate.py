@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from cvpo.checkpoint import TrainedPolicy, load_policy
 from cvpo.envs import EnvSpec, VectorEnv, make_env
 from cvpo.evaluate import (
     Decision,
@@ -31,7 +30,8 @@ from cvpo.evaluate import (
     summarize,
     to_environment,
 )
-from cvpo.trainer import train
+from cvpo.training.checkpoint import TrainedPolicy, load_policy
+from cvpo.training.trainer import train
 from tests.budget import Reports, never, small_config
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import typer
 
-from cvpo.cli import app
+from cvpo.commands.cli import app
 from serve.settings import Settings, parse
 from tests.command import ROOT
 from tests.serve import bundles

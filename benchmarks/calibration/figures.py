@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from cvpo.calibrate import calibration_error, reliability, said
-from cvpo.sessions import Session
+from cvpo.calibration.calibrate import calibration_error, reliability, said
+from cvpo.calibration.sessions import Session
 
 Array = NDArray[np.float64]
 RESAMPLES = 2_000

@@ -20,17 +20,17 @@ from benchmarks.learning.jobs import REPORTED_SEEDS, plan
 from benchmarks.learning.runs import RUNS
 from benchmarks.rounds import provenance
 from cvpo.bundle import Constraint
-from cvpo.calibrate import CalibratedMap, budget_sessions, calibrate, cost_upper
-from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
-from cvpo.conformal import float32
-from cvpo.costmap import uncalibrated_map
+from cvpo.calibration.calibrate import CalibratedMap, budget_sessions, calibrate, cost_upper
+from cvpo.calibration.conformal import float32
+from cvpo.calibration.costmap import uncalibrated_map
+from cvpo.calibration.forecast_fit import ForecastEpisode
+from cvpo.calibration.sessions import Session, crossing
 from cvpo.envs import VectorEnv
 from cvpo.evaluate import Episode, ServedActor, run_episodes
-from cvpo.forecast_fit import ForecastEpisode
-from cvpo.measure import Plan
-from cvpo.metrics import read_evaluations
-from cvpo.release import release
-from cvpo.sessions import Session, crossing
+from cvpo.exporting.measure import Plan
+from cvpo.exporting.release import release
+from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
+from cvpo.training.metrics import read_evaluations
 
 Array = NDArray[np.float64]
 TASKS = ("SafetyPointCircle1-v0", "SafetyPointGoal1-v0", "SafetyHalfCheetahVelocity-v1")

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from benchmarks.learning.results import MODES, EvaluatedMode
-from cvpo.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 from cvpo.envs import VectorEnv
 from cvpo.evaluate import EVALUATION_SEED_OFFSET, TorchActor, cost_level, run_episodes
+from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 
 
 def evaluate(policy: TrainedPolicy, mode: EvaluatedMode, episodes: int) -> dict[str, Any]:

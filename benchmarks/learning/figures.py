@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks.learning.jobs import COMPARED_TASKS, LIMITS, LIMITS_TASK, NAMES, TASKS, Task
 from benchmarks.learning.results import Result, select
+from cvpo.commands.plot import LIMIT, TRAINING, save
 from cvpo.evaluate import interval
-from cvpo.plot import LIMIT, TRAINING, save
 
 TASKS_A_ROW = 4
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from benchmarks.errors import BenchmarkError
-from cvpo.config import TrainConfig, parse_config
-from cvpo.presets import WITHOUT_PRESET, preset_of
+from cvpo.learning.config import TrainConfig, parse_config
+from cvpo.training.presets import WITHOUT_PRESET, preset_of
 
 Variant = Literal["cvpo", "paper", "fsrl"]
 NAMES: dict[Variant, str] = {"cvpo": "cvpo", "paper": "cvpo, the paper's constraint", "fsrl": "FSRL's CVPO"}

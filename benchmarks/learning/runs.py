@@ -16,11 +16,11 @@ from benchmarks.learning.jobs import Job
 from benchmarks.learning.results import MODES, Curve, Result, Statistics
 from benchmarks.peers import peer_python
 from benchmarks.rounds import provenance
-from cvpo.checkpoint import CONFIG, read_config
-from cvpo.config import TrainConfig, parse_config
 from cvpo.envs.bullet_tasks import TASK_IDS as BULLET
 from cvpo.errors import CvpoError
-from cvpo.metrics import EVALUATIONS, read_evaluations, read_metrics
+from cvpo.learning.config import TrainConfig, parse_config
+from cvpo.training.checkpoint import CONFIG, read_config
+from cvpo.training.metrics import EVALUATIONS, read_evaluations, read_metrics
 
 RUNS = ROOT / "benchmarks" / ".runs"  # git-ignored
 EPISODES = 100

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.contestant import answer_rounds
 from benchmarks.ours.learner import Ours
 from benchmarks.workload import Workload
-from cvpo.device import prepare_processor
+from cvpo.training.device import prepare_processor
 
 WIDTHS = (128, 256, 512, 1024)
 BATCHES = (256, 1024)

@@ -7,12 +7,12 @@ import numpy as np
 
 from benchmarks.contestant import answer_rounds
 from benchmarks.workload import Workload, transitions
-from cvpo import learner
 from cvpo.bundle import Constraint
-from cvpo.config import TrainConfig, parse_config
-from cvpo.device import prepare_processor
-from cvpo.replay import Replay
-from cvpo.returns import NStepReturn
+from cvpo.learning import learner
+from cvpo.learning.config import TrainConfig, parse_config
+from cvpo.learning.replay import Replay
+from cvpo.learning.returns import NStepReturn
+from cvpo.training.device import prepare_processor
 
 STORED = 100_000  # transitions
 COST_LIMIT = 25.0

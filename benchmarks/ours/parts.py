@@ -14,11 +14,11 @@ import torch
 from benchmarks.contestant import answer_rounds
 from benchmarks.ours.learner import Ours
 from benchmarks.workload import Workload
-from cvpo import learner
-from cvpo.critics import critic_loss
-from cvpo.critics import follow as critics_follow
-from cvpo.device import prepare_processor
-from cvpo.networks import Critics
+from cvpo.learning import learner
+from cvpo.learning.critics import critic_loss
+from cvpo.learning.critics import follow as critics_follow
+from cvpo.learning.networks import Critics
+from cvpo.training.device import prepare_processor
 
 # In the order of an update; each ends where the next begins.
 PARTS = (

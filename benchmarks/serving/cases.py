@@ -19,8 +19,8 @@ from benchmarks.serving.tools import (
     write_cpp_requests,
     write_h2load_body,
 )
-from cvpo.latency import Latency
-from cvpo.load import Asker, Load, StreamAsker, UnaryAsker, on_schedule, one_after_the_other
+from cvpo.commands.latency import Latency
+from cvpo.commands.load import Asker, Load, StreamAsker, UnaryAsker, on_schedule, one_after_the_other
 from serve.local import LocalPolicy
 
 SECONDS = 1.0  # of a turn

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.rounds import Ratio, table
 from benchmarks.serving.tools import Throughput
-from cvpo.latency import Latency, joined
+from cvpo.commands.latency import Latency, joined
 
 Turns = Mapping[str, Sequence[Latency]]  # by case, one of each round
 Rates = Mapping[str, Sequence[Throughput]]

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.serving.network import STEPS_LEFT
-from cvpo.load import act_request, connect, control_messages
+from cvpo.commands.load import act_request, connect, control_messages
 from serve.gen.cvpo.v1 import control_pb2, policy_pb2
 from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceStub
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.contestant import ROOT
 from benchmarks.errors import BenchmarkError
 from benchmarks.serving.messages import ACT, act_bytes, session
-from cvpo.latency import Latency
+from cvpo.commands.latency import Latency
 
 SOURCE = Path(__file__).parent / "cpp" / "client.cc"
 BUILD = ROOT / "benchmarks" / ".peers" / "cpp"  # ignored by git, as the peers' environments are

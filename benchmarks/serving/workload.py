@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from benchmarks.serving.messages import NAME, OBSERVATIONS
 from benchmarks.serving.network import STEPS_LEFT
 from cvpo.bundle import Constraint, Precision, Provenance
-from cvpo.calibrate import calibrate
+from cvpo.calibration.calibrate import calibrate
 from cvpo.envs.base import EnvSpec
 from cvpo.evaluate import Episode
-from cvpo.export import NamedPolicy, export_bundle
-from cvpo.networks import Critics, GaussianPolicy, Model, Normalizer
+from cvpo.exporting.export import NamedPolicy, export_bundle
+from cvpo.learning.networks import Critics, GaussianPolicy, Model, Normalizer
 
 ACTIONS, WIDTH, REWARD_HEADS, COST_HEADS = 2, 256, 1, 2
 EPISODE_STEPS, EPISODES = 200, 60

@@ -46,7 +46,7 @@ _PREDICTED = (
     "shift_score",
 )
 
-# Names of inputs and outputs, in the order of `cvpo.served`.
+# Names of inputs and outputs, in the order of `cvpo.exporting.served`.
 INPUTS: Mapping[str, tuple[str, ...]] = {
     POLICY_GRAPH: ("observation", "noise", *SITUATION),
     CRITIC_GRAPH: ("observation", "action", *SITUATION),

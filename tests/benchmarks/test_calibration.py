@@ -21,7 +21,7 @@ from benchmarks.calibration.figures import (
 )
 from benchmarks.errors import BenchmarkError
 from cvpo.bundle import Evaluation, Interval
-from cvpo.sessions import Session
+from cvpo.calibration.sessions import Session
 
 
 def test_a_bound_that_is_too_low_costs_nine_times_as_much_as_one_too_high() -> None:

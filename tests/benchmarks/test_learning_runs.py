@@ -10,7 +10,7 @@ import pytest
 from benchmarks.learning import evaluate, jobs, results, runs
 from benchmarks.learning.cores import Core, StoppedError
 from benchmarks.learning.jobs import TASKS, Job, Task
-from cvpo import trainer
+from cvpo.training import trainer
 from tests.budget import Reports
 from tests.command import DRIFT, SMALL, STEPS, succeed
 

@@ -13,7 +13,7 @@ from benchmarks.serving.figures import (
     throughput_document,
 )
 from benchmarks.serving.tools import Throughput
-from cvpo.latency import Latency
+from cvpo.commands.latency import Latency
 
 REPORT = """\
 finished in 1.01s, 2894.00 req/s, 1.10MB/s

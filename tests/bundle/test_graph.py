@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from cvpo.bundle import CRITIC_GRAPH, POLICY_GRAPH, Precision, check_graph
 from cvpo.bundle.onnxfile import read_graph
 from cvpo.errors import BundleError
-from cvpo.graphs import critic_graph as exported_critic
-from cvpo.graphs import policy_graph as exported_policy
+from cvpo.exporting.graphs import critic_graph as exported_critic
+from cvpo.exporting.graphs import policy_graph as exported_policy
 from tests.serve import bundles
 from tests.small_policies import ACTION_SIZE, OBSERVATION_SIZE, served
 

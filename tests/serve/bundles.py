@@ -33,7 +33,7 @@ from cvpo.bundle import (
     Space,
     write_bundle,
 )
-from cvpo.record import record
+from cvpo.exporting.record import record
 
 WEIGHTS = np.array([[0.5, 0.0], [0.0, -0.25], [0.25, 0.5]], np.float32)
 HIGH = np.array([1.0, 2.0], np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cvpo.estep import DualSolution, solve_dual
+from cvpo.learning.estep import DualSolution, solve_dual
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import optimize
 
-from cvpo.estep import DualSolution, _Problem, solve_dual
+from cvpo.learning.estep import DualSolution, _Problem, solve_dual
 from tests.theory.duals import Case, case, cases, dual
 
 Array = NDArray[np.float64]

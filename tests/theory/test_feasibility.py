@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import optimize
 
-from cvpo.estep import least_excess, reachable_share, solve_dual
+from cvpo.learning.estep import least_excess, reachable_share, solve_dual
 from tests.theory.duals import Case, case, cases
 
 Array = NDArray[np.float64]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cvpo.bundle import Constraint
-from cvpo.estep import DualSolution, solve_dual
+from cvpo.learning.estep import DualSolution, solve_dual
 from tests.theory.ring import Ring
 
 Array = NDArray[np.float64]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
-from cvpo.estep import least_excess
+from cvpo.learning.estep import least_excess
 from tests.theory.duals import Case, cases
 
 # Tolerances: the solver's 1e-8 in standard deviations over actions, a hundred times; and where the KL bound does not

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from cvpo import learner
-from cvpo.gaussian import Gaussian
-from cvpo.mstep import gaussian_kl, weighted_likelihood
+from cvpo.learning import learner
+from cvpo.learning.gaussian import Gaussian
+from cvpo.learning.mstep import gaussian_kl, weighted_likelihood
 from tests.small_learners import config, create, one_step_batch
 
 B, K, A = 5, 7, 3

@@ -1,0 +1,466 @@
+"""How far predicted costs and flags can be trusted, measured on episodes of the policy as it will be served.
+
+Four groups of episodes, none used twice: `fit` and `calibrate` make the map of costs (`conformal`), `alarm` chooses the
+probability over which the flag is raised, and `test` shows what came of it.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cvpo.bundle import (
+    BoundCoverage,
+    CalibratedMode,
+    Calibration,
+    CalibrationResult,
+    Constraint,
+    EpisodeExample,
+    ModeResult,
+    ReliabilityBin,
+)
+from cvpo.calibration.conformal import conformal_map, covered, float32
+from cvpo.calibration.costmap import CostMap
+from cvpo.calibration.forecast import CostForecast
+from cvpo.calibration.forecast_fit import ForecastEpisode, fit_forecast
+from cvpo.calibration.samples import example
+from cvpo.calibration.sessions import Session, crossing
+from cvpo.errors import ConfigError, ExportError, NonFiniteError
+from cvpo.evaluate import Episode
+
+Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+MINIMUM_EPISODES = 8
+DETERMINISTIC = CalibratedMode(mode="deterministic")
+
+BUDGETS = np.geomspace(0.25, 2, 7)  # of the limit: alarm levels must serve sessions that may spend more or less than it
+MOST_LEAD_STEPS = 20
+MOST_CALIBRATE, MOST_ALARM, MOST_TEST = 100, 80, 50  # episodes, unless what is to be claimed needs more
+BINS = 10  # of probabilities, equally wide, and of bounds, equally full
+
+
+@dataclass(frozen=True)
+class CalibratedMap:
+    """What goes into the graphs, and what the manifest says of it."""
+
+    forecast: CostForecast
+    cost_map: CostMap
+    record: Calibration
+
+
+def calibrate(
+    episodes: Sequence[Episode],
+    constraints: Sequence[Constraint],
+    normalize: Callable[[Tensor], Tensor],
+    *,
+    seed: int,
+    mode: CalibratedMode = DETERMINISTIC,
+    confidence: float = 0.9,
+    miss_rate: float = 0.05,
+) -> CalibratedMap:
+    """Fit the forecast and measure the map of costs on episodes of the exported policy.
+
+    What the map's bound and probabilities claim is said at `conformal_map`, what the alarm levels do at `choose_level`.
+
+    Args:
+        episodes: in the mode that will be served, with the critic's `cost_value` of each action taken. Of 100, 30 fit,
+            30 calibrate, 25 choose alarm levels, 15 test; of many, most fit.
+        constraints: C of them, in the order of the costs.
+        normalize: maps observations [N, O] to those that the networks see.
+        seed: of the random split and of the fit.
+        mode: how the episodes' actions were chosen.
+        confidence: of `cost_upper`.
+        miss_rate: of the sessions that exceed their budget, the expected share that no flag announces in time.
+
+    Raises:
+        ConfigError: `confidence` or `miss_rate` is not between 0 and 1.
+        ExportError: fewer episodes than MINIMUM_EPISODES, or without cost values.
+        NonFiniteError: a cost or a cost value is NaN or infinite.
+    """
+    if not (0 < confidence < 1 and 0 < miss_rate < 1):
+        raise ConfigError(f"confidence {confidence:g} and miss_rate {miss_rate:g} must lie between 0 and 1.")
+    _check(episodes, len(constraints), constraints[0].horizon_steps)
+    split = _split(episodes, confidence, miss_rate, np.random.default_rng(seed))
+    forecast = fit_forecast(split["fit"], constraints, normalize, seed)
+    groups = {
+        name: [ForecastEpisode(episode, forecast, normalize) for episode in group] for name, group in split.items()
+    }
+    cost_map = conformal_map(groups["fit"], groups["calibrate"], constraints, confidence)
+    lead_steps = lead(constraints[0].window_steps)
+    alarms = [
+        choose_level(
+            [sessions(cost_map, episode, constraint, index) for episode in groups["alarm"]],
+            lead_steps,
+            confidence,
+            miss_rate,
+        )
+        for index, constraint in enumerate(constraints)
+    ]
+    notes = [f"{c.name}: {alarm.note}" for c, alarm in zip(constraints, alarms, strict=True)]
+    record = Calibration(
+        method=(
+            "Conformal predictive distribution of the cost of the next steps, tabled over steps left and a forecast "
+            "from observation and cost value; episodes weigh the same, each shared by its steps (Lee, Barber and "
+            f"Willett, arXiv 2306.06342). Alarm levels: {'; '.join(notes)}."
+        ),
+        modes=(mode,),
+        confidence=confidence,
+        miss_rate=miss_rate,
+        lead_steps=lead_steps,
+        alarm_levels=tuple(alarm.level for alarm in alarms),
+        episodes={name: len(group) for name, group in groups.items()},
+        results=tuple(
+            _result(cost_map, groups["test"], index, constraint, alarm.level, lead_steps).model_copy(
+                update={"example": _example(cost_map, groups["test"], index, constraint)}
+            )
+            for index, (constraint, alarm) in enumerate(zip(constraints, alarms, strict=True))
+        ),
+        not_claimed=(
+            *_no_bound(len(groups["calibrate"]), confidence),
+            *(f"{c.name}: {alarm.shortage}" for c, alarm in zip(constraints, alarms, strict=True) if alarm.shortage),
+        ),
+    )
+    return CalibratedMap(forecast, cost_map, record)
+
+
+def calibrate_also(
+    calibrated: CalibratedMap,
+    mode: CalibratedMode,
+    episodes: Sequence[Episode],
+    constraints: Sequence[Constraint],
+    normalize: Callable[[Tensor], Tensor],
+    *,
+    seed: int,
+) -> CalibratedMap:
+    """Make bounds and probabilities hold in a further mode, too, by episodes of it: of each the more careful counts.
+
+    A shielded policy chooses by flags, so the map and the levels that it was rolled out with must be those of
+    `calibrated`. Its episodes can only make the map more careful, and leave the alarm levels as they are; a sampled
+    policy's may lower them.
+
+    Args:
+        calibrated: so far; what the episodes were rolled out with, where they are shielded.
+        mode: how the episodes' actions were chosen.
+        episodes: of these, half are to calibrate, the others to test; where they are not shielded, a quarter is left
+            for alarm levels.
+        constraints, normalize, seed: as for `calibrate`.
+
+    Raises:
+        ExportError, NonFiniteError: as by `calibrate`.
+    """
+    _check(episodes, len(constraints), constraints[0].horizon_steps)
+    record, shielded = calibrated.record, mode.mode == "shielded"
+    order = np.random.default_rng(seed).permutation(len(episodes))
+    followed = [ForecastEpisode(episodes[i], calibrated.forecast, normalize) for i in order]
+    ends = len(followed) // 2, len(followed) // 2 + (0 if shielded else len(followed) // 4)
+    groups = {"calibrate": followed[: ends[0]], "alarm": followed[ends[0] : ends[1]], "test": followed[ends[1] :]}
+    cost_map = calibrated.cost_map.also_covering(covered(groups["calibrate"], calibrated.cost_map, constraints[0]))
+    levels = list(record.alarm_levels)
+    not_claimed = [f"{mode}: {sentence}" for sentence in _no_bound(len(groups["calibrate"]), record.confidence)]
+    for index, constraint in enumerate(constraints):
+        if shielded:
+            continue
+        tried = [sessions(cost_map, episode, constraint, index) for episode in groups["alarm"]]
+        alarm = choose_level(tried, record.lead_steps, record.confidence, record.miss_rate)
+        levels[index] = min(levels[index], alarm.level)
+        not_claimed += [f"{mode}, {constraint.name}: {alarm.shortage}"] if alarm.shortage else []
+    if shielded:
+        not_claimed.append(f"{mode}: no miss rate; its flags are those it chooses by, at the level of the first mode.")
+    results = tuple(
+        _result(cost_map, groups["test"], index, constraint, levels[index], record.lead_steps)
+        for index, constraint in enumerate(constraints)
+    )
+    uses = {use: len(group) for use, group in groups.items() if group}
+    further = record.model_copy(
+        update={
+            "modes": (*record.modes, mode),
+            "alarm_levels": tuple(levels),
+            "other_modes": (*record.other_modes, ModeResult(mode=mode, episodes=uses, results=results)),
+            "not_claimed": (*record.not_claimed, *not_claimed),
+        }
+    )
+    return CalibratedMap(calibrated.forecast, cost_map, further)
+
+
+def lead(window_steps: int) -> int:
+    """How many steps before a budget is exceeded a flag counts: 20, or fewer where the window is short."""
+    return max(1, min(MOST_LEAD_STEPS, window_steps // 5))
+
+
+def _check(episodes: Sequence[Episode], num_costs: int, horizon: int) -> None:
+    if len(episodes) < MINIMUM_EPISODES:
+        raise ExportError(
+            f"Calibration needs at least {MINIMUM_EPISODES} episodes and is of use from about 40; it got "
+            f"{len(episodes)}. Give it more, or export without calibration."
+        )
+    for number, episode in enumerate(episodes):
+        if len(episode.cost) > horizon:
+            raise ExportError(f"Episode {number} has {len(episode.cost)} steps, more than the horizon of {horizon}.")
+        if episode.cost_value is None or episode.cost_value.shape != (len(episode.cost), num_costs):
+            raise ExportError(
+                f"Episode {number} carries no cost value for each of its steps and {num_costs} constraints."
+            )
+        for name, value in {"cost": episode.cost, "cost_value": episode.cost_value}.items():
+            if not np.isfinite(value).all():
+                raise NonFiniteError(f"{name} of episode {number} is not finite; its critic cannot be calibrated.")
+
+
+def least_episodes(confidence: float, miss_rate: float) -> tuple[int, int]:
+    """How many episodes `calibrate` needs at least to claim a bound with this confidence, and to claim this miss rate.
+
+    For the miss rate it may take more, since only those that exceed a budget speak of it.
+    """
+    alarms = _alarms_needed(miss_rate)
+    counts = itertools.count(MINIMUM_EPISODES)
+    return 2 * _needed(confidence), next(n for n in counts if _sizes(n, confidence, miss_rate)[1] >= alarms)
+
+
+def _sizes(count: int, confidence: float, miss_rate: float) -> tuple[int, int, int]:
+    """Of `count` episodes, how many calibrate, choose alarm levels, and test.
+
+    To calibrate: three in ten, or as many as the confidence needs, but at most half. Of many episodes most fit: what is
+    calibrated, chosen and tested by is precise enough before the forecast is.
+    """
+    calibrate = min(max(min(round(0.3 * count), MOST_CALIBRATE), _needed(confidence)), count // 2)
+    alarm = min(round(0.36 * (count - calibrate)), max(MOST_ALARM, _alarms_needed(miss_rate)))
+    return calibrate, alarm, min(round(0.21 * (count - calibrate)), MOST_TEST)
+
+
+def _split(
+    episodes: Sequence[Episode], confidence: float, miss_rate: float, generator: np.random.Generator
+) -> dict[str, list[Episode]]:
+    """Groups by their use."""
+    calibrate, alarm, test = _sizes(len(episodes), confidence, miss_rate)
+    order = [episodes[index] for index in generator.permutation(len(episodes))]
+    ends = np.cumsum([calibrate, alarm, test])
+    return {
+        "fit": order[ends[2] :],
+        "calibrate": order[: ends[0]],
+        "alarm": order[ends[0] : ends[1]],
+        "test": order[ends[1] : ends[2]],
+    }
+
+
+def _needed(confidence: float) -> int:
+    """Episodes n without which no bound holds: n/(n + 1) must reach the confidence."""
+    return math.ceil(confidence / (1 - confidence) - 1e-9)
+
+
+def _alarms_needed(miss_rate: float) -> int:
+    """Episodes n that exceed a budget without which no miss rate holds: 1/(n + 1) must be at most that."""
+    return math.ceil(1 / miss_rate - 1 - 1e-9)
+
+
+def _no_bound(count: int, confidence: float) -> tuple[str, ...]:
+    needed = _needed(confidence)
+    if count >= needed:
+        return ()
+    return (
+        f"No bound: confidence {confidence:g} needs {needed} calibrating episodes and there were {count}; "
+        "cost_upper is infinite.",
+    )
+
+
+def sessions(cost_map: CostMap, episode: ForecastEpisode, constraint: Constraint, index: int) -> list[Session]:
+    """The episode with each of BUDGETS, asked as the service asks: what is left to spend, over the steps left.
+
+    None without a limit.
+    """
+    if constraint.cost_limit is None:
+        return []
+    return budget_sessions(cost_map, episode, constraint, index, constraint.cost_limit * BUDGETS)
+
+
+def budget_sessions(
+    cost_map: CostMap, episode: ForecastEpisode, constraint: Constraint, index: int, budgets: Array
+) -> list[Session]:
+    """The episode with each of some budgets, in the environment's cost units.
+
+    Args:
+        cost_map: says the probabilities.
+        episode: of L steps.
+        constraint: the one that is limited.
+        index: its place among the costs.
+        budgets: for the episode.
+    """
+    cost = episode.cost[:, index]
+    steps = constraint.horizon_steps - np.arange(len(cost))
+    forecast = float32(episode.forecast(steps)).unsqueeze(-1)  # [L, C, 1]
+    found = []
+    for budget in budgets:
+        allowed = torch.full(forecast.shape[:2], torch.inf)
+        allowed[:, index] = float32(budget - (cost.cumsum() - cost))
+        probability = cost_map(forecast, torch.from_numpy(steps), allowed).violation_probability[:, index, 0]
+        found.append(Session(np.asarray(probability.double()), crossing(cost, budget)))
+    return found
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """The probability over which the flag is raised, and how it was found."""
+
+    level: float
+    note: str
+    shortage: str | None = None  # why the miss rate is not claimed
+
+
+def choose_level(episodes: Sequence[Sequence[Session]], lead_steps: int, confidence: float, miss_rate: float) -> Alarm:
+    """The highest level that keeps the expected share of missed sessions of a fresh episode at most `miss_rate`.
+
+    A session that exceeds its budget is missed if no flag came `lead_steps` before or earlier; one that exceeds it
+    sooner than that cannot be announced, and does not count here. Conformal risk control (Angelopoulos et al., arXiv
+    2208.02814): the mean over n episodes with such sessions, and one more that misses them all, is at most `miss_rate`.
+    That takes n >= 1/miss_rate - 1. With fewer, the mean over those there are must be, and the level is not above
+    1 - confidence: the flag is raised at least wherever cost_upper exceeds what is allowed.
+
+    Args:
+        episodes: for each its sessions.
+        lead_steps: see above.
+        confidence: of `cost_upper`.
+        miss_rate: see above.
+    """
+    announced = [
+        [s.announced(lead_steps) for s in some if s.crossing is not None and s.crossing >= lead_steps]
+        for some in episodes
+    ]
+    announced = [probability for probability in announced if probability]
+    # Risk rises where a session goes unannounced: what is worth trying lies just below, in the graphs' float32.
+    announcements = np.unique(np.concatenate([[0.0], *announced])).astype(np.float32)
+    levels = np.maximum(np.nextafter(announcements, np.float32(-1), dtype=np.float32), 0).astype(np.float64)
+    missed = np.array([[(np.array(probability) <= level).mean() for level in levels] for probability in announced])
+    count = len(announced)
+    needed = _alarms_needed(miss_rate)
+    enough = count >= needed
+    risk = (missed.sum(0) + enough) / max(count + enough, 1)
+    kept = levels[risk <= miss_rate + 1e-9] if count else np.ones(1)
+    level = float(kept[-1]) if len(kept) else 0.0
+    if enough:
+        return Alarm(level, f"{level:.3g}, chosen on {count} episodes that exceed a budget")
+    level = min(level, round(1 - confidence, 9))
+    return Alarm(
+        level,
+        f"{level:.3g}, kept low: the flag is raised at least wherever cost_upper exceeds what is allowed",
+        f"No miss rate: {miss_rate:.0%} needs {needed} episodes that exceed a budget and there were {count}.",
+    )
+
+
+def _result(
+    cost_map: CostMap,
+    episodes: Sequence[ForecastEpisode],
+    index: int,
+    constraint: Constraint,
+    alarm_level: float,
+    lead_steps: int,
+) -> CalibrationResult:
+    """Means over test episodes, each of which counts the same however many of its steps were asked about."""
+    bounds = [bound_coverage(cost_map, episode, constraint, index) for episode in episodes]
+    tried = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index)]
+    crossed = [session for session in tried if session.crossing is not None]
+    leads = [steps for session in crossed if (steps := session.lead_steps(alarm_level)) is not None]
+    missed = [session.announced(lead_steps) <= alarm_level for session in crossed]
+    flagged = [session.flagged_share(alarm_level) for session in tried if session.crossing is None]
+    bins = reliability(tried)
+    horizon = constraint.horizon_steps
+    first = np.stack([episode.forecast(horizon - np.arange(len(episode)))[0] for episode in episodes])
+    _, cost_to_go = cost_map.atoms(float32(first).unsqueeze(-1), torch.full((len(episodes),), horizon))
+    return CalibrationResult(
+        constraint=constraint.name,
+        test_episodes=len(episodes),
+        coverage=float(np.mean([within.mean() for _, within in bounds])),
+        coverage_by_bound=coverage_by_bound(bounds),
+        missed_share=float(np.mean(missed)) if missed else None,
+        flagged_share=float(np.mean(flagged)) if flagged else None,
+        lead_steps_median=float(np.median(leads)) if leads else None,
+        reliability=bins,
+        calibration_error=calibration_error(bins),
+        cost_to_go_mean=float(cost_to_go[:, index].mean()),
+        episode_cost_mean=float(np.mean([episode.cost[:, index].sum() for episode in episodes])),
+    )
+
+
+def _example(
+    cost_map: CostMap, episodes: Sequence[ForecastEpisode], index: int, constraint: Constraint
+) -> EpisodeExample | None:
+    """The episode that cost the most, with the limit for its budget. None without a limit."""
+    if constraint.cost_limit is None:
+        return None
+    costliest = max(episodes, key=lambda episode: float(episode.cost[:, index].sum()))
+    (session,) = budget_sessions(cost_map, costliest, constraint, index, np.array([constraint.cost_limit]))
+    return example(costliest.cost[:, index], session, constraint.cost_limit)
+
+
+def bound_coverage(
+    cost_map: CostMap, episode: ForecastEpisode, constraint: Constraint, index: int
+) -> tuple[Array, Bools]:
+    """`cost_upper` [Q] over windows and over all the steps left, where that was observed, and whether it held, [Q]."""
+    start = np.arange(len(episode))
+    upper, within = [], []
+    for steps in (np.full(len(start), constraint.window_steps), constraint.horizon_steps - start):
+        cost, observed = episode.window_cost(steps)
+        bound = cost_upper(cost_map, episode, steps)[observed, index]
+        upper.append(bound)
+        within.append(cost[observed, index].astype(np.float32) <= bound)
+    return np.concatenate(upper), np.concatenate(within)
+
+
+def cost_upper(cost_map: CostMap, episode: ForecastEpisode, steps: NDArray[np.int64]) -> Array:
+    """The bound on the cost of the next steps[t] steps from step t on, [L, C]."""
+    forecast = float32(episode.forecast(steps)).unsqueeze(-1)
+    nothing = torch.zeros(forecast.shape[:2])
+    return np.asarray(cost_map(forecast, torch.from_numpy(steps), nothing).cost_upper[..., 0].double())
+
+
+def coverage_by_bound(bounds: Sequence[tuple[Array, Bools]]) -> tuple[BoundCoverage, ...]:
+    """Coverage where the bound is low and where it is high: BINS groups of as many steps, fewer if bounds are equal."""
+    upper, within = (np.concatenate(part) for part in zip(*bounds, strict=True))
+    finite = np.isfinite(upper)
+    upper, within = upper[finite], within[finite]
+    edges = np.unique(np.quantile(upper, np.linspace(0, 1, BINS + 1)[1:-1])) if len(upper) else np.empty(0)
+    group = np.searchsorted(edges, upper)
+    return tuple(
+        BoundCoverage(
+            cost_upper=float(upper[group == g].mean()),
+            coverage=float(within[group == g].mean()),
+            share=float((group == g).mean()),
+        )
+        for g in np.unique(group)
+    )
+
+
+def reliability(tried: Sequence[Session]) -> tuple[ReliabilityBin, ...]:
+    """What came of each tenth of probability, over the steps of sessions before their budget was exceeded."""
+    probability, happened, weight = said(tried)
+    bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    return tuple(
+        ReliabilityBin(
+            predicted=float(np.average(probability[bins == b], weights=weight[bins == b])),
+            observed=float(np.average(happened[bins == b], weights=weight[bins == b])),
+            share=float(weight[bins == b].sum() / weight.sum()),
+        )
+        for b in np.unique(bins)
+    )
+
+
+def said(tried: Sequence[Session]) -> tuple[Array, Bools, Array]:
+    """Each probability that was said before the budget was exceeded, [Q]; whether it came to that, [Q]; its weight.
+
+    A session's weight is shared by all its steps, for it is a random one of them that a probability speaks of.
+    """
+    spans = [len(s.probability) if s.crossing is None else s.crossing + 1 for s in tried]
+    probability = [session.probability[:span] for session, span in zip(tried, spans, strict=True)]
+    happened = [np.full(span, session.crossing is not None) for session, span in zip(tried, spans, strict=True)]
+    weight = [np.full(span, 1 / len(session.probability)) for span, session in zip(spans, tried, strict=True)]
+    if not tried:
+        return np.empty(0), np.empty(0, np.bool_), np.empty(0)
+    return np.concatenate(probability), np.concatenate(happened), np.concatenate(weight)
+
+
+def calibration_error(bins: Sequence[ReliabilityBin]) -> float | None:
+    """Expected calibration error: how far predicted and observed are apart, mean over what was said."""
+    return sum(b.share * abs(b.predicted - b.observed) for b in bins) if bins else None

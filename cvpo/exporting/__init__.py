@@ -1,0 +1,1 @@
+"""From a checkpoint to a verified bundle: what is served, as graphs, held against torch and measured."""

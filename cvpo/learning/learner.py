@@ -1,0 +1,357 @@
+"""One update of CVPO: the order of its steps, on the state that a checkpoint holds."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cvpo.bundle import Constraint
+from cvpo.errors import NonFiniteError
+from cvpo.learning.config import TrainConfig
+from cvpo.learning.critics import bootstrap_target, critic_loss, follow
+from cvpo.learning.estep import DualSolution, least_excess, reachable_share, solve_dual
+from cvpo.learning.limit import LimitController, advantage_threshold, limit_at, relative_gap
+from cvpo.learning.mstep import TrustRegion, gaussian_kl, interpolate, weighted_likelihood
+from cvpo.learning.networks import Critics, GaussianPolicy, Model, build_model
+from cvpo.learning.replay import Batch
+
+Array = NDArray[np.float64]
+PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class LearnerState:
+    """Everything that learning changes. What is not here is not restored."""
+
+    model: Model  # normalizer, policy, and the critics that learn
+    behavior_policy: GaussianPolicy  # what actions and E-step samples are drawn from
+    target_critics: Critics
+    optimizer: torch.optim.Adam  # of policy and critics, each with its own rate
+    mean_region: TrustRegion
+    covariance_region: TrustRegion
+    controller: LimitController
+    generator: torch.Generator
+    unit_threshold: Array  # of the critics' values for each unit of a limit, discounted
+    measured_age: float  # mean age of what the measured cost is of, in updates
+    reward_scale: float = 1.0  # learning sees reward / reward_scale
+    updates: int = 0
+    infeasible_updates: int = 0
+    pulled_back_periods: int = 0
+    dual_start: tuple[float, Array] | None = None  # of the last feasible E-step
+
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """An array where the networks are."""
+        return torch.from_numpy(array).to(self.generator.device)
+
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """What one update did; see cvpo/training/metrics.py for units and meaning."""
+
+    critic_loss: float
+    temperature: float
+    cost_multiplier: Array  # [C]
+    kl_residual: float
+    cost_residual: Array  # [C]
+    infeasibility: Array  # [C]
+    feasible: bool
+    share: Array  # [C]
+    cost_value: Array  # [C], mean over recent states, under the policy that `critic.cost_policy` names
+    standard_deviation: float  # of the behavior policy, mean over states and dimensions
+    kl_mean: float | None = None  # achieved by the M-step; once a period
+    kl_covariance: float | None = None
+    kept_share: float | None = None  # below 1: the step was pulled back
+    projection_gap: Array | None = None  # between the policy that the M-step ended in and q, [C]
+
+
+def create(
+    config: TrainConfig, observation_size: int, action_size: int, constraints: Sequence[Constraint], device: str = "cpu"
+) -> LearnerState:
+    """Make a fresh learner; everything random in it comes from the config's seed."""
+    num_costs = len(constraints)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build_model(config.network, observation_size, action_size, num_costs).to(device)
+    return LearnerState(
+        model=model,
+        behavior_policy=copy.deepcopy(model.policy).requires_grad_(False),
+        target_critics=copy.deepcopy(model.critics).requires_grad_(False),
+        optimizer=torch.optim.Adam(
+            [
+                {"params": list(model.policy.parameters()), "lr": config.mstep.learning_rate},
+                {"params": list(model.critics.parameters()), "lr": config.critic.learning_rate},
+            ],
+            fused=True,
+        ),
+        mean_region=TrustRegion(config.mstep.kl_mean_bound),
+        covariance_region=TrustRegion(config.mstep.kl_covariance_bound),
+        controller=LimitController.start(num_costs),
+        generator=generator,
+        unit_threshold=np.array([c.model_copy(update={"cost_limit": 1.0}).threshold() for c in constraints]),
+        measured_age=max(1.0, _measured_age(config, constraints[0].horizon_steps)),
+    )
+
+
+def _measured_age(config: TrainConfig, horizon_steps: int) -> float:
+    """Half the window of the measured cost."""
+    window = config.limit.window_episodes * horizon_steps * config.environment.num_envs
+    return window / 2 * config.schedule.updates_per_step
+
+
+def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, config: TrainConfig) -> UpdateMetrics:
+    """Advance the state by one update: E-step, then a gradient step of the critics and of the policy (M-step).
+
+    Args:
+        state: changed in place.
+        batch: its first `batch.recent` rows are of states that the current policy visits; the dual is solved on
+            them and applied to all.
+        measured_cost: undiscounted episode cost of the newest episodes, [C], environment units.
+        steps: of the environment so far; limits that are scheduled and the pace of the policy depend on it.
+        config: of the run.
+
+    Raises:
+        NonFiniteError: a network has diverged. The state is of no use any more.
+    """
+    normalizer, policy, critics = state.model.normalizer, state.model.policy, state.model.critics
+    with torch.no_grad():
+        next_observation = normalizer(state.tensor(batch.next_observation))
+        old = state.behavior_policy(next_observation)
+        noise = antithetic_noise(len(old.mean), config.estep.samples, old.mean.shape[1], state.generator)
+        sample = old.sample(noise)
+        precision = PRECISION[config.compute.precision]
+        action = torch.cat([sample, old.mean.unsqueeze(1)], 1).tanh()  # the last one is what the served policy does
+        reward_heads, cost_heads = state.target_critics.evaluate(next_observation, action, precision)
+        reward_value, all_cost_value = reward_heads.mean(0)[:, :-1], cost_heads.mean(0)
+        cost_value = all_cost_value[:, :-1]
+        judged = all_cost_value[:, -1] if config.critic.cost_policy == "served" else cost_value.mean(1)
+        reward = state.tensor(batch.reward) / state.reward_scale
+        reward_target = bootstrap_target(reward, state.tensor(batch.discount), reward_value.mean(1))
+        cost_target = bootstrap_target(state.tensor(batch.cost), state.tensor(batch.cost_discount), judged)
+
+    sampled_reward, sampled_cost = (value.cpu().double().numpy() for value in (reward_value, all_cost_value))
+    _require_finite("reward_value of the target critics", sampled_reward, batch.next_observation)
+    _require_finite("cost_value of the target critics", sampled_cost, batch.next_observation)
+    recent_reward, recent_cost = sampled_reward[: batch.recent], sampled_cost[: batch.recent, :-1]
+    predicted_cost = judged[: batch.recent].mean(0).cpu().double().numpy()
+    cost_limit, pace = limit_at(config, steps), pace_at(config, steps)
+    state.controller = state.controller.seeing(predicted_cost, measured_cost, state.measured_age, config.limit)
+    present_gap = limit_gap(state.controller.present_cost(predicted_cost), cost_limit, config)
+    share = state.controller.share(present_gap, config.limit)
+    dual, share = _solve(state, recent_reward, recent_cost, share, cost_limit, pace * config.estep.kl_bound, config)
+    weights = _weights(dual, reward_value, cost_value)
+
+    new = policy(next_observation)
+    likelihood = weighted_likelihood(weights, sample, old, new)
+    kl_mean, kl_covariance = gaussian_kl(old, new)
+    policy_loss = (
+        -likelihood.mean()
+        + state.mean_region.multiplier * kl_mean.mean()
+        + state.covariance_region.multiplier * kl_covariance.mean()
+    )
+    reward_heads, cost_heads = critics(normalizer(state.tensor(batch.observation)), state.tensor(batch.action)[:, None])
+    value_loss = critic_loss(reward_heads.squeeze(2), reward_target, cost_heads.squeeze(2), cost_target)
+    for name, loss in (("policy", policy_loss), ("critics", value_loss)):
+        if not math.isfinite(loss.item()):
+            raise NonFiniteError(f"The loss of the {name} is {loss.item()}.")
+    state.optimizer.param_groups[0]["lr"] = config.mstep.learning_rate * pace
+    state.optimizer.zero_grad(set_to_none=True)
+    (policy_loss + value_loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated; they share no parameter
+    state.optimizer.step()
+    follow(state.target_critics, critics, config.critic.target_rate)
+
+    state.updates += 1
+    state.infeasible_updates += not dual.feasible
+    if dual.feasible:
+        state.dual_start = (dual.temperature, dual.cost_multiplier)
+    achieved: tuple[float | None, float | None, float | None] = (None, None, None)
+    gap = None
+    if state.updates % config.mstep.period == 0:
+        achieved = _end_period(state, next_observation, pace)
+        recent = (value[: batch.recent] for value in (next_observation, sample, weights, noise))
+        gap = _projection_gap(state, *recent)
+    return UpdateMetrics(
+        value_loss.item(),
+        dual.temperature,
+        dual.cost_multiplier,
+        dual.kl_residual,
+        dual.cost_residual,
+        dual.infeasibility,
+        dual.feasible,
+        share,
+        predicted_cost,
+        old.standard_deviation().mean().item(),
+        *achieved,
+        gap,
+    )
+
+
+@torch.no_grad()
+def act(state: LearnerState, observation: NDArray[np.float32], deterministic: int) -> Array:
+    """Draw actions [N, A], in [-1, 1], for raw observations [N, O]; the first `deterministic` are the policy's mean.
+
+    Raises:
+        NonFiniteError: the policy has diverged.
+    """
+    policy = state.behavior_policy(state.model.normalizer(state.tensor(observation)))
+    noise = torch.randn(policy.mean.shape, generator=state.generator, device=state.generator.device)
+    noise[:deterministic] = 0.0
+    action = np.asarray(policy.sample(noise.unsqueeze(1)).squeeze(1).tanh().double().cpu().numpy())
+    _require_finite("action of the policy", action, observation)
+    return action
+
+
+def require_finite_parameters(state: LearnerState) -> None:
+    """Raise NonFiniteError where a parameter of any network is NaN or infinite; names it."""
+    networks = {"policy": state.model.policy, "critics": state.model.critics}
+    copies = {"behavior_policy": state.behavior_policy, "target_critics": state.target_critics}
+    for network, module in (networks | copies).items():
+        for name, parameter in module.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteError(f"{network}.{name} has a NaN or infinite entry.")
+
+
+def limit_gap(episode_cost: Array, cost_limit: Array, config: TrainConfig) -> Array:
+    """How far an episode's cost is from what it is held at, `limit.aim` of its limit, [C]; see `relative_gap`."""
+    return relative_gap(episode_cost, config.limit.aim * cost_limit)
+
+
+def pace_at(config: TrainConfig, steps: int) -> float:
+    """Share of the learning rate and the KL bounds of the policy that an update takes: falls from 1 to `settle.floor`
+    over the last `settle.share` of the run, by the same factor each step."""
+    settle, total = config.settle, config.schedule.steps
+    left = max(total - steps, 0) / total
+    return 1.0 if left >= settle.share else settle.floor ** (1 - left / settle.share)
+
+
+def state_dict(state: LearnerState) -> dict[str, Any]:
+    """Everything in the state, as tensors and plain values."""
+    return {
+        "model": state.model.state_dict(),
+        "behavior_policy": state.behavior_policy.state_dict(),
+        "target_critics": state.target_critics.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "log_multipliers": [state.mean_region.log_multiplier, state.covariance_region.log_multiplier],
+        "controller": {field.name: getattr(state.controller, field.name).tolist() for field in fields(LimitController)},
+        "generator": state.generator.get_state(),
+        "reward_scale": state.reward_scale,
+        "counters": [state.updates, state.infeasible_updates, state.pulled_back_periods],
+        "dual_start": None if state.dual_start is None else [state.dual_start[0], state.dual_start[1].tolist()],
+    }
+
+
+def load_state_dict(state: LearnerState, saved: dict[str, Any]) -> None:
+    """Put back what `state_dict` gave, into a state created with the same config."""
+    state.model.load_state_dict(saved["model"])
+    state.behavior_policy.load_state_dict(saved["behavior_policy"])
+    state.target_critics.load_state_dict(saved["target_critics"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    mean, covariance = saved["log_multipliers"]
+    state.mean_region = replace(state.mean_region, log_multiplier=mean)
+    state.covariance_region = replace(state.covariance_region, log_multiplier=covariance)
+    state.controller = LimitController(**{name: np.array(value) for name, value in saved["controller"].items()})
+    state.generator.set_state(saved["generator"])
+    state.reward_scale = saved["reward_scale"]
+    state.updates, state.infeasible_updates, state.pulled_back_periods = saved["counters"]
+    start = saved["dual_start"]
+    state.dual_start = None if start is None else (start[0], np.array(start[1]))
+
+
+def antithetic_noise(batch: int, samples: int, dimensions: int, generator: torch.Generator) -> Tensor:
+    """Standard normal noise [B, K, A] in pairs (z, −z), scaled to a second moment of 1 per state and dimension.
+
+    So the samples of a state have exactly the mean and variance of the policy, and the weights see no accident of the
+    draw.
+    """
+    half = torch.randn((batch, samples // 2, dimensions), generator=generator, device=generator.device)
+    half = half * torch.rsqrt(half.square().mean(1, keepdim=True))
+    return torch.cat([half, -half], dim=1)
+
+
+def _require_finite(what: str, value: Array, observation: NDArray[np.float32]) -> None:
+    """Raise NonFiniteError where a value [B, ...] is NaN or infinite; names it and its observation, a row of [B, O]."""
+    if np.isfinite(value).all():
+        return
+    index = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
+    seen = np.array2string(observation[index[0]], precision=4, separator=", ", threshold=20, max_line_width=1_000)
+    raise NonFiniteError(f"The {what} is {value[index]} for the observation {seen}.")
+
+
+def _solve(
+    state: LearnerState,
+    reward_value: Array,
+    cost_value: Array,
+    share: Array,
+    cost_limit: Array,
+    kl_bound: float,
+    config: TrainConfig,
+) -> tuple[DualSolution, Array]:
+    """Solve the dual on recent states, under the critics' threshold or a share of the reachable cost change.
+
+    What several constraints can each reach alone may be out of reach for all of them together. So they ask for less, by
+    one factor: for the largest of their shares of what all can reach together. The shares asked are returned, too.
+    """
+    if config.estep.constraint == "critic":
+        return solve_dual(
+            reward_value, cost_value, cost_limit * state.unit_threshold, kl_bound, state.dual_start
+        ), share
+    advantage = cost_value - cost_value.mean(1, keepdims=True)
+    least, reward_only = np.zeros(len(share)), np.zeros(len(share))
+    for i in np.flatnonzero(np.isfinite(cost_limit) & (share > 0)):
+        least[i] = least_excess(advantage[..., [i]], np.zeros(1), kl_bound)[1][0]
+    if np.any(share <= 0):
+        reward_only = solve_dual(reward_value, advantage, np.full(len(share), np.inf), kl_bound).cost
+    threshold = advantage_threshold(share, least, reward_only, cost_limit)
+    asking = np.isfinite(threshold)
+    if asking.sum() > 1 and np.any(threshold < 0):
+        reachable = reachable_share(advantage[..., asking], threshold[asking], kl_bound)
+        factor = share[asking].max() * reachable
+        threshold, share = factor * threshold, factor * share
+    return solve_dual(reward_value, advantage, threshold, kl_bound, state.dual_start), share
+
+
+def _weights(dual: DualSolution, reward_value: Tensor, cost_value: Tensor) -> Tensor:
+    """Apply temperature and multipliers to every state of the batch, [B, K]."""
+    multiplier = torch.from_numpy(dual.cost_multiplier).to(cost_value)
+    reward = reward_value if dual.feasible else torch.zeros_like(reward_value)
+    return torch.softmax((reward - cost_value @ multiplier) / dual.temperature, dim=1)
+
+
+@torch.no_grad()
+def _end_period(state: LearnerState, observation: Tensor, pace: float) -> tuple[float, float, float]:
+    """Measure the KL that the M-step achieved, pull it back when it is far over a bound, and copy the policy."""
+    policy = state.model.policy
+    kl_mean, kl_covariance = (
+        float(kl.mean()) for kl in gaussian_kl(state.behavior_policy(observation), policy(observation))
+    )
+    kept = min(state.mean_region.pull_back(kl_mean / pace), state.covariance_region.pull_back(kl_covariance / pace))
+    if kept < 1:
+        interpolate(state.behavior_policy, policy, kept)
+        state.pulled_back_periods += 1
+    state.mean_region = state.mean_region.adapted(kl_mean / pace)
+    state.covariance_region = state.covariance_region.adapted(kl_covariance / pace)
+    state.behavior_policy.load_state_dict(policy.state_dict())
+    return kl_mean, kl_covariance, kept
+
+
+@torch.no_grad()
+def _projection_gap(state: LearnerState, observation: Tensor, sample: Tensor, weights: Tensor, noise: Tensor) -> Array:
+    """|E_π[Q_c] − E_q[Q_c]| of the policy that the M-step ended in, mean over states, [C].
+
+    Args:
+        observation: normalized, [B, O].
+        sample: u, that the E-step gave weights to, [B, K, A].
+        weights: q, [B, K].
+        noise: of the policy's samples, [B, K, A].
+    """
+    action = torch.cat([sample, state.behavior_policy(observation).sample(noise)], dim=1).tanh()
+    cost_value = state.target_critics.evaluate(observation, action, torch.float32)[1].mean(0)
+    of_q, of_policy = cost_value.chunk(2, dim=1)
+    gap = (of_policy.mean(1) - (weights.unsqueeze(-1) * of_q).sum(1)).mean(0)
+    return np.asarray(gap.abs().cpu().double().numpy())

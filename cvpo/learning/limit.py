@@ -1,0 +1,149 @@
+"""Holding a measured episode cost at its limit: how much change of cost one E-step is asked for.
+
+A bounded PI controller per constraint. It asks for a share of what one KL ball can reach, so the E-step stays feasible
+and its multiplier finite; the critics tell how the cost changes, and what is measured how high it is.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cvpo.learning.config import LimitConfig, TrainConfig
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LimitController:
+    """State of the controller of each constraint, [C]."""
+
+    integral: Array  # part of the share
+    # Running means, NaN where there is none yet:
+    past_prediction: Array  # as old as the measured cost is
+    mean_prediction: Array  # of that, over long
+    mean_measured: Array  # as long
+
+    @classmethod
+    def start(cls, num_costs: int) -> "LimitController":
+        none = np.full(num_costs, np.nan)
+        return cls(np.zeros(num_costs), none, none, none)
+
+    def seeing(self, predicted_cost: Array, measured_cost: Array, age: float, config: LimitConfig) -> "LimitController":
+        """Take what is predicted and measured now into the running means.
+
+        Args:
+            predicted_cost: what the critics say of the present policy, [C].
+            measured_cost: episode cost, [C].
+            age: mean age of what the measured cost is of, in calls.
+            config: of the controller.
+        """
+        past = _towards(self.past_prediction, predicted_cost, 1 / age)
+        rate = 1 / (2 * age * config.level_windows)
+        return replace(
+            self,
+            past_prediction=past,
+            mean_prediction=_towards(self.mean_prediction, past, rate),
+            mean_measured=_towards(self.mean_measured, measured_cost, rate),
+        )
+
+    def present_cost(self, predicted_cost: Array) -> Array:
+        """Episode cost of the present policy, [C]: what the critics predict, at the level that was measured.
+
+        What is measured is of policies that have changed since, and has much noise; what the critics predict is off by
+        a factor, which changes slowly: the mean of the measured cost over that of what was predicted of it.
+        """
+        return np.asarray(predicted_cost * self.mean_measured / np.maximum(self.mean_prediction, 1e-12))
+
+    def advanced(self, gap: Array, steps: int, config: LimitConfig) -> "LimitController":
+        """Integrate the gap over environment steps; no further than to a share at its bound, so that it cannot wind up.
+
+        What the gap itself asks for fills a part of the share: a long fall from far above the limit leaves an integral
+        that is soon undone.
+        """
+        rate = config.integral_gain * np.clip(gap, -1, 1) * steps / config.integral_steps
+        proportional = _proportional(gap, config)
+        low, high = -1.0 - proportional, config.max_share - proportional
+        integral = np.clip(self.integral + rate, np.minimum(self.integral, low), np.maximum(self.integral, high))
+        return replace(self, integral=np.clip(integral, config.integral_low, config.integral_high))
+
+    def share(self, gap: Array, config: LimitConfig) -> Array:
+        """Share of the reachable cost change to ask for, [C]: positive lowers the cost, negative lets it grow.
+
+        Args:
+            gap: of `present_cost`, [C]; see `relative_gap`.
+            config: of the controller.
+        """
+        return np.clip(_proportional(gap, config) + self.integral, -1.0, config.max_share)
+
+    def exhausted(self, gap: Array, config: LimitConfig) -> NDArray[np.bool_]:
+        """Whether no more can be asked for of a measured gap, [C]: the share or its integral part is at its bound."""
+        return (self.share(gap, config) >= config.max_share) | (self.integral >= config.integral_high)
+
+
+def _towards(mean: Array, value: Array, rate: float) -> Array:
+    """A running mean with the newest value in it."""
+    before = np.where(np.isnan(mean), value, mean)
+    return np.asarray(before + min(rate, 1.0) * (value - before))
+
+
+def _proportional(gap: Array, config: LimitConfig) -> Array:
+    return np.where(gap > 0, config.gain_above * np.minimum(gap, 1), config.gain_below * np.maximum(gap, -2))
+
+
+def limit_at(config: TrainConfig, steps: int) -> Array:
+    """The cost limits that hold at a step of the environment, [C]: those of `limit.schedule`, in the end `cost_limits`.
+
+    Linear between the points of the schedule; before its first, that one's.
+    """
+    schedule = config.limit.schedule
+    if not schedule or steps >= schedule[-1].steps:
+        return np.array(config.cost_limits)
+    at, limits = [point.steps for point in schedule], np.array([point.cost_limits for point in schedule])
+    return np.array([np.interp(steps, at, column) for column in limits.T])
+
+
+def relative_gap(measured_cost: Array, cost_limit: Array) -> Array:
+    """(J − d)/max(d, 10), [C]; an unconstrained cost counts as far below its limit, -1."""
+    finite = np.isfinite(cost_limit)
+    limit = np.where(finite, cost_limit, 0.0)
+    return np.where(finite, (measured_cost - limit) / np.maximum(limit, 10.0), -1.0)
+
+
+def advantage_threshold(share: Array, least_cost: Array, reward_only_cost: Array, cost_limit: Array) -> Array:
+    """Bound on mean_s E_q[A_c], [C].
+
+    Args:
+        share: of `LimitController.share`, [C].
+        least_cost: the least E_q[A_c] in the KL ball, [C], <= 0.
+        reward_only_cost: E_q[A_c] of the q that looks at reward alone, [C].
+        cost_limit: [C]; +inf stays unconstrained.
+    """
+    threshold = np.where(share > 0, share * least_cost, -share * np.maximum(reward_only_cost, 0.0))
+    return np.where(np.isfinite(cost_limit), threshold, np.inf)
+
+
+@dataclass
+class CostMeter:
+    """The measured episode cost: that of the newest steps of each environment, per horizon, mean over environments.
+
+    A window of steps, not of episodes: an episode that ends early does not look cheap.
+    """
+
+    window: Array  # [W, N, C], a ring
+    count: int = 0
+
+    @classmethod
+    def start(cls, steps: int, num_envs: int, num_costs: int) -> "CostMeter":
+        return cls(np.zeros((steps, num_envs, num_costs)))
+
+    def add(self, cost: Array) -> None:
+        """Take the costs of one step, [N, C]."""
+        self.window[self.count % len(self.window)] = cost
+        self.count += 1
+
+    def measured(self, horizon_steps: int) -> Array:
+        """Cost per horizon of steps, [C]; zero before the first step."""
+        steps = min(self.count, len(self.window))
+        total = self.window[:steps].sum((0, 1)) / self.window.shape[1]
+        return np.asarray(total * (horizon_steps / max(steps, 1)))

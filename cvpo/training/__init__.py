@@ -1,0 +1,1 @@
+"""A run: from its settings to checkpoints, metrics and a resume after any end."""

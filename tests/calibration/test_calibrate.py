@@ -1,0 +1,453 @@
+"""Calibration: values worked out by hand, what must be conservative, and the coverage it claims."""
+
+import math
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from cvpo.bundle import CalibratedMode, Constraint
+from cvpo.calibration.calibrate import (
+    DETERMINISTIC,
+    MINIMUM_EPISODES,
+    CalibratedMap,
+    budget_sessions,
+    calibrate_also,
+    calibration_error,
+    choose_level,
+    cost_upper,
+    lead,
+    least_episodes,
+    reliability,
+    sessions,
+)
+from cvpo.calibration.calibrate import calibrate as calibrate_normalized
+from cvpo.calibration.conformal import share_within
+from cvpo.calibration.costmap import CostMap
+from cvpo.calibration.forecast import CostForecast
+from cvpo.calibration.forecast_fit import ForecastEpisode, horizon_grid
+from cvpo.calibration.sessions import Session
+from cvpo.errors import ConfigError, ExportError, NonFiniteError
+from cvpo.evaluate import Episode
+from cvpo.learning.returns import window_cost
+
+Array = NDArray[np.float64]
+T, W = 12, 3
+
+
+def constraint(limit: float | None = 6.0, name: str = "cost", horizon: int = T, window: int = W) -> Constraint:
+    return Constraint(name=name, cost_limit=limit, discount=0.9, horizon_steps=horizon, window_steps=window)
+
+
+def episode(cost: list[float] | Array, cost_value: list[float] | Array, terminated: bool = False) -> Episode:
+    costs, values = (np.array(x, np.float64).reshape(len(cost), -1) for x in (cost, cost_value))
+    length = len(costs)
+    return Episode(np.zeros((length, 1), np.float32), np.zeros(length), costs, terminated, values, None, None)
+
+
+def as_it_is(observation: torch.Tensor) -> torch.Tensor:
+    return observation
+
+
+def calibrate(
+    episodes: list[Episode],
+    constraints: list[Constraint],
+    seed: int,
+    mode: CalibratedMode = DETERMINISTIC,
+    confidence: float = 0.9,
+    miss_rate: float = 0.05,
+) -> CalibratedMap:
+    return calibrate_normalized(
+        episodes, constraints, as_it_is, seed=seed, mode=mode, confidence=confidence, miss_rate=miss_rate
+    )
+
+
+def followed(found: CalibratedMap, an_episode: Episode) -> ForecastEpisode:
+    return ForecastEpisode(an_episode, found.forecast, as_it_is)
+
+
+def ask(found: CalibratedMap, cost_value: float, steps: int, allowed: float) -> tuple[float, float, float]:
+    left = torch.tensor([steps])
+    forecast = found.forecast(torch.zeros(1, 1), torch.tensor([[[float(cost_value)]]]), left)
+    prediction = found.cost_map(forecast, left, torch.tensor([[float(allowed)]]))
+    go, upper, probability = (float(value[0, 0, 0]) for value in prediction)
+    return go, upper, probability
+
+
+def test_the_cost_of_the_next_steps_is_known_where_they_were_observed_or_nothing_followed() -> None:
+    steps = np.array([2, 2, 2, 2])
+    cut = episode([1, 0, 2, 1], [0, 0, 0, 0])
+    cost, observed = window_cost(cut.cost, steps, cut.terminated)
+    assert cost[:, 0].tolist() == [1, 2, 3, 1]
+    assert observed.tolist() == [True, True, True, False]
+    ended = episode([1, 0, 2, 1], [0, 0, 0, 0], terminated=True)
+    cost, observed = window_cost(ended.cost, np.array([4, 9, 1, 1]), ended.terminated)
+    assert cost[:, 0].tolist() == [4, 3, 2, 1]
+    assert observed.all()
+
+
+def test_the_grid_has_one_step_the_window_and_the_horizon() -> None:
+    grid = horizon_grid(1000, 100, 12)
+    assert {1, 100, 1000} <= set(grid.tolist())
+    assert (np.diff(grid) > 0).all()
+    assert horizon_grid(1, 1, 12).tolist() == [1]
+
+
+def test_a_cost_that_never_varies_is_predicted_exactly() -> None:
+    found = calibrate([episode([1.0] * T, [5.0] * T) for _ in range(40)], [constraint()], seed=0)
+    for steps in range(1, T + 1):
+        # 12 episodes calibrate: a thirteenth of the probability lies at infinity, the rest at the cost.
+        assert ask(found, 5.0, steps, steps) == pytest.approx((steps, steps, 1 / 13), rel=1e-5)
+        assert ask(found, 5.0, steps, steps - 0.01)[2] == 1
+
+
+def test_a_policy_without_cost_raises_no_flag() -> None:
+    found = calibrate([episode([0.0] * T, np.full(T, 0.2)) for _ in range(40)], [constraint()], seed=0)
+    assert ask(found, 0.2, T, 0.0) == pytest.approx((0, 0, 1 / 13))
+    assert found.record.alarm_levels == (0.1,)
+    result = found.record.results[0]
+    assert (result.coverage, result.missed_share, result.flagged_share) == (1, None, 0)
+    (sentence,) = found.record.not_claimed
+    assert "No miss rate: 5% needs 19 episodes that exceed a budget and there were 0." in sentence
+
+
+def test_a_critic_that_knows_separates_what_a_mean_would_mix() -> None:
+    # Half of the episodes cost 4 in the first step, and the critic says which.
+    dear = episode([4.0] + [0.0] * (T - 1), [3.0] * T)
+    free = episode([0.0] * T, [0.0] * T)
+    found = calibrate([dear, free] * 50, [constraint()], seed=1)
+    assert ask(found, 3.0, T, 3.9)[2] > 0.8
+    assert ask(found, 0.0, T, 3.9)[2] < 0.2
+    assert ask(found, 0.0, T, 4.0)[2] == pytest.approx(1 / 31, rel=1e-5)  # 30 episodes calibrate
+    assert ask(found, 3.0, T, 4.0)[2] == pytest.approx(1 / 31, rel=1e-5)
+    assert ask(found, 3.0, T, 0.0)[1] == 4
+    assert ask(found, 3.0, T, 0.0)[0] > 3.5 > 0.5 > ask(found, 0.0, T, 0.0)[0]
+
+
+def test_a_truncated_rest_is_unknown_and_a_terminated_one_costs_nothing() -> None:
+    cut = calibrate([episode([1.0] * 6, [2.0] * 6) for _ in range(40)], [constraint()], seed=0)
+    assert ask(cut, 2.0, W, 3.0)[2] == pytest.approx(1 / 13, rel=1e-5)
+    assert ask(cut, 2.0, T, 1000.0)[1:] == (math.inf, 1)
+    ended = calibrate([episode([1.0] * 6, [2.0] * 6, terminated=True) for _ in range(40)], [constraint()], seed=0)
+    assert ask(ended, 2.0, T, 6.0)[1:] == pytest.approx((6, 1 / 13), rel=1e-5)
+
+
+def test_each_episode_weighs_the_same_however_many_steps_it_has() -> None:
+    atoms = np.array([[[[0.0, 1.0]]]])
+    cost_map = CostMap(np.array([T]), np.zeros((1, 1)), atoms, atoms[..., 0], np.zeros((1, 1, 2)), 0.9)
+    episodes = [episode([1.0], [0.0], terminated=True), episode([0.0] * 10, [0.0] * 10, terminated=True)]
+    forecast = CostForecast(1, np.array([T]), np.ones(1))
+    share = share_within(
+        cost_map, [ForecastEpisode(e, forecast, as_it_is) for e in episodes], [np.full(1, T), np.full(10, T)]
+    )
+    # Two episodes and the fresh one: a third each. Only the second has no cost; both are within the atom at 1.
+    assert share[0] == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_short_episodes_weigh_as_much_as_long_ones_in_the_mean() -> None:
+    short, long = episode([1.0], [2.0], terminated=True), episode([0.0] * T, [2.0] * T)
+    found = calibrate([short, long] * 50, [constraint()], seed=0)
+    assert ask(found, 2.0, 1, 0.0)[0] == pytest.approx(0.5, abs=0.2)  # by steps it would be a thirteenth
+
+
+def test_what_is_left_of_an_episode_counts_beside_windows_inside_it() -> None:
+    # Only the last step costs. Of the windows of six steps one in seven holds it; what is left of an episode always.
+    found = calibrate([episode([0.0] * (T - 1) + [5.0], [2.0] * T) for _ in range(40)], [constraint()], seed=0)
+    assert ask(found, 2.0, 6, 4.9)[2] > 0.7  # by windows alone about 0.2
+    assert ask(found, 2.0, 6, 4.9)[1] >= 5
+
+
+def test_the_service_is_imitated_with_budgets_less_what_was_spent() -> None:
+    constant = episode([1.0] * T, [5.0] * T)
+    found = calibrate([constant] * 40, [constraint(6.0)], seed=0)
+    tried = sessions(found.cost_map, followed(found, constant), constraint(6.0), 0)
+    # Budgets of 1.5, 2.1, 3, 4.2, 6, 8.5 and 12: exceeded by the second, third, fourth, fifth, seventh and ninth step.
+    assert [session.crossing for session in tried] == [1, 2, 3, 4, 6, 8, None]
+    for session in tried[:-1]:
+        assert (session.probability == 1).all()
+    assert tried[-1].probability == pytest.approx(np.full(T, 1 / 13), rel=1e-5)
+    assert sessions(found.cost_map, followed(found, constant), constraint(None), 0) == []
+
+
+def test_a_budget_that_is_left_counts_for_the_steps_that_are_left() -> None:
+    late = episode([0.0] * (T - 1) + [5.0], [2.0] * T)
+    found = calibrate([late] * 40, [constraint(6.0)], seed=0)
+    (short, enough) = budget_sessions(found.cost_map, followed(found, late), constraint(6.0), 0, np.array([4.9, 5.0]))
+    assert (short.crossing, enough.crossing) == (T - 1, None)
+    assert short.probability.min() > 0.9
+    assert enough.probability.max() < 0.3  # between the numbers of steps that are told, a guess
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_the_bound_holds_as_claimed_on_exchangeable_episodes(count: int) -> None:
+    """Over many calibrations, the share of a fresh episode's steps within the bound is the claimed one or more."""
+    generator = np.random.default_rng(count)
+
+    def draw() -> Episode:
+        rate = min(generator.gamma(0.5, 0.4), 0.9)  # episodes differ, and most cost nothing
+        length = T if generator.random() < 0.7 else int(generator.integers(1, T))
+        cost = (generator.random(length) < rate) * generator.integers(1, 3, length)
+        return episode(cost.astype(float), np.abs(6 * rate + generator.normal(0, 0.5, length)), length < T)
+
+    windows: list[float] = []
+    rests: list[float] = []
+    for repetition in range(12):
+        found = calibrate([draw() for _ in range(count)], [constraint()], seed=repetition)
+        for fresh in (draw() for _ in range(20)):
+            start = np.arange(len(fresh.cost))
+            for steps, shares in ((np.full(len(start), W), windows), (T - start, rests)):
+                cost, observed = window_cost(fresh.cost, steps, fresh.terminated)
+                upper = cost_upper(found.cost_map, followed(found, fresh), steps)
+                if observed.any():
+                    shares.append((cost <= upper)[observed].mean())
+    for shares in (windows, rests):
+        # A share has a variance of at most p(1 - p); three standard errors of 240 of them.
+        assert np.mean(shares) >= 0.9 - 3 * math.sqrt(0.09 / len(shares))
+    if count == 60:
+        assert np.mean(windows) < 0.99  # a bound that always held would claim too little
+
+
+def over(*announced: float) -> list[Session]:
+    """Sessions of one episode, each announced at its first step and over its budget 20 steps later."""
+    return [Session(np.array([probability, *[0.0] * 20]), 20) for probability in announced]
+
+
+def test_the_alarm_level_is_the_highest_that_keeps_the_expected_misses_low() -> None:
+    # One session over budget in each of 19 episodes, announced with 0.05, 0.10, ..., 0.95. For a miss rate of 0.1,
+    # (missed + 1)/20 <= 0.1 admits one miss: the level is just below the second one.
+    clean = Session(np.full(21, 0.99), None)
+    episodes = [[*over(0.05 * k), clean] for k in range(1, 20)]
+    chosen = choose_level(episodes, 20, confidence=0.9, miss_rate=0.1)
+    assert chosen.level == pytest.approx(0.10)
+    assert chosen.level < 0.10
+    assert "19 episodes that exceed a budget" in chosen.note
+    # For 0.2 it admits three, for 0.05 none.
+    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.2).level == pytest.approx(0.20)
+    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.05)
+
+
+def test_an_episodes_misses_are_a_share_of_its_own_sessions() -> None:
+    # 19 episodes, each with nine sessions announced with 0.5 and one with 0.2: missing the latter is a tenth of each.
+    episodes = [over(*[0.5] * 9, 0.2)] * 19
+    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.2).level == pytest.approx(0.5)  # (19 · 0.1 + 1)/20
+    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.1).level == pytest.approx(0.2)
+
+
+def test_a_flag_that_comes_too_late_counts_as_none() -> None:
+    late = Session(np.array([0.3, *[0.9] * 20]), 20)
+    assert late.announced(20) == 0.3
+    assert late.announced(19) == 0.9
+    assert choose_level([[late]] * 30, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.3)
+    # What exceeds its budget within the lead cannot be announced, and does not decide.
+    sudden = Session(np.array([0.01, 0.9]), 1)
+    assert choose_level([[late, sudden]] * 30, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.3)
+
+
+def test_with_too_few_violations_the_level_stays_where_the_bound_meets_what_is_allowed() -> None:
+    chosen = choose_level([over(0.6)] * 3, 20, confidence=0.9, miss_rate=0.05)
+    assert chosen.level == 0.1
+    assert chosen.shortage == "No miss rate: 5% needs 19 episodes that exceed a budget and there were 3."
+    assert choose_level([over(0.04)] * 3, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.04)
+
+
+def test_a_flag_counts_twenty_steps_before_or_a_fifth_of_a_short_window() -> None:
+    assert [lead(window) for window in (1000, 100, 50, 3)] == [20, 20, 10, 1]
+
+
+def test_reliability_is_told_by_tenths_of_probability_and_ends_with_the_budget() -> None:
+    # Twenty steps at 0.25 of which none came true, five of ten at 0.75 that did before the budget was exceeded.
+    clean = Session(np.full(10, 0.25), None)
+    crossed = Session(np.array([0.75] * 5 + [0.05] * 5), 4)
+    bins = reliability([clean, clean, crossed])
+    assert [b.predicted for b in bins] == pytest.approx([0.25, 0.75])
+    assert [b.observed for b in bins] == [0.0, 1.0]
+    assert [b.share for b in bins] == pytest.approx([0.8, 0.2])  # a session weighs by the share of its steps
+    assert calibration_error(bins) == pytest.approx(0.8 * 0.25 + 0.2 * 0.25)
+    assert reliability([]) == ()
+    assert calibration_error(()) is None
+
+
+def test_predictions_of_a_calibrated_map_are_ordered() -> None:
+    generator = np.random.default_rng(5)
+    episodes = []
+    for _ in range(40):
+        value = 2 * generator.random(T) ** 2
+        episodes.append(episode((generator.random(T) < value / 2).astype(np.float64), value))
+    found = calibrate(episodes, [constraint()], seed=0)
+    steps, values, allowed = np.arange(1, T + 1), np.linspace(0, 2, 9), np.arange(-1, 9) + 0.5
+
+    def ask_map(forecast: float, left: int, allowance: float) -> list[float]:
+        prediction = found.cost_map(
+            torch.tensor([[[forecast]]]), torch.tensor([left]), torch.tensor([[float(allowance)]])
+        )
+        return [float(value[0, 0, 0]) for value in prediction]
+
+    grid = np.array([[[ask_map(float(v), int(s), a) for a in allowed] for v in values] for s in steps])
+    go, upper, probability = np.moveaxis(grid, -1, 0)
+    rounding = 1e-4
+    for ordered in (go, np.nan_to_num(upper, posinf=1e6), probability):  # a higher forecast
+        assert (np.diff(ordered, axis=1) >= -rounding).all()
+    assert (np.diff(go, axis=0) >= -rounding).all()  # more steps left
+    assert (np.diff(probability, axis=2) <= 0).all()  # more allowed
+    assert np.isfinite(go).all()
+    assert probability.min() >= 1 / 13 - 1e-6
+
+
+def test_with_two_constraints_each_is_calibrated_by_its_own_costs() -> None:
+    generator = np.random.default_rng(2)
+    episodes = []
+    for _ in range(40):
+        cost = np.stack([np.ones(T), (generator.random(T) < 0.3) * 2.0], axis=1)
+        episodes.append(episode(cost, np.stack([np.full(T, 5.0), np.full(T, 3.0)], axis=1)))
+    limits = [constraint(6.0, "always"), constraint(None, "sometimes")]
+    found = calibrate(episodes, limits, seed=0)
+    left = torch.tensor([T])
+    forecast = found.forecast(torch.zeros(1, 1), torch.tensor([[[5.0], [3.0]]]), left)
+    prediction = found.cost_map(forecast, left, torch.tensor([[11.0, torch.inf]]))
+    assert prediction.cost_to_go[0, 0, 0] == pytest.approx(T, rel=1e-5)
+    assert prediction.cost_to_go[0, 1, 0] == pytest.approx(0.6 * T, rel=0.2)
+    assert prediction.violation_probability[0, :, 0].tolist() == [1, 0]
+    first, second = found.record.results
+    assert first.missed_share == 0  # it costs 1 at every step: with less than 12 allowed it is always over
+    assert (second.constraint, second.missed_share, second.flagged_share) == ("sometimes", None, None)
+    assert second.example is None
+
+
+def test_the_record_says_what_was_used_for_what() -> None:
+    mode = CalibratedMode(mode="sampled")
+    found = calibrate([episode([1.0] * T, [5.0] * T)] * 100, [constraint()], seed=0, mode=mode, miss_rate=0.1)
+    record = found.record
+    assert record.lead_steps == 1
+    assert record.episodes == {"fit": 30, "calibrate": 30, "alarm": 25, "test": 15}
+    assert (record.modes, record.confidence, record.miss_rate) == ((mode,), 0.9, 0.1)
+    assert record.results[0].cost_to_go_mean == pytest.approx(T)
+    assert record.results[0].episode_cost_mean == T
+    assert record.results[0].coverage == 1
+
+
+def test_of_many_episodes_most_fit() -> None:
+    found = calibrate([episode([1.0] * T, [5.0] * T)] * 600, [constraint()], seed=0)
+    assert found.record.episodes == {"fit": 370, "calibrate": 100, "alarm": 80, "test": 50}
+
+
+def test_the_record_shows_flags_along_the_test_episode_that_cost_the_most() -> None:
+    # Marked by their cost a step, 1 to 20, in an order that the split shuffles; budget and limit are 30.
+    episodes = [episode([float(k)] * T, [5.0] * T) for k in range(1, 21)]
+    found = calibrate(episodes, [constraint(30.0)], seed=0)
+    (result,) = found.record.results
+    shown = result.example
+    assert shown is not None
+    each = shown.spent[1]
+    assert result.test_episodes == 2
+    other = 2 * result.episode_cost_mean / T - each  # the cost a step of the other test episode
+    assert 1 <= other < each <= 20
+    assert shown.budget == 30
+    assert shown.steps == tuple(range(T))
+    assert shown.spent == tuple(each * t for t in range(T))
+    assert shown.crossing == math.floor(30 / each)  # the step that takes the sum over 30
+    followed_one = followed(found, episode([each] * T, [5.0] * T))
+    (session,) = budget_sessions(found.cost_map, followed_one, constraint(30.0), 0, np.array([30.0]))
+    assert shown.violation_probability == tuple(session.probability)
+
+
+def test_no_episode_serves_two_purposes() -> None:
+    # Marked by their cost, 1 to 20: what fits and calibrates is at most what those episodes cost.
+    episodes = [episode([float(k)] * T, [5.0] * T) for k in range(1, 21)]
+    record = calibrate(episodes, [constraint()], seed=0).record
+    assert sum(record.episodes.values()) == 20
+    assert record.episodes["calibrate"] == 9  # what a confidence of 0.9 needs
+
+
+def test_the_same_seed_gives_the_same_map() -> None:
+    generator = np.random.default_rng(0)
+    episodes = [episode(generator.random(T), generator.random(T)) for _ in range(20)]
+    first, again, other = (calibrate(episodes, [constraint()], seed=seed) for seed in (1, 1, 2))
+    for one, two in ((first.cost_map, again.cost_map), (first.forecast, again.forecast)):
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, two.state_dict()[name])
+    assert not torch.equal(first.cost_map.table, other.cost_map.table)
+
+
+def test_with_too_few_episodes_for_the_confidence_there_is_no_bound() -> None:
+    found = calibrate([episode([1.0] * T, [5.0] * T)] * 12, [constraint()], seed=0)
+    assert ask(found, 5.0, 1, 1.0)[1] == math.inf
+    assert "cost_upper is infinite" in found.record.not_claimed[0]
+    assert found.record.alarm_levels[0] <= 0.1
+
+
+@pytest.mark.parametrize(("confidence", "miss_rate"), [(0.9, 0.05), (0.8, 0.3), (0.95, 0.01), (0.9, 0.004)])
+def test_the_least_episodes_are_as_many_as_it_takes_to_claim(confidence: float, miss_rate: float) -> None:
+    # Each exceeds budgets from 1.5 to 12, so all that choose alarm levels speak of the miss rate.
+    over = episode([1.0] * T, [5.0] * T)
+    for_confidence, for_miss_rate = least_episodes(confidence, miss_rate)
+
+    def not_claimed(count: int) -> tuple[str, ...]:
+        found = calibrate([over] * count, [constraint()], seed=0, confidence=confidence, miss_rate=miss_rate)
+        return found.record.not_claimed
+
+    for count, claimed in ((for_confidence, True), (for_confidence - 1, False)):
+        if count >= MINIMUM_EPISODES:
+            assert claimed == (not any("No bound" in sentence for sentence in not_claimed(count)))
+    for count, claimed in ((for_miss_rate, True), (for_miss_rate - 1, False)):
+        assert claimed == (not any("No miss rate" in sentence for sentence in not_claimed(count)))
+
+
+def test_episodes_that_cannot_calibrate_are_refused() -> None:
+    good = episode([1.0] * T, [5.0] * T)
+    with pytest.raises(ExportError, match=r"at least 8 episodes.* it got 7"):
+        calibrate([good] * 7, [constraint()], seed=0)
+    blind = Episode(good.observation, good.reward, good.cost, False, None, None, None)
+    with pytest.raises(ExportError, match="Episode 8 carries no cost value"):
+        calibrate([good] * 8 + [blind], [constraint()], seed=0)
+    with pytest.raises(ExportError, match="carries no cost value"):
+        calibrate([good] * 8, [constraint(), constraint(name="another")], seed=0)
+    with pytest.raises(NonFiniteError, match="cost_value of episode 0"):
+        calibrate([episode([1.0] * T, [np.nan] * T)] * 8, [constraint()], seed=0)
+    with pytest.raises(ExportError, match="more than the horizon of 12"):
+        calibrate([episode([1.0] * 13, [1.0] * 13)] * 8, [constraint()], seed=0)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        calibrate([good] * 8, [constraint()], seed=0, confidence=1.0)
+
+
+# Further modes
+
+
+def noisy(rate: float, count: int, seed: int) -> list[Episode]:
+    generator = np.random.default_rng(seed)
+    return [episode((generator.random(T) < rate).astype(np.float64), [1.0] * T) for _ in range(count)]
+
+
+def test_a_further_mode_that_costs_more_raises_the_bound_and_one_that_costs_less_leaves_it() -> None:
+    first = calibrate(noisy(0.3, 60, seed=0), [constraint()], seed=0)
+    sampled = CalibratedMode(mode="sampled")
+    dearer = calibrate_also(first, sampled, noisy(0.8, 60, seed=1), [constraint()], as_it_is, seed=0)
+    cheaper = calibrate_also(first, sampled, noisy(0.05, 120, seed=2), [constraint()], as_it_is, seed=0)
+    upper = [ask(found, 1.0, T, 6.0)[1] for found in (first, dearer, cheaper)]
+    assert upper[0] == upper[2] < upper[1]
+    probability = [ask(found, 1.0, T, 6.0)[2] for found in (first, dearer, cheaper)]
+    assert probability[0] < 0.5 < probability[1]
+    assert dearer.record.modes == (*first.record.modes, sampled)
+    (other,) = dearer.record.other_modes
+    assert other.episodes == {"calibrate": 30, "alarm": 15, "test": 15}
+    assert other.results[0].coverage > 0.8
+    assert dearer.record.alarm_levels[0] <= first.record.alarm_levels[0]
+
+
+def test_a_shield_keeps_the_levels_that_it_chose_by() -> None:
+    first = calibrate(noisy(0.3, 60, seed=0), [constraint()], seed=0)
+    shielded = CalibratedMode(mode="shielded", candidates=8)
+    found = calibrate_also(first, shielded, noisy(0.9, 40, seed=1), [constraint()], as_it_is, seed=0)
+    assert found.record.alarm_levels == first.record.alarm_levels
+    assert found.record.other_modes[0].episodes == {"calibrate": 20, "test": 20}
+    assert "shielded of 8: no miss rate" in found.record.not_claimed[-1]
+    with pytest.raises(ExportError, match=r"at least 8 episodes.* it got 7"):
+        calibrate_also(first, shielded, noisy(0.9, 7, seed=1), [constraint()], as_it_is, seed=0)
+
+
+@pytest.mark.parametrize(("mode", "candidates"), [("shielded", 1), ("sampled", 2), ("deterministic", 8)])
+def test_only_a_shield_has_candidates(mode: Literal["deterministic", "sampled", "shielded"], candidates: int) -> None:
+    with pytest.raises(ValidationError, match="two candidates or more"):
+        CalibratedMode(mode=mode, candidates=candidates)

@@ -1,0 +1,176 @@
+"""inspect, verify, diff, keygen and sign, as a user types them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from cvpo.bundle import MODEL_CARD, Manifest
+from cvpo.exporting.export import export_bundle
+from tests.command import cvpo, succeed
+from tests.exporting.test_export import trained
+from tests.serve import bundles
+from tests.small_policies import observations
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return bundles.write(tmp_path / "goal" / "1")
+
+
+def test_inspect_says_what_a_person_asks_first(bundle: Path) -> None:
+    said = succeed("inspect", bundle).out
+    for expected in (
+        "goal, version 1   ByHand-v0",
+        "signed      no",
+        "return    5 (4 to 6)",
+        "heat 5 (4 to 6), under the limit of 20; CVaR 0.9 9; 10% of episodes over",
+        "calibrated  deterministic, shielded of 8; episodes: 50 fit, 30 alarm, 20 test",
+        "shifted     a score over 1; nothing is claimed of false alarms",
+        "heat within its bound 92.0% (claimed 90%); sessions over budget: 5.0% missed (meant 10%)",
+    ):
+        assert expected in said, expected
+    assert json.loads(succeed("inspect", bundle, "--json").out)["name"] == "goal"
+
+
+def test_inspect_of_what_was_not_measured_says_so(tmp_path: Path) -> None:
+    document = bundles.manifest(calibration=None).model_copy(update={"evaluations": ()})
+    path = bundles.write(tmp_path / "bundle", document)
+    said = succeed("inspect", path).out
+    assert "calibrated  NO" in said
+    assert "evaluated   no" in said
+    assert (
+        "<h1>goal, version 1</h1>" in Path(succeed("inspect", path, "--html", tmp_path / "p").out.strip()).read_text()
+    )
+
+
+def test_inspect_passes_nothing_of_a_bundle_to_the_terminal_or_a_browser(tmp_path: Path) -> None:
+    document = bundles.drawn(bundles.manifest(constraint_names=("$x^$", "\x1b[2J<script>alert(1)</script>")))
+    path = bundles.write(tmp_path / "bundle", document)
+    said = succeed("inspect", path).out
+    assert "\x1b" not in said
+    assert "<script>" in said
+    page = tmp_path / "page.html"
+    assert succeed("inspect", path, "--html", page).out == f"{page}\n"
+    assert "<script>" not in page.read_text()
+    assert "\x1b" not in page.read_text()
+
+
+def test_the_page_needs_no_other_file_and_is_the_same_each_time(bundle: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.html", tmp_path / "two.html"
+    for page in (one, two):
+        succeed("inspect", bundle, "--html", page)
+    assert one.read_bytes() == two.read_bytes()
+    text = one.read_text()
+    assert shown(text) == ["Cost of an episode", "On test episodes", "The situations"]
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+
+
+def test_the_page_draws_all_that_the_manifest_keeps(tmp_path: Path) -> None:
+    path = bundles.write(tmp_path / "bundle", bundles.drawn(bundles.manifest()))
+    page = Path(succeed("inspect", path, "--html", tmp_path / "page.html").out.strip()).read_text()
+    assert shown(page) == ["Learning", "Cost of an episode", "On test episodes", "Flags along", "The situations"]
+
+
+@pytest.mark.parametrize("place", ["curve", "costs"])
+def test_values_too_large_for_a_picture_end_in_a_sentence(place: str, tmp_path: Path) -> None:
+    drawn = bundles.drawn(bundles.manifest())
+    document = json.loads(drawn.model_dump_json())
+    if place == "curve":
+        document["provenance"]["learning_curve"][1]["episode_return"] = {"mean": 0, "low": -1e308, "high": 1e308}
+    else:
+        document["evaluations"][0]["costs"][2][0] = 1.1e308
+    page = tmp_path / "page.html"
+    path = bundles.write(tmp_path / "bundle", Manifest.model_validate(document))
+    assert "goal, version 1" in succeed("inspect", path).out
+    assert "e+308, too large for a picture. Read it without --html." in cvpo("inspect", path, "--html", page).sentence
+    assert not page.exists()
+
+
+def test_values_that_can_be_drawn_are(tmp_path: Path) -> None:
+    document = json.loads(bundles.drawn(bundles.manifest()).model_dump_json())
+    document["provenance"]["learning_curve"][1]["episode_return"] = {"mean": 0, "low": -1e300, "high": 1e300}
+    path = bundles.write(tmp_path / "bundle", Manifest.model_validate(document))
+    assert "Learning" in shown(Path(succeed("inspect", path, "--html", tmp_path / "p").out.strip()).read_text())
+
+
+def shown(page: str) -> list[str]:
+    """How the captions of the page's pictures begin."""
+    captions = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,', page)
+    begins = ("Learning", "Cost of an episode", "On test episodes", "Flags along", "The situations")
+    return [next(begin for begin in begins if caption.startswith(begin)) for caption in captions]
+
+
+def test_verify_says_what_a_server_would(bundle: Path, tmp_path: Path) -> None:
+    said = succeed("verify", bundle).out.splitlines()
+    assert said[0] == f"{bundle}: goal, version 1: verified"
+    assert "16 situations answered as at export, within 0.0001" in said[-2]
+    assert re.fullmatch(r"latency    \d+ us a call with one observation, .* in float32 on .+", said[-1])
+    wrong = bundles.critic_graph(lambda text: text.replace("float {10.0}", "float {11.0}"))
+    other = bundles.write(tmp_path / "other", critic=wrong, request=bundles.golden())
+    assert f"{other}: critic.onnx does not answer the golden request" in cvpo("verify", other).sentence
+    (bundle / MODEL_CARD).write_text("better than it was")
+    assert "does not match its SHA-256" in cvpo("verify", bundle).sentence
+
+
+def test_keys_are_made_sign_and_are_asked_for(bundle: Path, tmp_path: Path) -> None:
+    succeed("keygen", tmp_path / "mine")
+    succeed("keygen", tmp_path / "other")
+    trusting = ("verify", bundle, "--trusted-key")
+    assert "is not signed" in cvpo(*trusting, tmp_path / "mine.pub").sentence
+    assert (
+        succeed("sign", bundle, "--key", tmp_path / "mine.key").out
+        == f"{bundle}: signed with {tmp_path / 'mine.key'}\n"
+    )
+    assert f"with the key of {tmp_path / 'mine.pub'}" in succeed(*trusting, tmp_path).out
+    assert "not signed with a trusted key" in cvpo(*trusting, tmp_path / "other.pub").sentence
+    assert "by whom is told" in succeed("inspect", bundle).out
+    assert "is signed already" in cvpo("sign", bundle, "--key", tmp_path / "mine.key").sentence
+
+
+def test_what_fails_verification_is_not_signed(bundle: Path, tmp_path: Path) -> None:
+    succeed("keygen", tmp_path / "mine")
+    (bundle / MODEL_CARD).write_text("better than it was")
+    before = sorted(bundle.iterdir())
+    assert "does not match its SHA-256" in cvpo("sign", bundle, "--key", tmp_path / "mine.key").sentence
+    assert sorted(bundle.iterdir()) == before
+
+
+def test_diff_names_what_changed_and_measures_how_far(bundle: Path, tmp_path: Path) -> None:
+    # Twice the noise's share: candidates but the first are elsewhere; the critic alone judges ten times as much cost.
+    spoiled = bundles.policy_graph(
+        lambda text: text.replace("ten = Constant <value = float {10.0}>", "ten = Constant <value = float {10.5}>")
+    )
+    other = bundles.write(tmp_path / "other", bundles.manifest(version=2, cost_limit=(25.0, 8.0)), policy=spoiled)
+    said = succeed("diff", bundle, other).out
+    assert "version: 1 -> 2" in said
+    assert "constraints[0].cost_limit: 20.0 -> 25.0" in said
+    document = json.loads(succeed("diff", bundle, other, "--json").out)
+    distances = {entry["output"]: entry for entry in document["distances"]}
+    assert document["situations"] == 32
+    assert distances["action"]["largest"] == 0
+    assert distances["cost_value"]["largest"] == pytest.approx(0.05 * distances["cost_value"]["size"], rel=1e-5)
+    same = succeed("diff", bundle, bundle).out
+    assert same.startswith("The manifests say the same.")
+
+
+def test_another_learning_curve_is_one_change(tmp_path: Path) -> None:
+    drawn = bundles.drawn(bundles.manifest())
+    document = json.loads(drawn.model_dump_json())
+    for point in document["provenance"]["learning_curve"]:
+        point["episode_return"]["mean"] = 7.0
+    document["evaluations"][0]["costs"] = [[1.0, 2.0]] * 4
+    document["calibration"]["results"][0]["example"]["violation_probability"] = [0.5] * 10
+    one = bundles.write(tmp_path / "one", drawn)
+    other = bundles.write(tmp_path / "other", Manifest.model_validate(document))
+    told = [line.split(":")[0] for line in succeed("diff", one, other).out.splitlines() if " -> " in line]
+    assert told == ["calibration.results[0].example", "evaluations[0].costs", "provenance.learning_curve"]
+    assert succeed("diff", other, other).out.startswith("The manifests say the same.")
+
+
+def test_bundles_of_other_sizes_are_compared_by_what_they_say(bundle: Path, tmp_path: Path) -> None:
+    other = export_bundle(tmp_path / "other", trained((20.0,)), observations(), calibrated=None)
+    said = succeed("diff", bundle, other).out
+    assert "name: goal -> small" in said
+    assert "They were not asked the same" in said

@@ -1,0 +1,60 @@
+"""n-step and discounted returns, by hand."""
+
+import numpy as np
+import pytest
+
+from cvpo.learning.returns import NStepReturn, discounted_returns, n_step_return
+
+REWARD = np.array([1.0, 2.0, 4.0])
+COST = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+GOES_ON = np.zeros(3, np.bool_)
+HALF = np.array([0.5, 0.5])
+
+
+def test_an_n_step_return_discounts_reward_and_each_cost_alike() -> None:
+    # gamma 0.5: 1 + 2/2 + 4/4 = 3; costs 1 + 0 + 1/4 and 0 + 1/2 + 1/4; the values that follow count 0.5^3.
+    check(n_step_return(REWARD, COST, GOES_ON, 0.5, HALF), (3.0, [1.25, 0.75], 0.125, [0.125, 0.125]))
+
+
+def test_each_cost_has_a_discount_of_its_own() -> None:
+    # 1 + 0 + 1/4 with gamma 0.5, and 0 + 0.1 + 0.01 with gamma 0.1.
+    total = n_step_return(REWARD, COST, GOES_ON, 0.5, np.array([0.5, 0.1]))
+    assert (total.reward, total.discount) == (3.0, 0.125)
+    np.testing.assert_allclose(total.cost, [1.25, 0.11])
+    np.testing.assert_allclose(total.cost_discount, [0.125, 0.001])
+
+
+def test_reward_ends_with_a_termination_and_cost_goes_on() -> None:
+    # At the second step: 1 + 2/2 of reward, none of what follows, and the costs as if nothing had happened.
+    check(
+        n_step_return(REWARD, COST, np.array([False, True, False]), 0.5, HALF), (2.0, [1.25, 0.75], 0, [0.125, 0.125])
+    )
+    check(
+        n_step_return(REWARD, COST, np.array([False, False, True]), 0.5, HALF), (3.0, [1.25, 0.75], 0, [0.125, 0.125])
+    )
+    check(n_step_return(REWARD, COST, np.array([True, False, True]), 0.5, HALF), (1.0, [1.25, 0.75], 0, [0.125, 0.125]))
+
+
+def test_one_step_is_the_plain_temporal_difference() -> None:
+    check(n_step_return(REWARD[:1], COST[:1], GOES_ON[:1], 0.9, HALF), (1.0, [1.0, 0.0], 0.9, [0.5, 0.5]))
+
+
+def check(found: NStepReturn, expected: tuple[float, list[float], float, list[float]]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_discounted_returns_are_those_from_each_step_on() -> None:
+    # From the end: 4; 2 + 4/2 = 4; 1 + 4/2 = 3.
+    np.testing.assert_array_equal(discounted_returns(REWARD, 0.5), [3.0, 4.0, 4.0])
+
+
+def test_discounted_returns_take_the_value_after_the_last_step() -> None:
+    # 8 more after the end: 4 + 8/2 = 8; 2 + 8/2 = 6; 1 + 6/2 = 4.
+    np.testing.assert_array_equal(discounted_returns(REWARD, 0.5, bootstrap=8.0), [4.0, 6.0, 8.0])
+
+
+def test_the_first_discounted_return_is_the_n_step_return_of_the_whole_segment() -> None:
+    rewards = np.random.default_rng(0).normal(size=20)
+    total = n_step_return(rewards, rewards[:, None], np.zeros(20, np.bool_), 0.97, np.array([0.97]))
+    assert discounted_returns(rewards, 0.97, bootstrap=3.0)[0] == pytest.approx(total.reward + total.discount * 3.0)
