@@ -75,6 +75,7 @@ def create(
 ) -> LearnerState:
     """Make a fresh learner; everything random in it comes from the config's seed."""
     num_costs = len(constraints)
+    unit_threshold = np.array([c.model_copy(update={"cost_limit": 1.0}).threshold() for c in constraints])
     generator = torch.Generator(device).manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -92,9 +93,9 @@ def create(
         ),
         mean_region=TrustRegion(config.mstep.kl_mean_bound),
         covariance_region=TrustRegion(config.mstep.kl_covariance_bound),
-        controller=LimitController.start(num_costs),
+        controller=LimitController.start(unit_threshold),
         generator=generator,
-        unit_threshold=np.array([c.model_copy(update={"cost_limit": 1.0}).threshold() for c in constraints]),
+        unit_threshold=unit_threshold,
         measured_age=max(1.0, _measured_age(config, constraints[0].horizon_steps)),
     )
 
@@ -141,7 +142,8 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     recent_reward, recent_cost = sampled_reward[: batch.recent], sampled_cost[: batch.recent, :-1]
     predicted_cost = judged[: batch.recent].mean(0).cpu().double().numpy()
     cost_limit, pace = limit_at(config, steps), pace_at(config, steps)
-    state.controller = state.controller.seeing(predicted_cost, measured_cost, state.measured_age, config.limit)
+    if state.updates >= config.schedule.warmup_updates:  # before, what the critics predict says nothing yet
+        state.controller = state.controller.seeing(predicted_cost, measured_cost, state.measured_age, config.limit)
     present_gap = limit_gap(state.controller.present_cost(predicted_cost), cost_limit, config)
     share = state.controller.share(present_gap, config.limit)
     dual, share = _solve(state, recent_reward, recent_cost, share, cost_limit, pace * config.estep.kl_bound, config)

@@ -19,18 +19,27 @@ class LimitController:
     """State of the controller of each constraint, [C]."""
 
     integral: Array  # part of the share
-    # Running means, NaN where there is none yet:
-    past_prediction: Array  # as old as the measured cost is
+    # Running means:
+    past_prediction: Array  # as old as the measured cost is; NaN: nothing was seen yet
     mean_prediction: Array  # of that, over long
     mean_measured: Array  # as long
 
     @classmethod
-    def start(cls, num_costs: int) -> "LimitController":
-        none = np.full(num_costs, np.nan)
-        return cls(np.zeros(num_costs), none, none, none)
+    def start(cls, unit_threshold: Array) -> "LimitController":
+        """Begin with what a value stands for where cost is spread evenly.
+
+        Args:
+            unit_threshold: of the critics' values for an episode cost of 1, [C].
+        """
+        return cls(
+            integral=np.zeros_like(unit_threshold),
+            past_prediction=np.full_like(unit_threshold, np.nan),
+            mean_prediction=unit_threshold,
+            mean_measured=np.ones_like(unit_threshold),
+        )
 
     def seeing(self, predicted_cost: Array, measured_cost: Array, age: float, config: LimitConfig) -> "LimitController":
-        """Take what is predicted and measured now into the running means.
+        """Take what is predicted and measured now into the running means; what is seen first takes their place.
 
         Args:
             predicted_cost: what the critics say of the present policy, [C].
@@ -38,8 +47,9 @@ class LimitController:
             age: mean age of what the measured cost is of, in calls.
             config: of the controller.
         """
-        past = _towards(self.past_prediction, predicted_cost, 1 / age)
-        rate = 1 / (2 * age * config.level_windows)
+        first = np.isnan(self.past_prediction)
+        past = np.where(first, predicted_cost, _towards(self.past_prediction, predicted_cost, 1 / age))
+        rate = np.where(first, 1.0, 1 / (2 * age * config.level_windows))
         return replace(
             self,
             past_prediction=past,
@@ -81,10 +91,9 @@ class LimitController:
         return (self.share(gap, config) >= config.max_share) | (self.integral >= config.integral_high)
 
 
-def _towards(mean: Array, value: Array, rate: float) -> Array:
+def _towards(mean: Array, value: Array, rate: Array | float) -> Array:
     """A running mean with the newest value in it."""
-    before = np.where(np.isnan(mean), value, mean)
-    return np.asarray(before + min(rate, 1.0) * (value - before))
+    return np.asarray(mean + np.minimum(rate, 1.0) * (value - mean))
 
 
 def _proportional(gap: Array, config: LimitConfig) -> Array:

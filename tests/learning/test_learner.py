@@ -114,6 +114,19 @@ def test_the_controller_answers_to_the_predicted_cost_at_the_level_that_was_meas
     assert metrics.share[0] == pytest.approx(0.5 * settings.limit.gain_above, rel=1e-3)
 
 
+@pytest.mark.parametrize(("updates", "gap"), [(0, 0.5), (1, 0.5), (2, -1.0)])
+def test_the_level_is_not_taken_from_critics_that_have_not_begun_to_learn(updates: int, gap: float) -> None:
+    # Until the updates of the warm-up are over, 3 discounted at 0.9 over 100 steps stands for 30, whatever is measured.
+    settings = config((20.0,), schedule={"warmup_updates": 2})
+    state = create(settings)
+    state.updates = updates
+    with torch.no_grad():
+        state.target_critics.output_weight.zero_()
+        state.target_critics.output_bias.fill_(float(np.log(np.expm1(3.0))))
+    metrics = learner.update(state, one_step_batch(np.random.default_rng(0)), np.zeros(1), 0, settings)
+    assert metrics.share[0] == pytest.approx(0.5 * gap, rel=1e-3)
+
+
 def test_reward_is_learned_in_units_of_its_scale() -> None:
     settings = config()
     state = create(settings)

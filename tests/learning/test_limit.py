@@ -17,7 +17,7 @@ CONFIG = LimitConfig()
 
 
 def with_integral(value: float) -> LimitController:
-    return replace(LimitController.start(1), integral=np.array([value]))
+    return replace(LimitController.start(np.ones(1)), integral=np.array([value]))
 
 
 def share(gap: float, integral: float = 0.0) -> float:
@@ -45,7 +45,7 @@ def test_above_the_limit_cost_is_lowered_and_below_it_may_grow() -> None:
 
 def seen(*pairs: tuple[float, float], age: float = 50.0) -> LimitController:
     """A controller that has seen these predicted and measured costs."""
-    controller = LimitController.start(1)
+    controller = LimitController.start(np.ones(1))
     for predicted, measured in pairs:
         controller = controller.seeing(np.array([predicted]), np.array([measured]), age, CONFIG)
     return controller
@@ -57,6 +57,13 @@ def test_the_present_cost_is_what_the_critics_predict_at_the_level_that_was_meas
     assert controller.present_cost(np.array([0.2])) == pytest.approx([20.0])
     assert controller.present_cost(np.array([0.05])) == pytest.approx([5.0])
     assert controller.present_cost(np.array([0.0])) == [0.0]
+
+
+def test_before_anything_is_measured_a_value_stands_for_cost_that_is_spread_evenly() -> None:
+    controller = LimitController.start(np.array([0.2]))
+    assert controller.present_cost(np.array([0.4])) == pytest.approx([2.0])
+    controller = controller.seeing(np.array([0.4]), np.array([20.0]), 50.0, CONFIG)
+    assert controller.present_cost(np.array([0.4])) == pytest.approx([20.0])  # what was assumed is forgotten
 
 
 def test_noise_of_what_is_measured_averages_out() -> None:
@@ -98,7 +105,7 @@ def test_the_integral_grows_with_time_above_the_limit() -> None:
 def test_the_integral_does_not_wind_up() -> None:
     # Far above the limit the gap alone asks for 0.5 of the largest share, 0.9: the integral fills up the rest and no
     # more, and is undone within two periods below the limit.
-    controller = LimitController.start(1)
+    controller = LimitController.start(np.ones(1))
     for _ in range(1000):
         controller = controller.advanced(np.array([50.0]), 10_000, CONFIG)
     assert controller.integral[0] == pytest.approx(0.4)
@@ -112,7 +119,7 @@ def test_the_integral_does_not_wind_up() -> None:
 
 
 def test_a_small_gap_that_stays_takes_the_integral_to_its_bound() -> None:
-    controller = LimitController.start(1)
+    controller = LimitController.start(np.ones(1))
     for _ in range(1000):
         controller = controller.advanced(np.array([0.1]), 10_000, CONFIG)
     assert controller.integral[0] == CONFIG.integral_high
@@ -135,7 +142,7 @@ def test_no_more_can_be_asked_when_the_share_or_its_integral_is_at_its_bound(
 
 
 def test_each_constraint_has_its_own_controller() -> None:
-    controller = LimitController.start(2).advanced(np.array([1.0, -1.0]), 5_000, CONFIG)
+    controller = LimitController.start(np.ones(2)).advanced(np.array([1.0, -1.0]), 5_000, CONFIG)
     np.testing.assert_allclose(controller.integral, [0.15, -0.15])
     gap = np.array([0.4, -0.4])
     np.testing.assert_allclose(controller.share(gap, CONFIG), [0.35, -0.35])

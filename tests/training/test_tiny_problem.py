@@ -65,7 +65,7 @@ def test_effort_goes_where_it_is_worth_most_and_cost_is_held_at_the_limit(half: 
 
 
 def test_a_tighter_limit_is_held_too(tmp_path: Path) -> None:
-    quarter = learn(tmp_path / "run", 10.0, 2_400)
+    quarter = learn(tmp_path / "run", 10.0, 3_200)
     assert quarter.effort[0] < 0.1
     assert quarter.effort[1] == pytest.approx(0.5, abs=0.12)  # half the effort on every step worth 3
     assert quarter.mean_cost == pytest.approx(10, rel=0.15)
