@@ -47,7 +47,7 @@ from cvpo.bundle import (
 from cvpo.bundle.storage import seal
 from cvpo.errors import BundleError
 from serve.errors import RefusedBundleError
-from serve.runtime import load
+from serve.server.runtime import load
 
 RESULTS = Path(__file__).parent / "results" / "bundle_fuzz.json"
 FILES = (MANIFEST, POLICY_GRAPH, CRITIC_GRAPH, MODEL_CARD, GOLDEN, SIGNATURE)

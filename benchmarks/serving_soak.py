@@ -33,12 +33,12 @@ from benchmarks.serving.processes import python_server
 from benchmarks.serving.workload import write_workload
 from cvpo.bundle import POLICY_GRAPH, Bundle, read_bundle, write_bundle
 from serve.client import PolicyClient
+from serve.client.watchdog import Watchdog
 from serve.gen.cvpo.v1 import admin_pb2 as pb
 from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceStub
-from serve.graph import Graph
-from serve.runtime import load
+from serve.server.graph import Graph
+from serve.server.runtime import load
 from serve.values import ActResult, Deterministic, Situations
-from serve.watchdog import Watchdog
 
 KINDS = 8  # sets of weights; version V has those of kind V % KINDS
 ASKED = 256  # different observations

@@ -8,8 +8,8 @@ from serve.errors import StartupError
 def main(arguments: list[str], program: str = "python -m serve") -> int:
     """Serve as the arguments say and return the exit status: 2 for a wrong argument, 1 for any other failure."""
     try:
-        from serve.server import run
-        from serve.settings import parse
+        from serve.server.process import run
+        from serve.server.settings import parse
     except ModuleNotFoundError as error:  # the bare package is the client
         print(f"The server needs {error.name}. Install it with: pip install 'cvpo[serve]'", file=sys.stderr)
         return 1

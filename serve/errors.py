@@ -1,7 +1,7 @@
 """Everything that can go wrong between a robot and its policy, each said in one sentence: what, where, what to do.
 
 The server raises them, the client raises them again on its side; status codes are the business of
-`serve.interceptors` and `serve.status` alone. Stdlib only.
+`serve.server.interceptors` and `serve.client.status` alone. Stdlib only.
 """
 
 

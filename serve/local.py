@@ -13,12 +13,15 @@ from pathlib import Path
 from numpy.typing import ArrayLike
 
 from cvpo.bundle import TrustedKeys
-from serve.answer import ControlAnswer
-from serve.calls import Call, R
-from serve.channel import Addresses
 from serve.client import PolicyCaller
+from serve.client.answer import ControlAnswer
+from serve.client.calls import Call, R
+from serve.client.channel import Addresses
+from serve.client.control_client import ControlSession
+from serve.client.conversation import Conversation
+from serve.client.events import Connected, Event, Received
+from serve.client.watchdog import Watchdog
 from serve.codec import Limits
-from serve.control_client import ControlSession
 from serve.control_codec import (
     decode_opening,
     decode_step,
@@ -28,18 +31,15 @@ from serve.control_codec import (
     opening_digest,
 )
 from serve.control_values import Opening, SessionOpened
-from serve.conversation import Conversation
 from serve.errors import PolicyServiceError
-from serve.events import Connected, Event, Received
 from serve.gen.cvpo.v1 import control_pb2 as pb
-from serve.interceptors import status_of
-from serve.repository import Repository
-from serve.service import PolicyServicer
-from serve.session import Session, open_session
-from serve.state import StateSeal
-from serve.telemetry import Metrics
-from serve.watch import load_repository
-from serve.watchdog import Watchdog
+from serve.server.interceptors import status_of
+from serve.server.repository import Repository
+from serve.server.service import PolicyServicer
+from serve.server.session import Session, open_session
+from serve.server.state import StateSeal
+from serve.server.telemetry import Metrics
+from serve.server.watch import load_repository
 
 _HERE = "this process"
 _LIFETIME_SECONDS = 86_400.0 * 365  # of a state, which nobody goes on from

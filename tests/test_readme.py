@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from cvpo.commands.cli import app
-from serve.settings import Settings, parse
+from serve.server.settings import Settings, parse
 from tests.command import ROOT
 from tests.serve import bundles
 from tests.serve.running import ServerThread

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cvpo.bundle import CalibratedMode, Evaluation
     from cvpo.exporting.release import Released
     from cvpo.training.presets import Preset
-    from serve.channel import Tls
+    from serve.client.channel import Tls
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -689,7 +689,7 @@ def _print_evaluation(evaluation: "Evaluation", names: tuple[str, ...], limits: 
 
 def _tls(ca: Path | None, certificate: Path | None, key: Path | None) -> "Tls | None":
     """What a client needs for TLS; None where nothing of it is asked for."""
-    from serve.channel import Tls
+    from serve.client.channel import Tls
 
     return Tls(ca, certificate, key) if ca or certificate or key else None
 

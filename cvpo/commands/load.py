@@ -18,7 +18,7 @@ import grpc
 import numpy as np
 
 from cvpo.commands.latency import Latency, Seconds
-from serve.channel import Tls
+from serve.client.channel import Tls
 from serve.gen.cvpo.v1 import control_pb2, policy_pb2
 
 NOT_SENT = "NOT_SENT"  # due within the time of the test, but the answers before it took until after its end

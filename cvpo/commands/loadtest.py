@@ -11,8 +11,8 @@ import numpy as np
 from cvpo.commands.latency import bins, histogram, milliseconds, percentile
 from cvpo.commands.load import Asker, Load, StreamAsker, UnaryAsker, act_request, control_messages, on_schedule
 from cvpo.errors import ConfigError, ServiceError
-from serve.channel import Tls
 from serve.client import PolicyClient
+from serve.client.channel import Tls
 from serve.errors import PolicyServiceError
 from serve.values import PolicyDescription
 

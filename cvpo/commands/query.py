@@ -8,8 +8,8 @@ import numpy as np
 
 from cvpo.bundle import Mode
 from cvpo.errors import ServiceError
-from serve.channel import Tls
 from serve.client import PolicyClient
+from serve.client.channel import Tls
 from serve.errors import PolicyServiceError
 from serve.values import ActResult, CalibrationStatus, Deterministic, PolicyDescription, Sampled, Shielded
 from serve.values import Mode as ServedMode

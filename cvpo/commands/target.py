@@ -23,8 +23,8 @@ from cvpo.evaluate import (
     summarize,
 )
 from cvpo.training.checkpoint import CONFIG, checkpoint_steps, load_policy
-from serve.channel import Tls
 from serve.client import PolicyCaller, PolicyClient
+from serve.client.channel import Tls
 from serve.errors import PolicyServiceError
 
 Array = NDArray[np.float64]

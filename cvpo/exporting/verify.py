@@ -19,7 +19,7 @@ def verify_bundle(path: Path, trusted: TrustedKeys | None) -> Bundle:
         BundleError: a server would refuse it; says why.
     """
     from serve.errors import RefusedBundleError
-    from serve.runtime import load
+    from serve.server.runtime import load
 
     bundle = read_bundle(path, trusted)
     try:

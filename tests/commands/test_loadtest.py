@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cvpo.commands.load import UnaryAsker, act_request, one_after_the_other
-from serve.settings import Settings
+from serve.server.settings import Settings
 from tests.command import cvpo, succeed
 from tests.serve import bundles
 from tests.serve.certificates import Authority

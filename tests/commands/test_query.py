@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cvpo.commands.query import ask, describe
-from serve.settings import Settings
+from serve.server.settings import Settings
 from tests.command import cvpo, succeed
 from tests.serve import bundles
 from tests.serve.running import ServerThread

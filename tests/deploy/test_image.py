@@ -6,7 +6,7 @@ import sysconfig
 import tomllib
 from pathlib import Path
 
-from serve.settings import split_address
+from serve.server.settings import split_address
 from tests.deploy.files import DOCKERFILE, ROOT, arguments, image_environment, instructions
 
 

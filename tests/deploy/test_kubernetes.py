@@ -15,7 +15,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve.gen.cvpo.v1 import policy_pb2
-from serve.settings import Settings, parse, split_address
+from serve.server.settings import Settings, parse, split_address
 from tests.deploy.files import (
     KUBERNETES,
     KUSTOMIZATION,

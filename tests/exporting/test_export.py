@@ -15,7 +15,7 @@ from cvpo.exporting.export import NamedPolicy, export_bundle
 from cvpo.exporting.graphs import policy_graph
 from cvpo.exporting.served import Served
 from cvpo.learning.networks import Normalizer
-from serve.runtime import load
+from serve.server.runtime import load
 from serve.values import Deterministic, Sampled, Shielded, Situations
 from tests.small_policies import (
     ACTION_SIZE,

@@ -21,7 +21,7 @@ from cvpo.exporting.parity import check_parity
 from cvpo.exporting.precision import MOST_DIFFERENCE, rounded, store
 from cvpo.exporting.verify import call_microseconds, verify_bundle
 from cvpo.learning.networks import Model
-from serve.runtime import load
+from serve.server.runtime import load
 from serve.values import Deterministic
 from tests.command import succeed
 from tests.exporting.test_export import measured, situations, trained

@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 
 from serve.client import PolicyClient
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
-from serve.settings import Settings
+from serve.server.settings import Settings
 from tests.serve import bundles
 from tests.serve.running import ServerThread
 

@@ -5,8 +5,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from serve.server import RunningServer, start
-from serve.settings import Settings
+from serve.server.process import RunningServer, start
+from serve.server.settings import Settings
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class ServerThread:
     """A server that answers from a thread."""
 
     def __init__(self, settings: Settings) -> None:
-        """Start it; raises what `serve.server.start` raises."""
+        """Start it; raises what `serve.server.process.start` raises."""
         self._thread = LoopThread()
         try:
             self.running: RunningServer = self._thread.run(start(settings))

@@ -14,11 +14,11 @@ import pytest
 
 from benchmarks.faults.malformed import connection, frame
 from serve.client import PolicyClient
+from serve.client.status import call_details, retry_after_seconds
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
-from serve.service import PolicyServicer
-from serve.settings import Settings
-from serve.status import call_details, retry_after_seconds
+from serve.server.service import PolicyServicer
+from serve.server.settings import Settings
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.running import ServerThread
 
@@ -60,7 +60,7 @@ def test_a_path_that_is_not_utf8_does_not_end_the_server(
 def test_small_requests_that_wait_are_bounded_and_told_when_to_come_back(
     repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "serve.acceptor")
+    caplog.set_level(logging.DEBUG, "serve.server.acceptor")
     begun, release = threading.Event(), threading.Event()
     act = PolicyServicer.Act
 

@@ -12,8 +12,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from serve.gen.cvpo.v1 import admin_pb2 as pb
 from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceStub
-from serve.plan import PLAN, ServingPlan, read_plan, write_plan
-from serve.settings import Settings
+from serve.server.plan import PLAN, ServingPlan, read_plan, write_plan
+from serve.server.settings import Settings
 from tests.serve import bundles
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.running import ServerThread
@@ -104,11 +104,11 @@ def test_a_plan_is_written_followed_and_told(admin: PolicyAdminServiceStub, tmp_
 
 
 def test_the_log_tells_who_changed_a_plan(admin: PolicyAdminServiceStub, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "serve.admin")
+    caplog.set_level(logging.INFO, "serve.server.admin")
     request = pb.SetServingRequest(name="goal", plan=pb.ServingPlan(pinned=2))
     admin.SetServing(request, timeout=PATIENCE_SECONDS, metadata=(("x-request-id", "shift-7"),))
     roll_back(admin)
-    changed, rolled_back = (vars(record)["fields"] for record in caplog.records if record.name == "serve.admin")
+    changed, rolled_back = (vars(record)["fields"] for record in caplog.records if record.name == "serve.server.admin")
     assert changed == {"policy": "goal", "plan": {"pinned": 2}, "request_id": "shift-7"}
     assert rolled_back["plan"] == {"pinned": 3}
 

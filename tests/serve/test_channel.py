@@ -5,7 +5,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from serve.channel import Addresses, Attempts, Dialer, Tls
+from serve.client.channel import Addresses, Attempts, Dialer, Tls
 from serve.errors import DeadlineExceededError, InvalidRequestError, UnavailableError
 
 

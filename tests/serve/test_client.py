@@ -113,11 +113,11 @@ def test_a_client_finds_a_server_that_comes_back(repository: Path, serve_process
 ROBOT = """
 import asyncio
 import sys
-from serve.aio import AsyncPolicyClient
+from serve.client.aio import AsyncPolicyClient
 from serve.client import PolicyClient
-from serve.episode import run_episode
+from serve.client.episode import run_episode
 from serve.errors import InvalidRequestError
-from serve.watchdog import Watchdog
+from serve.client.watchdog import Watchdog
 for absent in ("torch", "gymnasium", "scipy", "onnx", "onnxruntime", "pydantic", "typer", "prometheus_client"):
     try:
         __import__(absent)

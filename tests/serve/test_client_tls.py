@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from serve.aio import AsyncPolicyClient
-from serve.channel import Tls
 from serve.client import PolicyClient
+from serve.client.aio import AsyncPolicyClient
+from serve.client.channel import Tls
 from serve.errors import UnavailableError
 from tests.serve.certificates import Authority
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess

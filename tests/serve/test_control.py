@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 
 from cvpo.bundle import read_bundle
 from serve.codec import Limits
-from serve.control import ControlServicer
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
 from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceStub, add_ControlServiceServicer_to_server
-from serve.inbox import MAX_WAITING
-from serve.interceptors import Registrar
-from serve.runtime import PolicyRuntime, load
-from serve.state import StateSeal
-from serve.telemetry import Metrics
+from serve.server.control import ControlServicer
+from serve.server.inbox import MAX_WAITING
+from serve.server.interceptors import Registrar
+from serve.server.runtime import PolicyRuntime, load
+from serve.server.state import StateSeal
+from serve.server.telemetry import Metrics
+from serve.server.workers import Workers
 from serve.values import ActResult, Mode, Situations
-from serve.workers import Workers
 from tests.serve import bundles
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.robots import CALM, Robot, bad_field, retry_seconds

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from serve.aio import AsyncPolicyClient
-from serve.answer import ControlAnswer, Source
 from serve.client import PolicyClient
-from serve.control_aio import AsyncControlSession
-from serve.control_client import ControlSession
+from serve.client.aio import AsyncPolicyClient
+from serve.client.answer import ControlAnswer, Source
+from serve.client.control_aio import AsyncControlSession
+from serve.client.control_client import ControlSession
+from serve.client.watchdog import Watchdog, WatchdogReason
 from serve.control_codec import encode_step_error
 from serve.control_values import Horizon, SessionOpened
 from serve.errors import (
@@ -29,9 +30,8 @@ from serve.errors import (
     UnavailableError,
 )
 from serve.gen.cvpo.v1 import control_pb2 as pb
-from serve.interceptors import status_of
-from serve.session import Session
-from serve.watchdog import Watchdog, WatchdogReason
+from serve.server.interceptors import status_of
+from serve.server.session import Session
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.faulty import Answers, FaultyServer, Stall, answer
 from tests.serve.running import LoopThread

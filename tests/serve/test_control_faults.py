@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.aio import AsyncPolicyClient
-from serve.answer import ControlAnswer, Source
 from serve.client import PolicyClient
-from serve.control_aio import AsyncControlSession
-from serve.control_client import ControlSession
+from serve.client.aio import AsyncPolicyClient
+from serve.client.answer import ControlAnswer, Source
+from serve.client.control_aio import AsyncControlSession
+from serve.client.control_client import ControlSession
+from serve.client.watchdog import Watchdog, WatchdogReason
 from serve.control_values import (
     ConstantAction,
     Fallback,
@@ -29,7 +30,6 @@ from serve.control_values import (
 from serve.errors import NotFoundError
 from serve.local import LocalPolicy
 from serve.values import Sampled, Shielded
-from serve.watchdog import Watchdog, WatchdogReason
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess
 
 Serve = Callable[..., ServerProcess]

@@ -9,10 +9,12 @@ import pytest
 from google.rpc import code_pb2
 from google.rpc.status_pb2 import Status
 
-from serve.answer import ControlAnswer, Source
-from serve.channel import Addresses
+from serve.client.answer import ControlAnswer, Source
+from serve.client.channel import Addresses
+from serve.client.conversation import Conversation
+from serve.client.events import Connected, Ended, Received
+from serve.client.watchdog import Watchdog, WatchdogReason
 from serve.control_values import Opening, PolicySelector
-from serve.conversation import Conversation
 from serve.errors import (
     FingerprintError,
     InvalidRequestError,
@@ -20,12 +22,10 @@ from serve.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from serve.events import Connected, Ended, Received
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
 from serve.local import LocalPolicy
 from serve.values import PolicyDescription
-from serve.watchdog import Watchdog, WatchdogReason
 
 OBSERVATION = [1, 2, -1]
 

@@ -7,13 +7,13 @@ import gymnasium
 import numpy as np
 import pytest
 
-from serve.answer import Source
 from serve.client import PolicyClient
+from serve.client.answer import Source
+from serve.client.episode import Env, episode_steps, run_episode
+from serve.client.watchdog import Watchdog
 from serve.control_values import ConstantAction, Fallback, FallbackReason, Horizon
-from serve.episode import Env, episode_steps, run_episode
 from serve.errors import HorizonError, InvalidRequestError
 from serve.local import LocalPolicy
-from serve.watchdog import Watchdog
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.faulty import FaultyServer, Stall
 

@@ -24,10 +24,10 @@ from serve.control_values import (
     RollingWindow,
 )
 from serve.gen.cvpo.v1 import control_pb2 as pb
-from serve.session import Session, open_session
-from serve.state import StateSeal
+from serve.server.session import Session, open_session
+from serve.server.state import StateSeal
+from serve.server.watch import load_repository
 from serve.values import Sampled, Shielded
-from serve.watch import load_repository
 from tests.serve.conftest import ServerProcess
 from tests.serve.robots import CALM, Robot
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-import serve.server
+import serve.server.process
 from benchmarks.faults.malformed import connection
 from serve.client import PolicyClient
 from serve.errors import ResourceExhaustedError
@@ -21,7 +21,7 @@ from serve.gen.cvpo.v1 import control_pb2
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceStub
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
-from serve.settings import Settings
+from serve.server.settings import Settings
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess
 from tests.serve.running import ServerThread
 
@@ -69,8 +69,8 @@ def test_four_times_more_streams_than_threads_leave_health_and_requests_answered
 
 
 def test_a_connection_that_gives_no_sign_of_life_is_closed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.server, "_KEEPALIVE_MS", 500)
-    monkeypatch.setattr(serve.server, "_KEEPALIVE_TIMEOUT_MS", 500)
+    monkeypatch.setattr(serve.server.process, "_KEEPALIVE_MS", 500)
+    monkeypatch.setattr(serve.server.process, "_KEEPALIVE_TIMEOUT_MS", 500)
     server = ServerThread(Settings(repository=repository / "goal", address="127.0.0.1:0"))
     host, port = server.address.split(":")
     try:

@@ -8,9 +8,9 @@ from typing import Any, cast
 import grpc
 import pytest
 
-import serve.inbox
+import serve.server.inbox
 from serve.errors import DeadlineExceededError, InvalidRequestError
-from serve.inbox import MAX_WAITING, Inbox
+from serve.server.inbox import MAX_WAITING, Inbox
 
 
 class Stream:
@@ -51,7 +51,7 @@ def conversation(take: Callable[[Stream, Inbox], Awaitable[None]], idle_seconds:
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.inbox, "_HAND_OVER_SECONDS", 0.5)  # also where the machine is slow
+    monkeypatch.setattr(serve.server.inbox, "_HAND_OVER_SECONDS", 0.5)  # also where the machine is slow
 
 
 def test_one_message_is_taken_at_once() -> None:

@@ -23,8 +23,8 @@ from serve.gen.cvpo.v1.policy_pb2_grpc import (
     PolicyServiceServicer,
     add_PolicyServiceServicer_to_server,
 )
-from serve.interceptors import Context, Registrar, request_id
-from serve.telemetry import Metrics
+from serve.server.interceptors import Context, Registrar, request_id
+from serve.server.telemetry import Metrics
 from tests.serve.running import LoopThread
 
 PATIENCE_SECONDS = 30.0

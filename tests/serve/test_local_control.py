@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.answer import Source
+from serve.client.answer import Source
 from serve.control_values import ConstantAction, Fallback, FallbackReason, Horizon
 from serve.errors import HorizonError, InvalidRequestError, NotFoundError
 from serve.local import LocalPolicy

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serve.errors import PlanError
-from serve.plan import PLAN, Canary, ServingPlan, plan_path, read_plan, write_plan
+from serve.server.plan import PLAN, Canary, ServingPlan, plan_path, read_plan, write_plan
 from tests.serve import bundles
 
 FULL = ServingPlan(pinned=3, canary=Canary(version=4, share=0.25), shadow=5, history=(2, 3))

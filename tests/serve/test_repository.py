@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from cvpo.bundle import read_bundle
 from serve.errors import FingerprintError, NotFoundError, UnavailableError
-from serve.plan import Canary, ServingPlan
-from serve.repository import PolicyVersions, Repository, RepositoryCollector, Snapshot, follow
-from serve.runtime import PolicyRuntime, load
+from serve.server.plan import Canary, ServingPlan
+from serve.server.repository import PolicyVersions, Repository, RepositoryCollector, Snapshot, follow
+from serve.server.runtime import PolicyRuntime, load
 from tests.serve import bundles
 
 OTHER_NAMES = ("heat", "tear")
@@ -133,7 +133,7 @@ def test_a_key_keeps_its_version_and_a_larger_share_moves_no_one_back(versions: 
 
 
 def test_processes_agree_who_gets_the_canary() -> None:
-    code = "from serve.repository import _share_of; print([_share_of(str(key)) for key in range(9)])"
+    code = "from serve.server.repository import _share_of; print([_share_of(str(key)) for key in range(9)])"
     said = {
         subprocess.run(
             [sys.executable, "-c", code],

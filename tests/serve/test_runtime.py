@@ -11,7 +11,7 @@ import pytest
 
 from cvpo.bundle import Manifest, Space, read_bundle
 from serve.errors import InternalError, RefusedBundleError
-from serve.runtime import PolicyRuntime, draw_noise, load
+from serve.server.runtime import PolicyRuntime, draw_noise, load
 from serve.values import CalibrationStatus, Deterministic, Mode, Sampled, Shielded, Situations
 from tests.serve import bundles
 
@@ -223,7 +223,7 @@ def test_a_graph_that_fails_its_warm_up_is_refused(tmp_path: Path) -> None:
 def test_onnx_runtime_sends_nothing_home_whatever_the_environment_says(tmp_path: Path) -> None:
     code = (
         "import os, sys, threading\n"
-        "import serve.runtime\n"
+        "import serve.server.runtime\n"
         "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'\n"
         "print(len(os.listdir('/proc/self/task')))\n"
     )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.control_values import Account, FallbackReason
-from serve.safety import (
+from serve.server.safety import (
     Authority,
     CostHistory,
     Costs,

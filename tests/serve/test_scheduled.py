@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from serve.errors import DeadlineExceededError
-from serve.workers import Workers
+from serve.server.workers import Workers
 
 PATIENCE_SECONDS = 30.0
 

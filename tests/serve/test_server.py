@@ -21,10 +21,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from serve.client import PolicyClient
 from serve.errors import PolicyServiceError, StartupError, UnavailableError
 from serve.gen.cvpo.v1 import policy_pb2 as pb
-from serve.service import PolicyServicer
-from serve.settings import Settings, is_loopback, parse, split_address
+from serve.server.service import PolicyServicer
+from serve.server.settings import Settings, is_loopback, parse, split_address
+from serve.server.workers import INLINE_ROWS
 from serve.values import Mode, Shielded
-from serve.workers import INLINE_ROWS
 from tests.serve import bundles
 from tests.serve.certificates import Authority
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess, spawn

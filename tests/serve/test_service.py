@@ -19,7 +19,7 @@ from serve.errors import FingerprintError, InternalError, InvalidRequestError, N
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.local import LocalPolicy
-from serve.settings import Settings
+from serve.server.settings import Settings
 from serve.values import CalibrationStatus, Deterministic, Mode, Sampled, Shielded
 from tests.serve import bundles
 from tests.serve.running import ServerThread
@@ -409,7 +409,7 @@ def test_probes_tell_whether_it_lives_and_may_be_asked(repository: Path) -> None
 
 
 def test_a_log_event_is_one_json_object(caplog: pytest.LogCaptureFixture, stub: PolicyServiceStub) -> None:
-    from serve.telemetry import JsonFormatter
+    from serve.server.telemetry import JsonFormatter
 
     with caplog.at_level("DEBUG", logger="serve"):
         refusal(stub, act(situation(())))

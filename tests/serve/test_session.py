@@ -54,9 +54,9 @@ from serve.errors import (
 )
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
-from serve.runtime import PolicyRuntime, load
-from serve.session import Session, open_session, resume_session
-from serve.state import StateSeal
+from serve.server.runtime import PolicyRuntime, load
+from serve.server.session import Session, open_session, resume_session
+from serve.server.state import StateSeal
 from serve.values import CalibrationStatus, Deterministic, Sampled, Shielded
 from tests.serve import bundles
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.aio import AsyncPolicyClient
 from serve.client import PolicyClient
+from serve.client.aio import AsyncPolicyClient
 from serve.errors import InvalidRequestError, NotFoundError, UnavailableError
 from serve.values import ActResult, Shielded
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess

@@ -12,12 +12,12 @@ from prometheus_client import CollectorRegistry
 from cvpo.bundle import read_bundle
 from serve.codec import Limits
 from serve.gen.cvpo.v1 import policy_pb2 as pb
-from serve.plan import Canary, ServingPlan
-from serve.repository import Repository, Snapshot, follow
-from serve.runtime import PolicyRuntime, load
-from serve.service import PolicyServicer
-from serve.shadow import Shadow
-from serve.telemetry import Metrics
+from serve.server.plan import Canary, ServingPlan
+from serve.server.repository import Repository, Snapshot, follow
+from serve.server.runtime import PolicyRuntime, load
+from serve.server.service import PolicyServicer
+from serve.server.shadow import Shadow
+from serve.server.telemetry import Metrics
 from serve.values import ActResult, Deterministic, Mode, Sampled, Situations
 from tests.serve import bundles
 

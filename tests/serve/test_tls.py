@@ -10,8 +10,8 @@ import pytest
 from serve.errors import StartupError
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
-from serve.settings import Settings
-from serve.tls import CertificateFiles
+from serve.server.settings import Settings
+from serve.server.tls import CertificateFiles
 from tests.serve.certificates import Authority
 from tests.serve.running import ServerThread
 

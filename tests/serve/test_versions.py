@@ -15,13 +15,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve.client import PolicyClient
+from serve.client.watchdog import Watchdog
 from serve.errors import NotFoundError, UnavailableError
 from serve.gen.cvpo.v1 import admin_pb2 as pb
 from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceStub
 from serve.local import LocalPolicy
-from serve.plan import Canary, ServingPlan, write_plan
+from serve.server.plan import Canary, ServingPlan, write_plan
 from serve.values import ActResult, Deterministic, Sampled, Shielded
-from serve.watchdog import Watchdog
 from tests.serve import bundles
 from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess
 

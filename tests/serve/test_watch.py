@@ -15,10 +15,10 @@ import pytest
 
 from cvpo.bundle import MANIFEST, Bundle, make_keys, read_private_key, read_trusted_keys, sign_bundle
 from serve.errors import NotFoundError, PlanError, RefusedBundleError, StartupError, UnavailableError
-from serve.plan import PLAN, Canary, ServingPlan, write_plan
-from serve.runtime import PolicyRuntime, load
+from serve.server.plan import PLAN, Canary, ServingPlan, write_plan
+from serve.server.runtime import PolicyRuntime, load
+from serve.server.watch import Watcher, find_bundles, load_repository
 from serve.values import Deterministic, Situations
-from serve.watch import Watcher, find_bundles, load_repository
 from tests.serve import bundles
 
 PATIENCE_SECONDS = 30.0
@@ -170,7 +170,7 @@ def test_who_answers_waits_for_short_slices_only_while_a_bundle_is_loaded(
             raise RefusedBundleError("as it happens")
         return load(bundle)
 
-    monkeypatch.setattr("serve.watch.load", record)
+    monkeypatch.setattr("serve.server.watch.load", record)
     add(tmp_path, 2)
     watcher.poll()
     assert while_loading == [pytest.approx(5e-4)]
@@ -486,7 +486,7 @@ def test_the_thread_outlives_what_goes_wrong(
         raise RuntimeError("of a kind that nobody thought of")
 
     add(tmp_path, 2)
-    monkeypatch.setattr("serve.watch.find_bundles", fail)
+    monkeypatch.setattr("serve.server.watch.find_bundles", fail)
     looks = start(0.01)
     assert failed.wait(PATIENCE_SECONDS)
     monkeypatch.undo()

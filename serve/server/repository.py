@@ -9,8 +9,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from serve.errors import FingerprintError, NotFoundError, PlanError, UnavailableError
-from serve.plan import ServingPlan
-from serve.runtime import PolicyRuntime
+from serve.server.plan import ServingPlan
+from serve.server.runtime import PolicyRuntime
 
 _RETRY_AFTER_SECONDS = 1.0  # about when the folder is looked at again
 

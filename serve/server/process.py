@@ -15,25 +15,25 @@ from grpc_reflection.v1alpha import reflection
 
 from cvpo.bundle import MANIFEST, TrustedKeys, read_trusted_keys
 from cvpo.errors import KeyFileError
-from serve.acceptor import aio_server
-from serve.admin import AdminServicer
-from serve.control import ControlServicer
 from serve.errors import StartupError
 from serve.gen.cvpo.v1.admin_pb2_grpc import add_PolicyAdminServiceServicer_to_server
 from serve.gen.cvpo.v1.control_pb2_grpc import add_ControlServiceServicer_to_server
 from serve.gen.cvpo.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
-from serve.interceptors import Registrar
-from serve.listening import bind, check_reach
-from serve.monitor import Monitor
-from serve.repository import RepositoryCollector
-from serve.scheduled import ScheduledPolicyServicer
-from serve.service import PolicyServicer
-from serve.settings import Settings
-from serve.shadow import Shadow
-from serve.state import StateSeal
-from serve.telemetry import Metrics, configure_logging, log
-from serve.watch import Watcher
-from serve.workers import Workers
+from serve.server.acceptor import aio_server
+from serve.server.admin import AdminServicer
+from serve.server.control import ControlServicer
+from serve.server.interceptors import Registrar
+from serve.server.listening import bind, check_reach
+from serve.server.monitor import Monitor
+from serve.server.repository import RepositoryCollector
+from serve.server.scheduled import ScheduledPolicyServicer
+from serve.server.service import PolicyServicer
+from serve.server.settings import Settings
+from serve.server.shadow import Shadow
+from serve.server.state import StateSeal
+from serve.server.telemetry import Metrics, configure_logging, log
+from serve.server.watch import Watcher
+from serve.server.workers import Workers
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serve.errors import SessionStateError
-from serve.safety import Authority, Costs
+from serve.server.safety import Authority, Costs
 from serve.values import Floats
 
 _FORMAT = b"\2"

@@ -1,4 +1,4 @@
-"""A control session through the service, for asyncio: what `serve.control_client` does with threads, with tasks."""
+"""A control session through the service, for asyncio: what `control_client` does with threads, with tasks."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,17 +9,17 @@ from typing import Any, Self
 import grpc
 from numpy.typing import ArrayLike
 
-from serve.answer import ControlAnswer
-from serve.channel import Addresses, Dialer
+from serve.client.answer import ControlAnswer
+from serve.client.channel import Addresses, Dialer
+from serve.client.conversation import Conversation
+from serve.client.events import CHECK_SECONDS, CLOSING_SECONDS, Connected, Ended, Event, Received, leave
+from serve.client.status import call_details, call_error, retry_after_seconds, stream_error
 from serve.control_values import SessionOpened
-from serve.conversation import Conversation
 from serve.errors import DeadlineExceededError, PolicyServiceError, UnavailableError
-from serve.events import CHECK_SECONDS, CLOSING_SECONDS, Connected, Ended, Event, Received, leave
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
 from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceStub
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
-from serve.status import call_details, call_error, retry_after_seconds, stream_error
 
 
 class AsyncControlSession:

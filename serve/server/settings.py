@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSetting
 
 from serve.codec import Limits
 from serve.errors import StartupError
-from serve.tls import CertificateFiles
+from serve.server.tls import CertificateFiles
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 

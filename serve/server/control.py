@@ -20,7 +20,6 @@ from serve.control_codec import (
     opening_digest,
 )
 from serve.control_values import Step, StepResult
-from serve.decision import Policies
 from serve.errors import (
     InvalidRequestError,
     SessionStateError,
@@ -29,14 +28,15 @@ from serve.errors import (
 )
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceServicer
-from serve.inbox import Arrival, Inbox
-from serve.interceptors import RETRY_AFTER_SECONDS, Context, code_of, request_id, status_of
-from serve.session import Session, open_session, resume_session
-from serve.session_metrics import SessionMetrics, SessionRecord
-from serve.shadow import Shadow
-from serve.state import StateSeal
-from serve.telemetry import Metrics, log
-from serve.workers import INLINE_ROWS, Workers
+from serve.server.decision import Policies
+from serve.server.inbox import Arrival, Inbox
+from serve.server.interceptors import RETRY_AFTER_SECONDS, Context, code_of, request_id, status_of
+from serve.server.session import Session, open_session, resume_session
+from serve.server.session_metrics import SessionMetrics, SessionRecord
+from serve.server.shadow import Shadow
+from serve.server.state import StateSeal
+from serve.server.telemetry import Metrics, log
+from serve.server.workers import INLINE_ROWS, Workers
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from google.protobuf.message import Message
 
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceServicer
-from serve.interceptors import Context, check_deadline, request_id
-from serve.service import PolicyServicer
-from serve.workers import INLINE_ROWS, Workers
+from serve.server.interceptors import Context, check_deadline, request_id
+from serve.server.service import PolicyServicer
+from serve.server.workers import INLINE_ROWS, Workers
 
 Q = TypeVar("Q", bound=Message)
 A = TypeVar("A", pb.ActResponse, pb.EvaluateActionResponse)

@@ -23,7 +23,6 @@ from serve.control_values import (
     StepResult,
     StepTiming,
 )
-from serve.decision import Pilot, Policies, Situation
 from serve.errors import (
     DeadlineExceededError,
     HorizonError,
@@ -31,8 +30,9 @@ from serve.errors import (
     InvalidRequestError,
     SessionStateError,
 )
-from serve.runtime import PolicyRuntime
-from serve.safety import (
+from serve.server.decision import Pilot, Policies, Situation
+from serve.server.runtime import PolicyRuntime
+from serve.server.safety import (
     Authority,
     CostHistory,
     Costs,
@@ -40,7 +40,7 @@ from serve.safety import (
     rolling_account,
     steps_ahead,
 )
-from serve.state import Progress, StatePacker, StateSeal, Terms, unpack
+from serve.server.state import Progress, StatePacker, StateSeal, Terms, unpack
 from serve.values import ActResult, Deterministic, Floats, Mode, Situations
 
 _SEED_BYTES = 8

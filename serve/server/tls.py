@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 
 from serve.errors import StartupError
-from serve.telemetry import log
+from serve.server.telemetry import log
 
 logger = logging.getLogger(__name__)
 

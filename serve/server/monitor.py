@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from serve.errors import StartupError
-from serve.settings import split_address
+from serve.server.settings import split_address
 
 _LOOP_PATIENCE_SECONDS = 5.0  # a loop that is only busy comes round in milliseconds
 _SOCKET_TIMEOUT_SECONDS = 10.0  # who asks and then says nothing is let go

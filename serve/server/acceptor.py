@@ -22,8 +22,8 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private: test_acceptor.py watches it
 
 from serve.errors import PolicyServiceError, ResourceExhaustedError, UnavailableError
-from serve.interceptors import RETRY_AFTER_SECONDS, RETRY_WHEN_FULL_SECONDS, code_of, status_of, trailing
-from serve.telemetry import Metrics, log
+from serve.server.interceptors import RETRY_AFTER_SECONDS, RETRY_WHEN_FULL_SECONDS, code_of, status_of, trailing
+from serve.server.telemetry import Metrics, log
 
 logger = logging.getLogger(__name__)
 

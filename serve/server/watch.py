@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 from cvpo.bundle import MANIFEST, Bundle, TrustedKeys, read_bundle
 from serve.errors import PlanError, RefusedBundleError, StartupError, UnavailableError
-from serve.plan import ServingPlan, plan_path, read_plan, write_plan
-from serve.repository import PolicyVersions, Repository, Snapshot, follow
-from serve.runtime import PolicyRuntime, load
-from serve.telemetry import log
+from serve.server.plan import ServingPlan, plan_path, read_plan, write_plan
+from serve.server.repository import PolicyVersions, Repository, Snapshot, follow
+from serve.server.runtime import PolicyRuntime, load
+from serve.server.telemetry import log
 
 logger = logging.getLogger(__name__)
 

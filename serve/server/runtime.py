@@ -9,7 +9,7 @@ import numpy as np
 from cvpo.bundle import CRITIC_GRAPH, POLICY_GRAPH, Bundle, Manifest, Space
 from cvpo.errors import BundleError
 from serve.errors import InternalError, RefusedBundleError
-from serve.graph import Arrays, Graph
+from serve.server.graph import Arrays, Graph
 from serve.values import (
     ActResult,
     Bools,

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from serve.repository import Repository
-from serve.runtime import PolicyRuntime
-from serve.telemetry import log
+from serve.server.repository import Repository
+from serve.server.runtime import PolicyRuntime
+from serve.server.telemetry import log
 from serve.values import ActResult, Mode, Situations
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from serve.control_values import (
     PolicySelector,
 )
 from serve.errors import FingerprintError, InternalError, NotFoundError, UnavailableError
-from serve.runtime import PolicyRuntime
-from serve.safety import Authority, cost_allowed, first_reason
+from serve.server.runtime import PolicyRuntime
+from serve.server.safety import Authority, cost_allowed, first_reason
 from serve.values import ActResult, Deterministic, Floats, Mode, Prediction, Shielded, Situations
 
 _NOT_THERE = NotFoundError, FingerprintError, UnavailableError

@@ -31,7 +31,7 @@ from serve.errors import (
     SupersededError,
     UnavailableError,
 )
-from serve.telemetry import Metrics, log
+from serve.server.telemetry import Metrics, log
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from serve.control_values import StepResult
-from serve.session import Session
+from serve.server.session import Session
 
 # From a small network in a warm cache to what a slow control loop bears.
 _PHASE_BUCKETS = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5)

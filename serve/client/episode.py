@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from serve.answer import ControlAnswer, Source
-from serve.control_client import ControlSession
+from serve.client.answer import ControlAnswer, Source
+from serve.client.control_client import ControlSession
 
 
 class Env(Protocol):

@@ -1,7 +1,7 @@
 """The client's side of one control session: what is sent, what an answer means, and where the session goes on.
 
 No transport and no threads: what happens comes in as events, and streams are whatever can be sent to. The clients in
-`serve.control_client` and `serve.control_aio` and the in-process `serve.local` all hold the same conversation.
+`control_client` and `control_aio` and the in-process `serve.local` all hold the same conversation.
 
 A session outlives its streams. Each answer brings the state to go on from; a new stream begins with the last one, so
 that a step which is in flight can be sent right behind it. Answers are told apart by their stream and step number, so
@@ -15,8 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from serve.answer import ControlAnswer, answer_of, before_the_first, watchdog_answer
-from serve.channel import Addresses
+from serve.client.answer import ControlAnswer, answer_of, before_the_first, watchdog_answer
+from serve.client.channel import Addresses
+from serve.client.events import Connected, Ended, Event, Link, Received, Stream
+from serve.client.status import step_error
+from serve.client.watchdog import StandIn, Watchdog, WatchdogReason, step_timeout_seconds
 from serve.control_codec import decode_opened, decode_result, encode_opening, encode_step
 from serve.control_values import Opening, SessionOpened, Step
 from serve.errors import (
@@ -26,11 +29,8 @@ from serve.errors import (
     NotFoundError,
     PolicyServiceError,
 )
-from serve.events import Connected, Ended, Event, Link, Received, Stream
 from serve.gen.cvpo.v1 import control_pb2 as pb
-from serve.status import step_error
 from serve.values import PolicyDescription
-from serve.watchdog import StandIn, Watchdog, WatchdogReason, step_timeout_seconds
 
 # No other try at the same server would end otherwise. FingerprintError is what a client makes of FAILED_PRECONDITION,
 # with which a server also refuses a state.

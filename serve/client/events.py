@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from serve.channel import Addresses
+from serve.client.channel import Addresses
 from serve.errors import PolicyServiceError, ResourceExhaustedError, UnavailableError
 from serve.gen.cvpo.v1 import control_pb2 as pb
 

@@ -8,11 +8,11 @@ from pydantic import ValidationError
 from serve.errors import InvalidRequestError, NotFoundError, PlanError
 from serve.gen.cvpo.v1 import admin_pb2 as pb
 from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceServicer
-from serve.interceptors import Context, request_id
-from serve.plan import Canary, ServingPlan
-from serve.repository import PolicyVersions, follow
-from serve.telemetry import log
-from serve.watch import Watcher
+from serve.server.interceptors import Context, request_id
+from serve.server.plan import Canary, ServingPlan
+from serve.server.repository import PolicyVersions, follow
+from serve.server.telemetry import log
+from serve.server.watch import Watcher
 
 logger = logging.getLogger(__name__)
 

@@ -11,17 +11,17 @@ from typing import Self
 import grpc
 from numpy.typing import ArrayLike
 
-from serve import calls
-from serve.calls import Call, R
-from serve.channel import Addresses, Attempts, Dialer, Tls
-from serve.control_aio import AsyncControlSession
+from serve.client import calls
+from serve.client.calls import Call, R
+from serve.client.channel import Addresses, Attempts, Dialer, Tls
+from serve.client.control_aio import AsyncControlSession
+from serve.client.conversation import Conversation, vector
+from serve.client.watchdog import Watchdog
 from serve.control_codec import decode_selector
 from serve.control_values import Fallback, Horizon, Opening, RollingWindow
-from serve.conversation import Conversation, vector
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.values import ActResult, Deterministic, EvaluateActionResult, Mode, PolicyDescription
-from serve.watchdog import Watchdog
 
 
 class AsyncPolicyClient:

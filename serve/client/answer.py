@@ -6,9 +6,9 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.client.watchdog import WatchdogTaken
 from serve.control_values import FallbackTaken, SessionOpened, StepResult, StepTiming
 from serve.values import Bools, Floats, PolicyDescription, Prediction, ServedPolicy
-from serve.watchdog import WatchdogTaken
 
 
 class Source(Enum):

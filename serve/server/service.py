@@ -15,10 +15,10 @@ from serve.codec import (
 )
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceServicer
-from serve.repository import Repository
-from serve.runtime import PolicyRuntime
-from serve.shadow import Shadow
-from serve.telemetry import Metrics
+from serve.server.repository import Repository
+from serve.server.runtime import PolicyRuntime
+from serve.server.shadow import Shadow
+from serve.server.telemetry import Metrics
 from serve.values import (
     CalibrationDescription,
     ConstraintDescription,

@@ -10,8 +10,8 @@ from typing import Any
 
 import grpc
 
+from serve.client.status import call_details, call_error, retry_after_seconds
 from serve.errors import InvalidRequestError
-from serve.status import call_details, call_error, retry_after_seconds
 
 _OPTIONS = (
     ("grpc.enable_retries", 0),  # an answer that comes late is worth less than knowing at once

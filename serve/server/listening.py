@@ -7,8 +7,8 @@ from pathlib import Path
 import grpc
 
 from serve.errors import StartupError
-from serve.settings import Settings, is_loopback, split_address
-from serve.tls import CertificateFiles
+from serve.server.settings import Settings, is_loopback, split_address
+from serve.server.tls import CertificateFiles
 
 _UNIX = "unix:"
 

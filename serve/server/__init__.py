@@ -1,0 +1,1 @@
+"""The server process: bundles, their versions, sessions, and who is let in."""
