@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from cvpo import __version__
 from cvpo.bundle import Constraint
 from cvpo.envs import EnvSpec
-from cvpo.errors import CheckpointError
+from cvpo.errors import CheckpointError, ConfigError
 from cvpo.files import read_verified, remove_directory, write_file, write_verified
 from cvpo.learning.config import TrainConfig, parse_config
 from cvpo.learning.networks import Model, build_model
@@ -75,7 +76,7 @@ def read_config(run: Path) -> TrainConfig:
     """The config a run was started with.
 
     Raises:
-        CheckpointError: there is no run there. ConfigError: its config does not fit this version.
+        CheckpointError: there is no run there, or its config does not fit this version.
     """
     try:
         document = json.loads((run / CONFIG).read_text(encoding="utf-8"))
@@ -83,7 +84,17 @@ def read_config(run: Path) -> TrainConfig:
         raise CheckpointError(f"{run} is not a run: it has no {CONFIG}. `cvpo train` makes one.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run / CONFIG} cannot be read: {error}.") from error
-    return parse_config(document)
+    return _read_config(document, run)
+
+
+def _read_config(document: object, run: Path) -> TrainConfig:
+    try:
+        return parse_config(document)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{run} has settings that cvpo {__version__} does not take: {error} Use the release that trained it, or "
+            "train again."
+        ) from error
 
 
 def save_policy(run: Path, policy: TrainedPolicy) -> int:
@@ -131,7 +142,7 @@ def load_policy(run: Path, steps: int) -> TrainedPolicy:
     """Read and verify the checkpoint of that step.
 
     Raises:
-        CheckpointError: it is missing, cut short or altered. ConfigError: its config does not fit this version.
+        CheckpointError: it is missing, cut short or altered, or its config does not fit this version.
     """
     document = from_bytes(run, _read(run, steps)[POLICY])
     spec = document["spec"]
@@ -144,7 +155,7 @@ def load_policy(run: Path, steps: int) -> TrainedPolicy:
         max_episode_steps=spec["max_episode_steps"],
         control_period_ms=spec["control_period_ms"],
     )
-    config = parse_config(json.loads(document["config"]))
+    config = _read_config(json.loads(document["config"]), run)
     constraints = tuple(Constraint.model_validate_json(text) for text in document["constraints"])
     model = build_model(config.network, env_spec.observation_size, env_spec.action_size, len(constraints))
     model.load_state_dict(document["model"])
