@@ -119,7 +119,7 @@ def test_it_draws_what_was_drawn_for_a_request_without_a_seed(versions: dict[int
     same = {1: versions[1], 2: replace(versions[3], served=versions[2].served)}
     compared = Compared(same, ServingPlan(pinned=1, shadow=2))
     servicer = PolicyServicer(compared.repository, Limits(), Metrics(), compared.shadow)
-    for mode in ({"sampled": pb.Sampled()}, {"shielded": pb.Shielded(candidates=4)}):
+    for mode in ({"sampled": pb.Sampled()}, {"shielded": pb.Shielded(candidates=64)}):
         request = pb.ActRequest(situations=[pb.Situation(observation=[1, 2, -1])], **mode)
         actions = {tuple(servicer.Act(request, None).results[0].action) for _ in range(4)}
         assert len(actions) > 1  # each request has a draw of its own
