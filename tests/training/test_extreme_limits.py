@@ -104,7 +104,7 @@ def test_nothing_is_said_of_a_limit_that_is_met(tmp_path: Path) -> None:
 
 def test_a_limit_of_zero_drives_the_cost_to_zero(tmp_path: Path) -> None:
     # Random effort costs 20, and the most return takes 40.
-    quick = small_config(0.0, 2_400, limit={"integral_steps": 200}, estep={"kl_bound": 0.3})
+    quick = small_config(0.0, 1_600, limit={"integral_steps": 200}, estep={"kl_bound": 0.3})
     with np.errstate(all="raise", under="ignore"):  # nothing is divided by the limit
         train(quick, tmp_path, Reports(), never)
     assert np.mean([episode.cost.sum() for episode in episodes(tmp_path)]) < 0.5
