@@ -163,8 +163,21 @@ def summarize(episodes: Sequence[Episode], cost_limits: Sequence[float], mode: M
     )
 
 
-def cost_level(episodes: Sequence[Episode], discounts: Sequence[float]) -> list[float | None]:
-    """Predicted over realized discounted cost of each constraint; 1 is right, None where nothing was realized.
+@dataclass(frozen=True)
+class CostLevel:
+    """Discounted cost that followed a step, mean over all steps: what the critic said of it, and what came."""
+
+    predicted: float
+    realized: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Predicted over realized: 1 is right, None where nothing was realized."""
+        return self.predicted / self.realized if self.realized > 0 else None
+
+
+def cost_levels(episodes: Sequence[Episode], discounts: Sequence[float]) -> list[CostLevel]:
+    """The level of each cost critic.
 
     What follows the last step of an episode was not seen, so it is left out on both sides: from step t to the last one,
     T, the critic predicts Q_t − γ^(T−t)·Q_T. A critic that is wrong by a factor gives that factor, however short the
@@ -174,16 +187,18 @@ def cost_level(episodes: Sequence[Episode], discounts: Sequence[float]) -> list[
         episodes: with predictions.
         discounts: of each cost, [C].
     """
-    predicted, realized = np.zeros(len(discounts)), np.zeros(len(discounts))
+    predicted, realized, steps = np.zeros(len(discounts)), np.zeros(len(discounts)), 0
     for episode in episodes:
         if episode.cost_value is None:
             raise ValueError("these episodes carry no cost_value")
         seen = len(episode.cost) - 1
+        steps += seen
         for i, discount in enumerate(discounts):
             value, cost = episode.cost_value[:, i], episode.cost[:seen, i]
             predicted[i] += (value[:seen] - discount ** np.arange(seen, 0, -1) * value[-1]).sum()
             realized[i] += discounted_returns(cost, discount).sum()
-    return [float(p / r) if r > 0 else None for p, r in zip(predicted, realized, strict=True)]
+    means = np.stack([predicted, realized], axis=1) / max(steps, 1)
+    return [CostLevel(*level) for level in means.tolist()]
 
 
 def interval(values: Array) -> Interval:

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from cvpo.envs import EnvSpec, VectorEnv, make_env
 from cvpo.evaluate import (
+    CostLevel,
     Decision,
     Episode,
     EpisodeRunner,
     RandomActor,
     TorchActor,
     conditional_value_at_risk,
-    cost_level,
+    cost_levels,
     interval,
     play,
     run_episodes,
@@ -234,45 +235,57 @@ def test_the_interval_is_the_same_each_time() -> None:
     assert interval(values) == interval(values)
 
 
+def ratios(episodes: list[Episode], discounts: list[float]) -> list[float | None]:
+    return [level.ratio for level in cost_levels(episodes, discounts)]
+
+
 def test_the_cost_level_is_predicted_over_realized_discounted_cost() -> None:
     # gamma 0.5 and a cost of 1 a step for ever: 2 from each step on. Predictions of 3 are half as much too high, though
     # only four of the steps are seen.
     one = episode([0] * 4, [[1.0]] * 4, [[3.0]] * 4)
-    assert cost_level([one], [0.5]) == [pytest.approx(1.5)]
+    assert ratios([one], [0.5]) == [pytest.approx(1.5)]
+
+
+def test_the_realized_cost_is_a_mean_over_steps() -> None:
+    # Costs 1, 0 and 1, and a step whose cost is not seen; gamma 0.5: 1.25, 0.5 and 1 followed. A second episode costs
+    # nothing in its one step that is seen.
+    one = episode([0] * 4, [[1.0], [0.0], [1.0], [9.0]], [[0.0]] * 4)
+    other = episode([0] * 2, [[0.0], [9.0]], [[0.0]] * 2)
+    assert cost_levels([one, other], [0.5]) == [CostLevel(predicted=0.0, realized=2.75 / 4)]
 
 
 def test_what_was_not_seen_of_a_truncated_episode_does_not_count() -> None:
     # Costs 1, 1 and then a third step, whose cost and what follows it may be anything: 1.5 and 1 were seen, and
     # 4 − 8/4 = 2 and 6 − 8/2 = 2 predicted of it.
     one = episode([0] * 3, [[1.0], [1.0], [99.0]], [[4.0], [6.0], [8.0]])
-    assert cost_level([one], [0.5]) == [pytest.approx(4 / 2.5)]
+    assert ratios([one], [0.5]) == [pytest.approx(4 / 2.5)]
 
 
 def test_what_follows_a_termination_does_not_count_either() -> None:
     # What is predicted goes on with the next episode's cost, which is not in this one.
     one = episode([0] * 3, [[1.0], [1.0], [99.0]], [[4.0], [6.0], [8.0]], terminated=True)
-    assert cost_level([one], [0.5]) == [pytest.approx(4 / 2.5)]
+    assert ratios([one], [0.5]) == [pytest.approx(4 / 2.5)]
 
 
 def test_there_is_no_cost_level_where_nothing_was_realized_or_seen() -> None:
-    assert cost_level([episode([0] * 3, [[0.0]] * 3, [[1.0]] * 3)], [0.5]) == [None]
-    assert cost_level([episode([0], [[1.0]], [[1.0]])], [0.5]) == [None]
+    assert ratios([episode([0] * 3, [[0.0]] * 3, [[1.0]] * 3)], [0.5]) == [None]
+    assert ratios([episode([0], [[1.0]], [[1.0]])], [0.5]) == [None]
 
 
 def test_each_cost_has_its_own_level() -> None:
     one = episode([0] * 2, [[1.0, 2.0], [0.0, 0.0]], [[2.0, 1.0], [0.0, 0.0]])
-    assert cost_level([one], [0.5, 0.5]) == [2.0, 0.5]
+    assert ratios([one], [0.5, 0.5]) == [2.0, 0.5]
 
 
 def test_each_cost_level_is_of_its_own_discount() -> None:
     # Two steps that cost 1, and a last one: 1.5 and 1 with gamma 0.5, 1.1 and 1 with gamma 0.1.
     one = episode([0] * 3, [[1.0, 1.0]] * 3, [[1.5, 1.1], [1.0, 1.0], [0.0, 0.0]])
-    assert cost_level([one], [0.5, 0.1]) == [pytest.approx(1), pytest.approx(1)]
+    assert ratios([one], [0.5, 0.1]) == [pytest.approx(1), pytest.approx(1)]
 
 
 def test_episodes_without_predictions_have_no_cost_level() -> None:
     with pytest.raises(ValueError, match="no cost_value"):
-        cost_level([episode([0], [[1.0]])], [0.5])
+        cost_levels([episode([0], [[1.0]])], [0.5])
 
 
 # Who acts.

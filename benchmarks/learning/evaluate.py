@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.learning.results import MODES, EvaluatedMode
 from cvpo.envs import VectorEnv
-from cvpo.evaluate import EVALUATION_SEED_OFFSET, TorchActor, cost_level, run_episodes
+from cvpo.evaluate import EVALUATION_SEED_OFFSET, TorchActor, cost_levels, run_episodes
 from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 
 
@@ -29,10 +29,12 @@ def evaluate(policy: TrainedPolicy, mode: EvaluatedMode, episodes: int) -> dict[
         max_episode_steps=config.environment.max_episode_steps,
     ) as env:
         done = run_episodes(env, TorchActor(policy.model, policy.spec, generator), episodes)
+    level = cost_levels(done, config.cost_discounts)[0]
     return {
         "returns": [round(float(episode.reward.sum()), 3) for episode in done],
         "costs": [round(float(episode.cost.sum()), 3) for episode in done],
-        "cost_level": cost_level(done, config.cost_discounts)[0],
+        "cost_level": level.ratio,
+        "discounted_cost": level.realized,
     }
 
 

@@ -73,9 +73,11 @@ def level(results: Results) -> str:
         levels = {
             mode: [run_level for run in ours if (run_level := _of(run, mode).cost_level) is not None] for mode in MODES
         }
+        realized = [run.deterministic.discounted_cost for run in ours]
+        known = _spread([cost for cost in realized if cost is not None], 2)
         costs = [run.deterministic.cost.mean / task.cost_limit for run in ours]
-        rows.append([task.env_id, *(_spread(levels[mode], 2) for mode in MODES), _spread(costs, 2)])
-    return table(["task", "deterministic", "sampled", "mean cost / limit"], rows)
+        rows.append([task.env_id, *(_spread(levels[mode], 2) for mode in MODES), known, _spread(costs, 2)])
+    return table(["task", "deterministic", "sampled", "realized, discounted", "mean cost / limit"], rows)
 
 
 def measured(results: Results) -> str:

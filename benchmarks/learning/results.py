@@ -32,11 +32,19 @@ class Statistics(_Record):
     cost_cvar90: float  # mean of the costliest tenth of episodes
     over_limit_share: float
     cost_level: float | None  # predicted over realized discounted cost in these episodes; None: not known
+    discounted_cost: float | None = None  # realized after a step, mean over steps; None: not known
     returns: tuple[float, ...]  # of each episode
     costs: tuple[float, ...]
 
     @classmethod
-    def of(cls, returns: Sequence[float], costs: Sequence[float], cost_limit: float, cost_level: float | None) -> Self:
+    def of(
+        cls,
+        returns: Sequence[float],
+        costs: Sequence[float],
+        cost_limit: float,
+        cost_level: float | None,
+        discounted_cost: float | None,
+    ) -> Self:
         """From the return and cost of each episode."""
         return cls(
             episode_return=interval(np.array(returns)),
@@ -44,6 +52,7 @@ class Statistics(_Record):
             cost_cvar90=conditional_value_at_risk(np.array(costs), 0.9),
             over_limit_share=sum(cost > cost_limit for cost in costs) / len(costs),
             cost_level=cost_level,
+            discounted_cost=discounted_cost,
             returns=tuple(returns),
             costs=tuple(costs),
         )
@@ -56,6 +65,7 @@ class Curve(_Record):
     episode_return: tuple[float, ...]
     cost: tuple[float, ...]
     cost_level: tuple[float | None, ...]
+    discounted_cost: tuple[float | None, ...] = ()  # not in results of before it was kept
     train_return: tuple[float | None, ...]
     train_cost: tuple[float | None, ...]
     infeasible_share: tuple[float | None, ...]

@@ -95,7 +95,7 @@ def _fsrl(job: Job, core: Core, tell: Tell) -> dict[str, Any]:
     core.run([*command, "--out", str(found)], tell)
     done: dict[str, Any] = json.loads(found.read_text())
     unknown = [None] * len(done["curve"]["steps"])
-    done["curve"] |= {"cost_level": unknown, "infeasible_share": unknown}
+    done["curve"] |= {"cost_level": unknown, "discounted_cost": unknown, "infeasible_share": unknown}
     return done
 
 
@@ -111,6 +111,7 @@ def curve(run: Path) -> Curve:
         points["episode_return"].append(record["evaluation"]["episode_return"]["mean"])
         points["cost"].append(record["evaluation"]["episode_cost"][0]["mean"])
         points["cost_level"].append(record["cost_level"][0])
+        points["discounted_cost"].append(record["discounted_cost"][0])
         points["train_return"].append(_mean(since, "train/return"))
         points["train_cost"].append(_mean(since, f"train/cost/{cost}"))
         points["infeasible_share"].append(_mean(since, "estep/infeasible_share"))

@@ -19,6 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from cvpo.bundle import Evaluation
 from cvpo.errors import CheckpointError
+from cvpo.evaluate import CostLevel
 from cvpo.files import fsync_directory
 
 METRICS = {
@@ -49,7 +50,8 @@ METRICS = {
     "mstep/standard_deviation": "of the behavior policy before tanh, mean over recent states",
     "evaluation/return": "undiscounted return of the deterministic policy, mean over evaluation episodes",
     "evaluation/cost/NAME": "undiscounted episode cost of the same, mean",
-    "evaluation/cost_level/NAME": "predicted over realized discounted cost in the same episodes; 1 is right",
+    "evaluation/discounted_cost/NAME": "realized in the same episodes after a step, mean over steps",
+    "evaluation/cost_level/NAME": "what the critic predicted of that over what was realized; 1 is right",
 }
 """What each metric means; NAME stands for a constraint's name."""
 
@@ -83,21 +85,23 @@ class MetricsWriter:
         self._metrics.flush()
         self._events.write(row)
 
-    def evaluation(self, steps: int, evaluation: Evaluation, cost_level: Sequence[float | None]) -> None:
-        """Write the evaluation of a checkpoint to `evaluations.jsonl`, with its cost level of each constraint."""
+    def evaluation(self, steps: int, evaluation: Evaluation, levels: Sequence[CostLevel]) -> None:
+        """Write the evaluation of a checkpoint to `evaluations.jsonl`, with the level of each cost critic."""
         record = {
             "steps": steps,
             "costs": self._cost_names,
-            "cost_level": cost_level,
+            "discounted_cost": [level.realized for level in levels],
+            "cost_level": [level.ratio for level in levels],
             "evaluation": evaluation.model_dump(mode="json"),
         }
         with (self._run / EVALUATIONS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         row: dict[str, float | int] = {"steps": steps, "evaluation/return": evaluation.episode_return.mean}
-        for name, cost, level in zip(self._cost_names, evaluation.episode_cost, cost_level, strict=True):
+        for name, cost, level in zip(self._cost_names, evaluation.episode_cost, levels, strict=True):
             row[f"evaluation/cost/{name}"] = cost.mean
-            if level is not None:
-                row[f"evaluation/cost_level/{name}"] = level
+            row[f"evaluation/discounted_cost/{name}"] = level.realized
+            if level.ratio is not None:
+                row[f"evaluation/cost_level/{name}"] = level.ratio
         self._events.write(row)
 
     def residual(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cvpo.bundle import Constraint
 from cvpo.envs import EnvSpec, VectorEnv
 from cvpo.errors import CheckpointError, ConfigError, EnvError, NonFiniteError, WorkerError
-from cvpo.evaluate import EpisodeRunner, TorchActor, cost_level, summarize, to_environment
+from cvpo.evaluate import EpisodeRunner, TorchActor, cost_levels, summarize, to_environment
 from cvpo.learning import learner
 from cvpo.learning.config import TrainConfig, parse_config
 from cvpo.learning.learner import UpdateMetrics
@@ -435,8 +435,8 @@ class _Evaluator:
         if self.runner.finished:
             episodes, self.runner = self.runner.result(), None
             evaluation = summarize(episodes, self.config.cost_limits, "deterministic")
-            level = cost_level(episodes, self.config.cost_discounts)
-            self.writer.evaluation(self.progress.steps, evaluation, level)
+            levels = cost_levels(episodes, self.config.cost_discounts)
+            self.writer.evaluation(self.progress.steps, evaluation, levels)
             self.reporter.checkpoint(CheckpointReport(self.progress.steps, evaluation, self.progress))
 
     def finish(self) -> None:

@@ -10,6 +10,7 @@ CURVE = Curve(
     episode_return=(100.0, 800.0, 800.0),
     cost=(0.0, 11.0, 10.0),
     cost_level=(None, 0.9, 1.1),
+    discounted_cost=(0.0, 1.4, 1.3),
     train_return=(None, 500.0, 700.0),
     train_cost=(20.0, 12.0, 9.0),
     infeasible_share=(None, 0.0, 0.0),
@@ -27,7 +28,7 @@ def made_up(
     curve: Curve = CURVE,
 ) -> Result:
     """A result with those episodes of its last policy."""
-    policy = Statistics.of(returns, costs, cost_limit, 1.0)
+    policy = Statistics.of(returns, costs, cost_limit, 1.0, 1.3)
     return Result(
         variant=variant,
         env_id=env_id,

@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cvpo.bundle import Evaluation, Interval
+from cvpo.evaluate import CostLevel
 from cvpo.training.metrics import MetricsWriter, read_evaluations, read_metrics
 
 EVALUATION = Evaluation(
@@ -29,7 +30,7 @@ def write(run: Path, upto: int, start: int = 0) -> None:
             if steps % 1000 == 0:
                 writer.row({"steps": steps, "updates": steps // 500, "train/cost/cost": steps / 10})
             if steps % 2000 == 0:
-                writer.evaluation(steps, EVALUATION, [None])
+                writer.evaluation(steps, EVALUATION, [CostLevel(predicted=3.0, realized=2.0)])
 
 
 def updates(run: Path) -> list[int]:
@@ -61,6 +62,8 @@ def test_rows_residuals_evaluations_and_events_are_read_back(tmp_path: Path) -> 
     }
     assert events(tmp_path)["train/cost/cost"] == [(1000, 100), (2000, 200), (3000, 300), (4000, 400)]
     assert events(tmp_path)["evaluation/return"] == [(2000, 1.5), (4000, 1.5)]
+    assert events(tmp_path)["evaluation/discounted_cost/cost"] == [(2000, 2.0), (4000, 2.0)]
+    assert events(tmp_path)["evaluation/cost_level/cost"] == [(2000, 1.5), (4000, 1.5)]
 
 
 def test_a_resumed_run_cuts_what_came_after_its_checkpoint(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from cvpo.bundle import Evaluation
 from cvpo.envs import VectorEnv
-from cvpo.evaluate import Episode, TorchActor, cost_level, run_episodes, summarize
+from cvpo.evaluate import Episode, TorchActor, cost_levels, run_episodes, summarize
 from cvpo.learning.returns import discounted_returns
 from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 from cvpo.training.trainer import train
@@ -81,8 +81,8 @@ def test_a_slack_limit_leaves_the_unconstrained_optimum_which_costs_more(tmp_pat
 
 
 def test_predicted_costs_are_those_realized(half: Learned) -> None:
-    (level,) = cost_level(half.episodes, half.policy.config.cost_discounts)
-    assert level == pytest.approx(1, abs=0.15)
+    (level,) = cost_levels(half.episodes, half.policy.config.cost_discounts)
+    assert level.ratio == pytest.approx(1, abs=0.15)
 
 
 def test_the_critics_agree_with_monte_carlo_returns(half: Learned) -> None:

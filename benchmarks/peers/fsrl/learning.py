@@ -63,6 +63,7 @@ def episodes(agent: CVPOAgent, env: "gymnasium.Env[Any, Any]", count: int, sampl
         "returns": [round(float(episode_return), 3) for episode_return, _, _ in done],
         "costs": [round(float(cost), 3) for _, _, cost in done],
         "cost_level": None,
+        "discounted_cost": None,
     }
 
 
