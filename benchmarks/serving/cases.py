@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.errors import BenchmarkError
 from benchmarks.serving.messages import observation, session
 from benchmarks.serving.network import Network
-from benchmarks.serving.parties import ECHO, OURS, PEERS, RUN, TWO, UNIX, Endpoint, Parties
+from benchmarks.serving.parties import ECHO, OURS, PEERS, RUN, STREAM_SECONDS, TWO, UNIX, Endpoint, Parties
 from benchmarks.serving.tools import (
     MissingToolError,
     Throughput,
@@ -26,7 +26,6 @@ from serve.local import LocalPolicy
 SECONDS = 1.0  # of a turn
 PACED_SECONDS = 2.0
 PACED_HZ = {1: 100.0, 16: 50.0, 64: 20.0}  # of each client, by their number: below what one process can answer
-_STREAM_SECONDS = 3600.0
 _TIMEOUT_SECONDS = 5.0
 
 LatencyCases = dict[str, Callable[[], Latency]]
@@ -147,7 +146,7 @@ class _InProcess:
 
 def _asker(endpoint: Endpoint, way: str) -> Asker:
     if way == "stream":
-        return StreamAsker(endpoint.address, *session(), _STREAM_SECONDS)
+        return StreamAsker(endpoint.address, *session(), STREAM_SECONDS)
     return UnaryAsker(endpoint.address, endpoint.method, endpoint.request, _TIMEOUT_SECONDS)
 
 

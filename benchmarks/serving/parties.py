@@ -16,6 +16,7 @@ from benchmarks.peers import peer_python
 from benchmarks.serving.messages import ACT, act_bytes, ask_ours, observation
 from benchmarks.serving.processes import READY_SECONDS, ServerProcess, python_server
 
+STREAM_SECONDS = 3600.0  # that a stream may last, or be idle
 OURS, TWO, UNIX, RUN, ECHO = "ours", "ours two processes", "ours unix", "bare run", "echo"
 
 # Name, environment in benchmarks/peers, and arguments of its serving.py.
@@ -87,9 +88,12 @@ class Parties:
         return address
 
     def _ours(self, address: str, *arguments: str) -> str:
-        metrics = "--metrics-address=127.0.0.1:0"  # as in production
+        always = (
+            "--metrics-address=127.0.0.1:0",  # as in production
+            f"--session-idle-seconds={STREAM_SECONDS:g}",  # its streams wait while the others play
+        )
         return self._start(
-            python_server(OURS, sys.executable, "serve", str(self._bundle), "--address", address, metrics, *arguments)
+            python_server(OURS, sys.executable, "serve", str(self._bundle), "--address", address, *always, *arguments)
         )
 
     def _two_processes(self) -> str:
