@@ -22,7 +22,7 @@ class CalibrationStatus(IntEnum):
     NONE = 2  # no calibration in the bundle; every answer is flagged
     MODE = 3  # this mode, or this number of candidates, was not calibrated
     EXTERNAL_ACTION = 4  # the action is not the policy's own
-    SHIFTED = 5  # the observation is outside what was seen in training; the answer is flagged
+    SHIFTED = 5  # the observation is outside what was seen in training, or frozen; the answer is flagged
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Situations:
     observation: Floats  # [N, O]
     steps_left: Integers  # [N], 1 to the horizon
     cost_allowed: Floats  # [N, C], over those steps; infinity: unconstrained
+    repeats: Integers | None = None  # [N, O], steps in a row that a value has been exactly the same; None: not counted
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,7 @@ class ObservationStatistics(_Model):
     shift_threshold: NonNegative
     shift_false_alarm_rate: Probability | None = None  # of a fresh episode's steps, expected; None: nothing is claimed
     shift_episodes: Annotated[int, Field(ge=0)] = 0  # that the threshold was set on
+    frozen_after_steps: tuple[Step | None, ...] = ()  # [O] that a value may repeat exactly; None: any, (): all of them
 
 
 class StoredWeights(_Model):
@@ -320,6 +321,8 @@ class Manifest(_Model):
         for field in ("mean", "standard_deviation", "low", "high"):
             if len(getattr(statistics, field)) != observation_size:
                 raise ValueError(f"observation_statistics.{field} must have {observation_size} entries")
+        if statistics.frozen_after_steps and len(statistics.frozen_after_steps) != observation_size:
+            raise ValueError(f"observation_statistics.frozen_after_steps must have {observation_size} entries, or none")
         calibration = self.calibration
         if calibration and not len(calibration.alarm_levels) == len(calibration.results) == len(self.constraints):
             raise ValueError("calibration: alarm_levels and results need one entry for each constraint")

@@ -132,7 +132,9 @@ def _shift(statistics: ObservationStatistics) -> str:
         if rate is None
         else f"false alarms claimed in at most {rate:.2%} of steps, by {statistics.shift_episodes} episodes"
     )
-    return f"a score over {statistics.shift_threshold:.3g}; {claimed}"
+    noticed = sum(steps is not None for steps in statistics.frozen_after_steps)
+    frozen = f"frozen values noticed in a session: {noticed} of {len(statistics.mean)}"
+    return f"a score over {statistics.shift_threshold:.3g}; {claimed}; {frozen}"
 
 
 def describe_difference(difference: Difference) -> str:

@@ -1,6 +1,6 @@
 """The model card: the manifest for people, with what the figures mean and what they do not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cvpo.bundle import (
     Calibration,
@@ -171,10 +171,24 @@ def _shift(statistics: ObservationStatistics) -> str:
         return f"{score}nothing is claimed of how often that happens without a reason."
     return (
         f"{score}of a fresh episode of the policy, as it was calibrated, at most "
-        f"{statistics.shift_false_alarm_rate:.3g} of the steps are, in expectation. The threshold was set on "
-        f"{statistics.shift_episodes} episodes; with more of them the claim is tighter. A single observation does not "
-        "show that it is late, or that it no longer changes."
+        f"{statistics.shift_false_alarm_rate:.3g} of the steps are over it, in expectation. The threshold was set on "
+        f"{statistics.shift_episodes} episodes; with more of them the claim is tighter. {_frozen(statistics)}A single "
+        "observation does not show that it is late."
     )
+
+
+def _frozen(statistics: ObservationStatistics) -> str:
+    counted = [steps for steps in statistics.frozen_after_steps if steps is not None]
+    if not counted:
+        return ""
+    return (
+        f"In a session it is also reported where one of {len(counted)} values is frozen: exactly the same for more "
+        f"than {_range(counted)} steps, longer than in any of these episodes. "
+    )
+
+
+def _range(steps: Sequence[int]) -> str:
+    return f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}"
 
 
 def _result(result: CalibrationResult, level: float) -> str:

@@ -62,6 +62,7 @@ class ShiftMonitor:
 
     score: ShiftScore
     threshold: ShiftThreshold
+    frozen_after_steps: tuple[int | None, ...]  # see `cvpo.calibration.frozen`
 
 
 def export_bundle(
@@ -98,7 +99,8 @@ def export_bundle(
     spec = policy.spec
     forecast = calibrated.forecast if calibrated else None
     threshold = shift.threshold if shift else ShiftThreshold(UNMEASURED_SHIFT)
-    manifest = make_manifest(policy, calibrated, threshold, tuple(evaluations))
+    frozen_after_steps = shift.frozen_after_steps if shift else ()
+    manifest = make_manifest(policy, calibrated, threshold, frozen_after_steps, tuple(evaluations))
     _check_shape(observations, manifest)
     model, precision = policy.model, policy.precision
     if precision != "float32":
@@ -155,6 +157,7 @@ def make_manifest(
     policy: NamedPolicy,
     calibrated: CalibratedMap | None,
     shift: ShiftThreshold,
+    frozen_after_steps: tuple[int | None, ...],
     evaluations: tuple[Evaluation, ...],
 ) -> Manifest:
     """The manifest of a policy, without its files.
@@ -186,6 +189,7 @@ def make_manifest(
                 shift_threshold=shift.value,
                 shift_false_alarm_rate=shift.false_alarm_rate,
                 shift_episodes=shift.episodes,
+                frozen_after_steps=frozen_after_steps,
             ),
             evaluations=evaluations,
             provenance=policy.provenance,

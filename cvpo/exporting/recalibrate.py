@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cvpo.bundle import GRAPHS, Bundle, CalibratedMode, Manifest, TrustedKeys, read_bundle
 from cvpo.calibration.calibrate import DETERMINISTIC, MINIMUM_EPISODES, CalibratedMap
+from cvpo.calibration.frozen import frozen_after_steps
 from cvpo.calibration.shift import choose_threshold
 from cvpo.envs import EnvSpec, VectorEnv
 from cvpo.errors import ConfigError
@@ -104,6 +105,7 @@ def recalibrate(
                 "shift_threshold": shift.value,
                 "shift_false_alarm_rate": shift.false_alarm_rate,
                 "shift_episodes": shift.episodes,
+                "frozen_after_steps": frozen_after_steps([each.observation for each in measured.calibrating]),
             }
         ),
     }

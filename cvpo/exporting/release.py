@@ -14,6 +14,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cvpo.bundle import NAME_PATTERN, CurvePoint, Evaluation, Manifest, Precision, Provenance, read_bundle
+from cvpo.calibration.frozen import frozen_after_steps
 from cvpo.calibration.samples import learning_curve
 from cvpo.calibration.shift import FALSE_ALARM_RATE, choose_threshold, fit_shift_score
 from cvpo.envs import VectorEnv
@@ -137,12 +138,12 @@ def monitor_shift(
     calibrating: Sequence[Episode],
     false_alarm_rate: float = FALSE_ALARM_RATE,
 ) -> ShiftMonitor:
-    """What tells observations outside of what was seen, with a threshold set on episodes that it was not fitted to.
+    """What tells observations outside of what was seen, and frozen ones, by episodes that the score was not fitted to.
 
     Args:
         model: the policy that is exported.
         fitting: episodes to fit the score to.
-        calibrating: others, in the mode that is served, to set the threshold on.
+        calibrating: others, in the mode that is served, to set the threshold on, and how long a value may not change.
         false_alarm_rate: asked of the threshold (`choose_threshold`).
     """
     normalizer = model.normalizer
@@ -150,7 +151,8 @@ def monitor_shift(
     scores = [
         score(normalizer.standardize(torch.from_numpy(episode.observation))).double().numpy() for episode in calibrating
     ]
-    return ShiftMonitor(score, choose_threshold(scores, false_alarm_rate))
+    frozen = frozen_after_steps([episode.observation for episode in calibrating])
+    return ShiftMonitor(score, choose_threshold(scores, false_alarm_rate), frozen)
 
 
 def identity(out: Path) -> tuple[str, int]:

@@ -44,6 +44,7 @@ class PolicyRuntime:
     _constraints: tuple[str, ...]
     _alarm_level: Floats
     _shift_threshold: float
+    _frozen_after_steps: Integers  # [O]
 
     def act(self, situations: Situations, mode: Mode) -> ActResult:
         """Choose one action per situation and predict its costs.
@@ -77,11 +78,13 @@ class PolicyRuntime:
         prediction = self._predict(out, situations, CalibrationStatus.EXTERNAL_ACTION)
         return EvaluateActionResult(self.served, prediction, time.perf_counter() - started)
 
-    def shifted(self, observation: Floats, shift_score: Floats) -> Bools:
-        """Return which observations [N, O] are outside of what was seen in training, or of the observation space."""
+    def shifted(self, situations: Situations, shift_score: Floats) -> Bools:
+        """Return which observations are outside of what was seen in training or of the observation space, or frozen."""
         far: Bools = shift_score > self._shift_threshold
         if self.frame.observation_bounds is not None:
-            far |= self.frame.outside(observation).any(axis=1)
+            far |= self.frame.outside(situations.observation).any(axis=1)
+        if situations.repeats is not None:
+            far |= (situations.repeats > self._frozen_after_steps).any(axis=1)
         return far
 
     def _inputs(self, situations: Situations) -> Arrays:
@@ -100,7 +103,7 @@ class PolicyRuntime:
             statuses[:] = CalibrationStatus.NONE
             violation = np.ones_like(violation)
         else:
-            shifted = self.shifted(situations.observation, out["shift_score"])
+            shifted = self.shifted(situations, out["shift_score"])
             if True in shifted.tolist():
                 statuses[shifted] = CalibrationStatus.SHIFTED
                 violation = violation | shifted[:, None]
@@ -182,6 +185,7 @@ def load(bundle: Bundle) -> PolicyRuntime:
         _constraints=tuple(constraint.name for constraint in manifest.constraints),
         _alarm_level=np.array(manifest.alarm_levels, np.float32),
         _shift_threshold=manifest.observation_statistics.shift_threshold,
+        _frozen_after_steps=_frozen_after_steps(manifest),
     )
     _warm_up(runtime)
     return runtime
@@ -192,6 +196,12 @@ def _bounds(space: Space) -> tuple[Floats, Floats] | None:
         return None
     low = np.array([-np.inf if bound is None else bound for bound in space.low], np.float32)
     return low, np.array([np.inf if bound is None else bound for bound in space.high], np.float32)
+
+
+def _frozen_after_steps(manifest: Manifest) -> Integers:
+    most = np.iinfo(np.int64).max
+    found = manifest.observation_statistics.frozen_after_steps or (None,) * manifest.observation.size
+    return np.array([most if steps is None else steps for steps in found], np.int64)
 
 
 def _load_graph(bundle: Bundle, name: str) -> Graph:

@@ -31,6 +31,7 @@ from serve.errors import (
     SessionStateError,
 )
 from serve.server.decision import Pilot, Policies, Situation
+from serve.server.repeats import Repeats
 from serve.server.runtime import PolicyRuntime
 from serve.server.safety import (
     Authority,
@@ -73,6 +74,7 @@ class Session:
         steps_back = 0 if terms.steps_ahead is None else terms.extent_steps - terms.steps_ahead
         self._history = CostHistory(len(terms.cost_budget), steps_back, history)
         self._constraints = tuple(constraint.name for constraint in self.policy.manifest.constraints)
+        self._repeats = Repeats.none(self.policy.frame.observation_size)  # counted anew wherever it goes on
         self._packer = StatePacker(terms, len(self.policy.frame.action_low))
 
     @property
@@ -138,9 +140,10 @@ class Session:
         """
         started = time.perf_counter()
         observation, cost_total = self._check(step)
+        repeats = self._repeats.after(observation)
         max_age = self._max_age_seconds
         if max_age is not None and queued_seconds > max_age:
-            self._count(cost_total)
+            self._count(cost_total, repeats)
             raise DeadlineExceededError(
                 f"Step {step.number} waited {queued_seconds * 1e3:.1f} ms; the session allows {max_age * 1e3:g} ms."
             )
@@ -148,7 +151,7 @@ class Session:
         account = self._account(cost_total)
         checked = time.perf_counter()
         decision = self._pilot.decide(
-            Situation(step.number, observation, account, progress.authority, progress.last_action)
+            Situation(step.number, observation, repeats.steps, account, progress.authority, progress.last_action)
         )
         computed = time.perf_counter()
         policy = self.policy.served
@@ -160,7 +163,8 @@ class Session:
                 cost_total=cost_total,
                 authority=decision.authority,
                 last_action=decision.action,
-            )
+            ),
+            repeats,
         )
         return StepResult(
             step=step.number,
@@ -182,8 +186,8 @@ class Session:
         Raises:
             InvalidRequestError, HorizonError: as for step.
         """
-        _, cost_total = self._check(step)
-        self._count(cost_total)
+        observation, cost_total = self._check(step)
+        self._count(cost_total, self._repeats.after(observation))
 
     def _check(self, step: Step) -> tuple[Floats, Costs]:
         """Return the observation [1, O] and the total."""
@@ -234,13 +238,13 @@ class Session:
         then = self._history.cost_total_then(step, cost_total)
         return rolling_account(terms.cost_budget, terms.steps_ahead, cost_total, then)
 
-    def _count(self, cost_total: Costs) -> None:
+    def _count(self, cost_total: Costs, repeats: Repeats) -> None:
         """Go on without an answer."""
-        self._advance(replace(self._progress, next_step=self._progress.next_step + 1, cost_total=cost_total))
+        self._advance(replace(self._progress, next_step=self._progress.next_step + 1, cost_total=cost_total), repeats)
 
-    def _advance(self, progress: Progress) -> None:
+    def _advance(self, progress: Progress, repeats: Repeats) -> None:
         self._history.add(self._progress.next_step, self._progress.cost_total, progress.cost_total)
-        self._progress = progress
+        self._progress, self._repeats = progress, repeats
 
     def _state(self) -> bytes:
         return self._seal.seal(self._packer.pack(self._progress, self._history.packed))

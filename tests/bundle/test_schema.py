@@ -32,6 +32,8 @@ def test_a_manifest_follows_the_schema_and_one_with_a_field_more_or_less_does_no
 
 def test_a_manifest_from_before_its_threshold_was_measured_is_read_and_claims_nothing() -> None:
     document = bundles.manifest().model_dump(mode="json")
-    for later in ("shift_false_alarm_rate", "shift_episodes"):
+    for later in ("shift_false_alarm_rate", "shift_episodes", "frozen_after_steps"):
         del document["observation_statistics"][later]
-    assert Manifest.model_validate(document).observation_statistics.shift_false_alarm_rate is None
+    read = Manifest.model_validate(document).observation_statistics
+    assert read.shift_false_alarm_rate is None
+    assert read.frozen_after_steps == ()

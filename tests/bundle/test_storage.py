@@ -361,6 +361,10 @@ def test_observation_statistics_have_one_entry_for_each_dimension() -> None:
     document["observation_statistics"]["mean"] = [0.0]
     with pytest.raises(ValidationError, match=r"observation_statistics\.mean must have 3"):
         Manifest.model_validate(document)
+    document = manifest().model_dump()
+    document["observation_statistics"]["frozen_after_steps"] = [5, None]
+    with pytest.raises(ValidationError, match=r"observation_statistics\.frozen_after_steps must have 3"):
+        Manifest.model_validate(document)
 
 
 def test_alarm_levels_are_zero_without_calibration() -> None:

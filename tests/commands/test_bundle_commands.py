@@ -27,7 +27,7 @@ def test_inspect_says_what_a_person_asks_first(bundle: Path) -> None:
         "return    5 (4 to 6)",
         "heat 5 (4 to 6), under the limit of 20; CVaR 0.9 9; 10% of episodes over",
         "calibrated  deterministic, shielded of 8; episodes: 50 fit, 30 alarm, 20 test",
-        "shifted     a score over 1; nothing is claimed of false alarms",
+        "shifted     a score over 1; nothing is claimed of false alarms; frozen values noticed in a session: 0 of 3",
         "heat within its bound 92.0% (claimed 90%); sessions over budget: 5.0% missed (meant 10%)",
     ):
         assert expected in said, expected

@@ -20,7 +20,7 @@ from tests.small_policies import constraints, observations, provenance, served, 
 
 def manifest(policy: Served, limits: tuple[float | None, ...]) -> Manifest:
     trained = NamedPolicy("small", 1, policy.model, 4.0, spec(len(limits)), constraints(limits), provenance())
-    return make_manifest(trained, calibrated=None, shift=ShiftThreshold(1.0), evaluations=())
+    return make_manifest(trained, calibrated=None, shift=ShiftThreshold(1.0), frozen_after_steps=(), evaluations=())
 
 
 def check(exported: Served, torch_policy: Served, limits: tuple[float | None, ...]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cvpo.bundle import MANIFEST, MODEL_CARD, POLICY_GRAPH, make_keys, read_bundle
+from cvpo.calibration.frozen import MARGIN
 from cvpo.evaluate import ServedActor
 from cvpo.exporting.measure import Plan
 from cvpo.exporting.recalibrate import recalibrate
@@ -56,13 +57,15 @@ def test_the_next_version_is_the_same_policy_with_figures_of_its_own(bundle: Pat
     assert not seen(bundle) & seen(again)  # other episodes
     measured = {"version", "calibration", "evaluations", "provenance", "files", "observation_statistics"}
     assert before.model_dump(exclude=measured) == after.model_dump(exclude=measured)
-    of_shift = {"shift_threshold", "shift_false_alarm_rate", "shift_episodes"}
+    of_shift = {"shift_threshold", "shift_false_alarm_rate", "shift_episodes", "frozen_after_steps"}
     assert before.observation_statistics.model_dump(exclude=of_shift) == after.observation_statistics.model_dump(
         exclude=of_shift
     )
     assert before.observation_statistics.shift_false_alarm_rate is None
     assert after.observation_statistics.shift_false_alarm_rate == pytest.approx((40 * 0.001 + 1) / 41)
     assert after.observation_statistics.shift_episodes == 40
+    assert before.observation_statistics.frozen_after_steps == ()
+    assert after.observation_statistics.frozen_after_steps == (MARGIN, MARGIN)  # noise never repeats
     origin = {"calibrated_from", "packages"}
     assert before.provenance.model_dump(exclude=origin) == after.provenance.model_dump(exclude=origin)
 

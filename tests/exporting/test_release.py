@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cvpo.bundle import CalibratedMode, make_keys, read_bundle, read_private_key, read_trusted_keys
+from cvpo.calibration.frozen import MARGIN
 from cvpo.errors import BundleError, CheckpointError, ConfigError
 from cvpo.exporting.measure import Plan
 from cvpo.exporting.release import choose_checkpoint, identity, release
@@ -188,7 +189,9 @@ def test_the_bundle_says_what_share_of_false_alarms_its_episodes_support(run: Pa
     assert statistics.shift_threshold > 0
     card = read_bundle(path).model_card
     assert f"SHIFTED is reported where `shift_score` is over {statistics.shift_threshold:.3g}" in card
-    assert "at most 0.101 of the steps are, in expectation. The threshold was set on 9 episodes" in card
+    assert "at most 0.101 of the steps are over it, in expectation. The threshold was set on 9 episodes" in card
+    assert statistics.frozen_after_steps == (MARGIN, MARGIN)  # noise never repeats
+    assert f"one of 2 values is frozen: exactly the same for more than {MARGIN} steps" in card
 
 
 def test_without_calibration_nothing_is_claimed_of_false_alarms(run: Path, tmp_path: Path) -> None:

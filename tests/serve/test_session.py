@@ -1,7 +1,7 @@
 """One robot's session without a transport: openings, steps, budgets, fallbacks, versions, and going on elsewhere."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ GREEDY = (1.0, 2.0, -1.0)  # u = (0.25, -1), action (0.25, -2): costs 0.25 and 1
 OUTSIDE = (4.5, 0.0, 0.0)  # shift score 1.5, over the threshold of 1
 NONSENSE = (1e20, 0.0, 0.0)  # the graphs give NaN
 FREE = (INF, INF)
+CALIBRATED, SHIFTED = CalibrationStatus.CALIBRATED, CalibrationStatus.SHIFTED
 
 
 @dataclass
@@ -89,7 +90,7 @@ class Served:
 @pytest.fixture(scope="module")
 def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, PolicyRuntime]]:
     """goal 1 and 2, which choose actions of opposite sign, goal 3 for another robot, sure, which always answers, bare
-    without calibration, and short, whose horizon is 20 steps."""
+    without calibration, short, whose horizon is 20 steps, and sensed, which knows how often its values may repeat."""
     root: Path = tmp_path_factory.mktemp("bundles")
 
     def made(name: str, version: int, text: Callable[[str], str] = str, **fields: Any) -> PolicyRuntime:
@@ -108,6 +109,10 @@ def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Po
         update={"constraints": tuple(c.model_copy(update={"horizon_steps": 20}) for c in of_20_steps.constraints)}
     )
     short = load(read_bundle(bundles.write(root / "short", of_20_steps)))
+    watching = bundles.manifest("sensed")
+    seen = watching.observation_statistics.model_copy(update={"frozen_after_steps": (2, None, 3)})
+    watching = watching.model_copy(update={"observation_statistics": seen})
+    sensed = load(read_bundle(bundles.write(root / "sensed", watching)))
     return {
         "goal": {
             1: made("goal", 1),
@@ -117,6 +122,7 @@ def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Po
         "sure": {5: made("sure", 5, lambda text: never_nan(reversed_signs(text)))},
         "bare": {1: made("bare", 1, calibration=None)},
         "short": {1: short},
+        "sensed": {1: sensed},
     }
 
 
@@ -143,6 +149,11 @@ def take(session: Session, observation: tuple[float, ...] = CALM, cost_total: tu
     """The answer to the session's next step, through the messages that travel."""
     step = decode_step(encode_step(Step(session.next_step, observation, cost_total)))
     return decode_result(encode_result(session.step(step)).result)
+
+
+def answers(session: Session, count: int) -> list[StepResult]:
+    """To the same observation again and again."""
+    return [take(session) for _ in range(count)]
 
 
 def with_fallback(action: FallbackAction, **fields: Any) -> Opening:
@@ -443,6 +454,55 @@ def test_the_least_unsafe_candidate_is_that_of_the_shielded_policy(served: Serve
     assert taken.chosen > 0
     assert taken.fallback is not None
     assert taken.fallback.backup is None
+
+
+SENSED = Opening(PolicySelector("sensed"), cost_budget=FREE)  # x may repeat twice in a row, y always, z three times
+
+
+def statuses(session: Session, observations: Sequence[tuple[float, ...]]) -> list[CalibrationStatus]:
+    predictions = [take(session, observation).prediction for observation in observations]
+    return [CalibrationStatus(p.calibration_status[0]) for p in predictions if p is not None]
+
+
+def test_an_observation_that_repeats_for_longer_than_its_values_may_is_shifted(served: Served, seal: StateSeal) -> None:
+    moving = [(0.1 * step, 0.2, 0.1 * step) for step in range(6)]
+    stuck = [moving[-1]] * 4
+    found = statuses(begin(served, seal, SENSED), [*moving, *stuck, CALM])
+    assert found == [*[CALIBRATED] * 8, SHIFTED, SHIFTED, CALIBRATED]  # x has repeated three times, then x and z four
+    unsaid = begin(served, seal, Opening(cost_budget=FREE))
+    assert statuses(unsaid, [CALM] * 20) == [CALIBRATED] * 20  # a bundle that says nothing of repeats
+
+
+def test_each_value_is_counted_by_itself(served: Served, seal: StateSeal) -> None:
+    observations = [(0.1 * step, 0.2, 0.0) for step in range(6)]  # z has repeated `step` times
+    assert statuses(begin(served, seal, SENSED), observations) == [*[CALIBRATED] * 4, SHIFTED, SHIFTED]
+
+
+def test_what_is_frozen_is_flagged_and_hands_control_to_the_fallback(served: Served, seal: StateSeal) -> None:
+    opening = replace(SENSED, fallback=Fallback(ConstantAction(), frozenset({FallbackReason.SHIFTED})))
+    taken = [take(begin(served, seal, SENSED), CALM), *answers(begin(served, seal, opening), 4)]
+    assert [result.fallback and result.fallback.reason for result in taken] == [None] * 4 + [FallbackReason.SHIFTED]
+    assert taken[-1].action.tolist() == [[0.0, 0.0]]
+    assert taken[-1].prediction is not None
+    assert taken[-1].prediction.violation.all()
+
+
+def test_steps_without_an_answer_count_and_those_that_are_refused_do_not(served: Served, seal: StateSeal) -> None:
+    session = begin(served, seal, replace(SENSED, max_age_seconds=0.02))
+    session.pass_over(Step(0, CALM))
+    with pytest.raises(DeadlineExceededError):
+        session.step(Step(1, CALM), queued_seconds=1.0)
+    for _ in range(5):
+        with pytest.raises(InternalError):
+            take(session, NONSENSE)
+    with pytest.raises(InvalidRequestError):
+        session.step(Step(3, CALM))
+    assert statuses(session, [CALM, CALM]) == [CALIBRATED, SHIFTED]
+
+
+def test_repeats_are_counted_anew_where_a_session_goes_on(served: Served, seal: StateSeal) -> None:
+    state = answers(begin(served, seal, SENSED), 4)[-1].state
+    assert statuses(begin(served, seal, SENSED, state), [CALM] * 4) == [*[CALIBRATED] * 3, SHIFTED]
 
 
 def test_a_flagged_action_is_the_policys_own_whatever_its_flags(served: Served, seal: StateSeal) -> None:
