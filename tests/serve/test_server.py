@@ -368,6 +368,28 @@ def test_it_stops_when_the_kernel_hands_the_signal_to_another_thread(repository:
             process.kill()
 
 
+COLLECTING = """
+import gc, sys
+from serve.__main__ import main
+
+main(sys.argv[1:])
+print(gc.get_freeze_count(), len(gc.get_objects()))
+"""
+
+
+def test_what_is_loaded_is_not_looked_through_for_garbage_while_robots_wait(repository: Path) -> None:
+    command = [sys.executable, "-c", COLLECTING, str(repository / "goal"), "--address", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            process.terminate()
+            frozen, others = map(int, process.communicate(timeout=PATIENCE_SECONDS)[0].split())
+            assert others < frozen / 10
+        finally:
+            process.kill()
+
+
 BLOCKED = """
 import sys
 for name in ("torch", "gymnasium", "scipy", "onnx", "typer", "safety_gymnasium"):
