@@ -1,5 +1,6 @@
 """The schedule of questions: when they are due, and from when a wait counts."""
 
+import gc
 import time
 from collections import Counter
 
@@ -96,3 +97,15 @@ def test_clients_in_a_hurry_ask_at_the_same_time() -> None:
     done = one_after_the_other([Sleeper(), Sleeper()], seconds=0.2)
     assert len(done.waits) > 2
     assert min(done.waits) >= 0.001
+
+
+def test_what_was_there_before_is_not_looked_through_for_garbage_while_clients_wait() -> None:
+    class Witness(Sleeper):
+        def ask(self) -> str:
+            known.append(len(gc.get_objects()))
+            return super().ask()
+
+    before, known = len(gc.get_objects()), list[int]()
+    one_after_the_other([Witness()], seconds=0.01)
+    assert max(known) < before / 10
+    assert gc.get_freeze_count() == 0
