@@ -29,7 +29,7 @@ from benchmarks.contestant import versions
 from benchmarks.errors import BenchmarkError
 from benchmarks.rounds import finish
 from benchmarks.serving.messages import NAME, OBSERVATIONS
-from benchmarks.serving.processes import python_server
+from benchmarks.serving.processes import Holdings, python_server
 from benchmarks.serving.workload import write_workload
 from cvpo.bundle import POLICY_GRAPH, Bundle, read_bundle, write_bundle
 from serve.client import PolicyClient
@@ -86,11 +86,11 @@ def soak(folder: Path, requests: int, robots: int, every_seconds: float) -> tupl
         with ThreadPoolExecutor(robots) as pool:
             work = [pool.submit(robot.drive, enough) for robot in crew]
             try:
-                samples = [Sample.of(server.pid, 1)]
+                samples = [Sample(1, server.holdings())]
                 while sum(len(robot.waits) for robot in crew) < requests and not any(each.done() for each in work):
                     next_swap = time.perf_counter() + every_seconds
                     swaps.swap()
-                    samples.append(Sample.of(server.pid, swaps.version))
+                    samples.append(Sample(swaps.version, server.holdings()))
                     told = sum(len(robot.waits) for robot in crew)
                     print(f"version {swaps.version}, {told} answers, {samples[-1]}", file=sys.stderr, flush=True)
                     time.sleep(max(0.0, next_swap - time.perf_counter()))
@@ -246,14 +246,7 @@ class Sample:
     """The server process at one moment."""
 
     version: int
-    resident_mib: float
-    files: int
-
-    @classmethod
-    def of(cls, pid: int, version: int) -> "Sample":
-        status = Path(f"/proc/{pid}/status").read_text()
-        resident_kib = int(status.partition("VmRSS:")[2].split()[0])
-        return cls(version, round(resident_kib / 1024, 1), len(list(Path(f"/proc/{pid}/fd").iterdir())))
+    holdings: Holdings
 
 
 def report(
@@ -271,8 +264,8 @@ def report(
         "lost": 0,  # the first would have ended the soak
         "versions_served": len(set().union(*(robot.seen for robot in crew))),
         "seconds": round(seconds, 1),
-        "resident_mib": [settled[0].resident_mib, settled[-1].resident_mib],
-        "files": [settled[0].files, settled[-1].files],
+        "resident_mib": [settled[0].holdings.memory_mib, settled[-1].holdings.memory_mib],
+        "files": [settled[0].holdings.open_files, settled[-1].holdings.open_files],
         "p99_ms": {"while_loading": _ms(waits[overlaps, 1], 99), "else": _ms(waits[~overlaps, 1], 99)},
     }
     details = {
@@ -285,7 +278,9 @@ def report(
             "median": round(float(np.median(end - begin)), 3),
             "longest": round(float((end - begin).max()), 3),
         },
-        "samples": [vars(sample) for sample in samples[:: max(1, len(samples) // 50)]],
+        "samples": [
+            {"version": sample.version, **vars(sample.holdings)} for sample in samples[:: max(1, len(samples) // 50)]
+        ],
     }
     return headline, details
 

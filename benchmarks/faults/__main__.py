@@ -31,7 +31,7 @@ from benchmarks.faults.malformed import (
 )
 from benchmarks.rounds import finish
 from benchmarks.serving.messages import NAME, OBSERVATIONS
-from benchmarks.serving.processes import ServerProcess, python_server
+from benchmarks.serving.processes import Holdings, ServerProcess, python_server
 from benchmarks.serving.workload import write_workload
 from serve.client import PolicyClient
 
@@ -69,14 +69,14 @@ def bear(server: ServerProcess, requests: int, seed: int) -> dict[str, Any]:
         right = client.act(np.zeros(OBSERVATIONS)).action
     seeds = random.Random(seed)
     codes: Counter[str] = Counter()
-    kept: list[dict[str, float]] = []
+    kept: list[Holdings] = []
     share = requests // PARTS // THREADS
     for part in range(PARTS):
         rngs = [random.Random(seeds.random()) for _ in range(THREADS)]
         with ThreadPoolExecutor(THREADS) as pool:
             for counted in pool.map(_send, [address] * THREADS, rngs, [share] * THREADS):
                 codes.update(counted)
-        kept.append(_kept(server.pid))
+        kept.append(server.holdings())
         print(f"{(part + 1) * share * THREADS} sent, {kept[-1]}", file=sys.stderr, flush=True)
     with PolicyClient(address, NAME, timeout_seconds=PATIENCE_SECONDS) as client:
         if not np.array_equal(client.act(np.zeros(OBSERVATIONS)).action, right):
@@ -86,8 +86,8 @@ def bear(server: ServerProcess, requests: int, seed: int) -> dict[str, Any]:
     return {
         "requests": codes.total(),
         "answers": dict(codes.most_common()),
-        "memory_mib": [part["memory_mib"] for part in kept],
-        "open_files": [part["open_files"] for part in kept],
+        "memory_mib": [part.memory_mib for part in kept],
+        "open_files": [part.open_files for part in kept],
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -100,13 +100,6 @@ def _send(address: str, rng: random.Random, count: int) -> Counter[str]:
     connections = Connections(rng)
     codes[CONNECTION] += send_bytes(host, int(port), (connections.bytes() for _ in range(count - count // 2)))
     return codes
-
-
-def _kept(pid: int) -> dict[str, float]:
-    """Return what a process holds: memory that is its own or in files, and open files."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    (resident,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")]
-    return {"memory_mib": round(int(resident) / 1024, 1), "open_files": len(list(Path(f"/proc/{pid}/fd").iterdir()))}
 
 
 if __name__ == "__main__":

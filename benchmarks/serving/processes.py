@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from benchmarks.errors import BenchmarkError
 READY_SECONDS = 120.0
 _END_SECONDS = 10.0
 _LAST_LINES = 20
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a process holds at one moment."""
+
+    memory_mib: float  # its own or of files, in memory
+    open_files: int
+    threads: int
 
 
 class ServerProcess:
@@ -55,10 +65,18 @@ class ServerProcess:
                 return answer
         raise self.failure(f"was not ready within {READY_SECONDS:g} s")
 
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
+    def holdings(self) -> Holdings:
+        """What it holds now."""
+        of = Path(f"/proc/{self._process.pid}")
+        status = dict(line.split(":", 1) for line in (of / "status").read_text().splitlines())
+        memory_kib = int(status["VmRSS"].removesuffix("kB"))
+        return Holdings(round(memory_kib / 1024, 1), len(list((of / "fd").iterdir())), int(status["Threads"]))
+
+    def core_seconds(self) -> float:
+        """What it has used of the processor."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        user, system = 11, 12  # after its name and the parenthesis
+        return (int(fields[user]) + int(fields[system])) / os.sysconf("SC_CLK_TCK")
 
     def failure(self, what: str) -> BenchmarkError:
         """The error that says what is wrong, with the end of the log."""
