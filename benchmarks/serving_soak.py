@@ -1,23 +1,26 @@
 """Versions come and go every second under load, and every answer is checked: `python -m benchmarks.serving_soak`.
 
 Robots ask without a pause, alone and in control streams, while a new version is put into the server's folder, served,
-put on trial, and the one before taken away. Each answer is compared, to the bit, with what the version that it names
-says in this process. Memory, open files and waiting times are told as well: those of requests during which a version
-was loaded, and of the others.
+put on trial, and the one before taken away. The version that an answer names is asked the same in this process, in a
+session of the same kind, and whole answers are compared, to the bit: action, predictions, flags, what may be spent, and
+which fallback was taken. Memory, open files and waiting times are told as well: those of requests during which a
+version was loaded, and of the others.
 """
 
 import argparse
+import functools
+import itertools
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -32,17 +35,36 @@ from benchmarks.serving.messages import NAME, OBSERVATIONS
 from benchmarks.serving.processes import Holdings, python_server
 from benchmarks.serving.workload import write_workload
 from cvpo.bundle import POLICY_GRAPH, Bundle, read_bundle, write_bundle
-from serve.client import PolicyClient
+from serve.client import PolicyCaller, PolicyClient
+from serve.client.answer import ControlAnswer
+from serve.client.control_client import ControlSession
 from serve.client.watchdog import Watchdog
+from serve.control_values import ConstantAction, Fallback, HoldLastAction, LeastUnsafeAction, RollingWindow
 from serve.gen.cvpo.v1 import admin_pb2 as pb
 from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceStub
+from serve.local import LocalPolicy
 from serve.server.graph import Graph
-from serve.server.runtime import load
-from serve.values import ActResult, Deterministic, Situations
+from serve.server.plan import ServingPlan
+from serve.server.repository import PolicyVersions, Repository, Snapshot
+from serve.server.runtime import PolicyRuntime, load
+from serve.values import ActResult, Deterministic, Floats, Mode, Sampled, Shielded
+
+T = TypeVar("T")
 
 KINDS = 8  # sets of weights; version V has those of kind V % KINDS
-ASKED = 256  # different observations
 PATIENCE_SECONDS = 30.0
+FAR_SHARE = 0.02  # of observations that are far outside of what was seen in training
+COST_SHARE = 0.2  # of steps that cost 1: over a horizon more than the limit
+
+# How single questions and sessions ask, each in its turn. What is drawn is drawn from a seed: it must be so here, too.
+MODES: tuple[Mode, ...] = (Deterministic(), Sampled(seed=1), Shielded(candidates=8, seed=2))
+SESSIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"cost_budget": [60.0], "mode": Sampled(seed=3), "fallback": Fallback(HoldLastAction())},
+    {"cost_budget": [60.0], "mode": Shielded(candidates=8, seed=4), "extent": RollingWindow(100)},
+    {"cost_budget": [20.0], "extent": RollingWindow(50), "fallback": Fallback(ConstantAction())},
+    {"cost_budget": [60.0], "mode": Sampled(seed=5), "fallback": Fallback(LeastUnsafeAction(candidates=8))},
+)
 
 
 def main() -> None:
@@ -68,8 +90,7 @@ def soak(folder: Path, requests: int, robots: int, every_seconds: float) -> tupl
     """Run it in an empty folder; return the headline and the details."""
     print("making bundles", file=sys.stderr, flush=True)
     kinds = make_kinds(folder)
-    asked = np.random.default_rng(0).uniform(-1.0, 1.0, (ASKED, OBSERVATIONS)).astype(np.float32)
-    expected = [answers(kind, asked) for kind in kinds]
+    runtimes = [load(kind) for kind in kinds]
     root = folder / "repository"
     swaps = Swaps(root, kinds)
     swaps.put(1)
@@ -80,7 +101,7 @@ def soak(folder: Path, requests: int, robots: int, every_seconds: float) -> tupl
     with closing(server):
         ready = server.ready()
         swaps.follow(str(ready["admin_address"]))
-        crew = [Robot(str(ready["address"]), asked, expected, seed, stream=seed % 2 == 1) for seed in range(robots)]
+        crew = [Robot(str(ready["address"]), runtimes, seed, stream=seed % 2 == 1) for seed in range(robots)]
         enough = threading.Event()
         began = time.perf_counter()
         with ThreadPoolExecutor(robots) as pool:
@@ -127,25 +148,6 @@ def scale(graph: bytes, factor: float) -> bytes:
         if values.ndim == 2 and values.dtype == np.float32 and min(values.shape) > 1:
             tensor.CopyFrom(numpy_helper.from_array(values * np.float32(factor), tensor.name))
     return model.SerializeToString()
-
-
-def answers(bundle: Bundle, asked: np.ndarray[Any, np.dtype[np.float32]]) -> list[bytes]:
-    """What a bundle says to each observation, computed here, to the bit."""
-    runtime = load(bundle)
-    steps = runtime.frame.window_steps
-    allowed = np.array([[constraint.share(steps) for constraint in bundle.manifest.constraints]], np.float32)
-    return [
-        action_and_prediction(runtime.act(Situations(observation[None], np.array([steps]), allowed), Deterministic()))
-        for observation in asked
-    ]
-
-
-def action_and_prediction(result: ActResult) -> bytes:
-    prediction = result.prediction
-    return b"".join(
-        np.asarray(values).tobytes()
-        for values in (result.action, prediction.cost_to_go, prediction.violation_probability, prediction.violation)
-    )
 
 
 class Swaps:
@@ -199,46 +201,101 @@ class Swaps:
 # --- who asks -------------------------------------------------------------------------------------------------------
 
 
+class Twin:
+    """A server in this process, for one robot: it serves the version that it is told to."""
+
+    def __init__(self, runtimes: Sequence[PolicyRuntime]) -> None:
+        self._runtimes = runtimes
+        self._repository = Repository(Snapshot())
+        self.policy = LocalPolicy(self._repository, NAME, None, "")
+
+    def serve(self, version: int) -> None:
+        runtime = self._runtimes[version % KINDS]
+        runtime = replace(runtime, served=replace(runtime.served, version=version))
+        self._repository.snapshot = Snapshot({NAME: PolicyVersions({version: runtime}, ServingPlan(), runtime)})
+
+
 @dataclass
 class Robot:
     """Asks without a pause, and checks what it is answered."""
 
     address: str
-    asked: np.ndarray[Any, np.dtype[np.float32]]
-    expected: Sequence[Sequence[bytes]]
+    runtimes: Sequence[PolicyRuntime]
     seed: int
     stream: bool
     waits: list[tuple[float, float]] = field(default_factory=list)  # when it was asked, and how long it took
     wrong: int = 0
+    flagged: int = 0  # answers
+    fallbacks: int = 0  # answers of one
     seen: set[int] = field(default_factory=set)  # versions
 
     def drive(self, enough: threading.Event) -> None:
-        order = np.random.default_rng(self.seed)
+        draw, twin = np.random.default_rng(self.seed), Twin(self.runtimes)
         with PolicyClient(self.address, NAME, timeout_seconds=PATIENCE_SECONDS) as client:
-            while not enough.is_set():
-                if self.stream:
-                    self._drive_session(client, order, enough)
-                else:
-                    self._ask(order, lambda observation: client.act(observation))
-
-    def _drive_session(self, client: PolicyClient, order: np.random.Generator, enough: threading.Event) -> None:
-        with client.control(watchdog=Watchdog(timeout_seconds=PATIENCE_SECONDS)) as session:
-            for _ in range(session.description.horizon_steps):
+            for turn in itertools.count():
                 if enough.is_set():
                     return
-                self._ask(order, lambda observation: session.step(observation, cost=[0.0]))
+                if self.stream:
+                    self._drive_session(client, twin, SESSIONS[turn % len(SESSIONS)], draw, enough)
+                else:
+                    mode, allowed = MODES[turn % len(MODES)], [draw.uniform(0.0, 60.0)]
+                    ask = functools.partial(_act, observation=_observe(draw), cost_allowed=allowed, mode=mode)
+                    self._check(ask, client, twin.policy, twin)
 
-    def _ask(self, order: np.random.Generator, ask: Callable[[Any], Any]) -> None:
-        index = int(order.integers(ASKED))
+    def _drive_session(
+        self,
+        client: PolicyClient,
+        twin: Twin,
+        opening: Mapping[str, Any],
+        draw: np.random.Generator,
+        enough: threading.Event,
+    ) -> None:
+        watchdog = Watchdog(timeout_seconds=PATIENCE_SECONDS)
+        with client.control(**opening, watchdog=watchdog) as session:
+            twin.serve(session.opened.policy.version)
+            with twin.policy.control(**opening, watchdog=watchdog) as second:
+                for _ in range(session.description.horizon_steps):
+                    if enough.is_set():
+                        return
+                    cost = float(draw.random() < COST_SHARE)
+                    ask = functools.partial(_step, observation=_observe(draw), cost=cost)
+                    self._check(ask, session, second, twin)
+
+    def _check(self, ask: Callable[[T], ActResult | ControlAnswer], server: T, here: T, twin: Twin) -> None:
+        """Ask the server, and then the version that it names, here."""
         began = time.perf_counter()
-        result = ask(self.asked[index])
+        answer = ask(server)
         self.waits.append((began, time.perf_counter() - began))
-        version = result.policy.version
-        self.seen.add(version)
-        expected = self.expected[version % KINDS][index]
-        # A session's predictions speak of its own budget; of its actions all must be equal.
-        said = result.action.tobytes() if self.stream else action_and_prediction(result)
-        self.wrong += said != expected[: len(said)]
+        self.seen.add(answer.policy.version)
+        twin.serve(answer.policy.version)
+        self.wrong += said(answer) != said(ask(here))
+        self.flagged += not answer.feasible
+        self.fallbacks += isinstance(answer, ControlAnswer) and answer.fallback is not None
+
+
+def _act(policy: PolicyCaller, observation: Floats, cost_allowed: list[float], mode: Mode) -> ActResult:
+    return policy.act(observation, cost_allowed=cost_allowed, mode=mode)
+
+
+def _step(session: ControlSession, observation: Floats, cost: float) -> ControlAnswer:
+    return session.step(observation, cost=cost)
+
+
+def _observe(draw: np.random.Generator) -> Floats:
+    far = draw.random() < FAR_SHARE
+    return draw.uniform(-1.0, 1.0, OBSERVATIONS).astype(np.float32) * np.float32(100.0 if far else 1.0)
+
+
+def said(value: object) -> object:
+    """All that an answer says but how long it took, with the bytes of its arrays, which `==` compares to the bit."""
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape, value.tobytes()
+    if is_dataclass(value):
+        return {each.name: said(getattr(value, each.name)) for each in fields(value) if each.name not in _TIMES}
+    return value
+
+
+_TIMES = ("compute_seconds", "seconds", "timing")
 
 
 @dataclass(frozen=True)
@@ -262,6 +319,8 @@ def report(
         "requests": len(waits),
         "wrong": sum(robot.wrong for robot in crew),
         "lost": 0,  # the first would have ended the soak
+        "flagged": sum(robot.flagged for robot in crew),
+        "fallbacks": sum(robot.fallbacks for robot in crew),
         "versions_served": len(set().union(*(robot.seen for robot in crew))),
         "seconds": round(seconds, 1),
         "resident_mib": [settled[0].holdings.memory_mib, settled[-1].holdings.memory_mib],
