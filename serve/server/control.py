@@ -200,12 +200,10 @@ class _Conversation:
                 return
 
     def _newest(self, arrivals: list[Arrival]) -> int:
-        """The place of the newest step that is the session's next when its turn comes; those behind it are errors."""
-        newest, expected = 0, self._session.next_step
-        for index, (_, request) in enumerate(arrivals):
-            if request.step.step == expected:
-                newest, expected = index, expected + 1
-        return newest
+        """The place of the newest step that can be answered; those behind it are errors, and take nobody's place."""
+        if len(arrivals) < 2:
+            return 0
+        return self._session.newest([decode_step(request.step) for _, request in arrivals])
 
     async def _answer(self, arrived: float, request: pb.ControlRequest) -> None:
         message = _step(request)

@@ -139,7 +139,7 @@ class Session:
                 it was before.
         """
         started = time.perf_counter()
-        observation, cost_total = self._check(step)
+        observation, cost_total = self._check(step, self._progress)
         repeats = self._repeats.after(observation)
         max_age = self._max_age_seconds
         if max_age is not None and queued_seconds > max_age:
@@ -186,19 +186,30 @@ class Session:
         Raises:
             InvalidRequestError, HorizonError: as for step.
         """
-        observation, cost_total = self._check(step)
+        observation, cost_total = self._check(step, self._progress)
         self._count(cost_total, self._repeats.after(observation))
 
-    def _check(self, step: Step) -> tuple[Floats, Costs]:
-        """Return the observation [1, O] and the total."""
-        expected = self._progress.next_step
+    def newest(self, steps: Sequence[Step]) -> int:
+        """The place of the newest that can be answered once those before it have been passed over; 0 where none can."""
+        newest, progress = 0, self._progress
+        for index, step in enumerate(steps):
+            try:
+                _, cost_total = self._check(step, progress)
+            except (InvalidRequestError, HorizonError):
+                continue
+            newest, progress = index, replace(progress, next_step=progress.next_step + 1, cost_total=cost_total)
+        return newest
+
+    def _check(self, step: Step, progress: Progress) -> tuple[Floats, Costs]:
+        """Return the observation [1, O] and the total of a step that comes when so much was done."""
+        expected = progress.next_step
         if step.number != expected:
             raise InvalidRequestError("step.step", f"is {step.number}; the next step of this session is {expected}")
         if self._terms.steps_ahead is None and expected >= self._terms.extent_steps:
             raise HorizonError(
                 f"Step {expected} is past the horizon of {self._terms.extent_steps} steps. Open a new session."
             )
-        return self._check_observation(step.observation), self._check_costs(step.cost_total)
+        return self._check_observation(step.observation), self._check_costs(step.cost_total, progress.cost_total)
 
     def _check_observation(self, values: Sequence[float]) -> Floats:
         size = self.policy.frame.observation_size
@@ -214,8 +225,7 @@ class Session:
             check_observation_space(observation, self.policy.frame, "step.observation")
         return observation
 
-    def _check_costs(self, values: Sequence[float]) -> Costs:
-        before = self._progress.cost_total
+    def _check_costs(self, values: Sequence[float], before: Costs) -> Costs:
         if not values:
             if self._has_finite_budget:
                 raise InvalidRequestError("step.cost_total", "is missing; this session has a budget. Write zeros out")

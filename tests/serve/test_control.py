@@ -409,6 +409,30 @@ def test_a_step_is_not_passed_over_for_one_that_cannot_be_answered(house: House,
             assert error.status.code == code_pb2.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize(
+    ("observation", "cost_total"),
+    [((float("nan"), 0, 0), (1.0, 0.0)), (CALM[:2], (1.0, 0.0)), (CALM, (0.5, 0.0)), (CALM, ())],
+)
+def test_a_step_is_not_passed_over_for_one_that_is_wrong(
+    house: House, gate: Gate, observation: tuple[float, ...], cost_total: tuple[float, ...]
+) -> None:
+    with Robot(house.address, THREADED) as robot:
+        robot.opened()
+        gate.keep()
+        robot.send(0)
+        assert gate.begun.acquire(timeout=PATIENCE_SECONDS)
+        robot.send(1, CALM, (1.0, 0.0))
+        robot.send(2, observation, cost_total)
+        house.wait_for_arrivals(2)
+        gate.open.set()
+        assert robot.result().step == 0
+        assert robot.result().step == 1
+        error = robot.error()
+        assert (error.step, error.next_step) == (2, 2)
+        assert error.status.code == code_pb2.INVALID_ARGUMENT
+        assert robot.step(2, CALM, (1.0, 0.0)).step == 2
+
+
 def test_a_step_that_waited_too_long_is_late_and_counts(house: House, gate: Gate) -> None:
     opening = pb.OpenSession()
     opening.CopyFrom(THREADED)
