@@ -79,7 +79,7 @@ class Situations:
     observation: Floats  # [N, O]
     steps_left: Integers  # [N], 1 to the horizon
     cost_allowed: Floats  # [N, C], over those steps; infinity: unconstrained
-    repeats: Integers | None = None  # [N, O], steps in a row that a value has been exactly the same; None: not counted
+    repeats: list[list[int]] | None = None  # [N, O], steps in a row that a value was exactly the same; None: not told
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from serve.control_values import (
 from serve.errors import FingerprintError, InternalError, NotFoundError, UnavailableError
 from serve.server.runtime import PolicyRuntime
 from serve.server.safety import Authority, cost_allowed, first_reason
-from serve.values import ActResult, Deterministic, Floats, Integers, Mode, Prediction, Shielded, Situations
+from serve.values import ActResult, Deterministic, Floats, Mode, Prediction, Shielded, Situations
 
 _NOT_THERE = NotFoundError, FingerprintError, UnavailableError
 
@@ -64,7 +64,7 @@ class Situation:
 
     step: int
     observation: Floats  # [1, O]
-    repeats: Integers  # [1, O], see Situations
+    repeats: list[list[int]]  # [1, O], see Situations
     account: Account
     authority: Authority  # after the step before
     last_action: Floats | None  # [1, A], answered at the step before
@@ -140,7 +140,7 @@ class Pilot:
                 fallback.reasons,
                 no_answer=own is None,
                 exhausted=any(situation.account.exhausted),
-                shifted=own is not None and bool(self.policy.shifted(asked, own.prediction.shift_score)[0]),
+                shifted=own is not None and self.policy.shifted(asked, own.prediction.shift_score)[0],
                 flagged=own is not None and bool(own.prediction.flagged[0]),
             )
         authority, told = situation.authority.after(reason, fallback.recovery_steps)

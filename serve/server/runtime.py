@@ -1,8 +1,10 @@
 """One loaded bundle: its graphs, checked against the manifest and warm; acts and judges on arrays."""
 
 import itertools
+import math
 import time
 from dataclasses import dataclass
+from operator import gt, le
 
 import numpy as np
 
@@ -44,7 +46,7 @@ class PolicyRuntime:
     _constraints: tuple[str, ...]
     _alarm_level: Floats
     _shift_threshold: float
-    _frozen_after_steps: Integers  # [O]
+    _frozen_after_steps: tuple[float, ...]  # [O]; infinity: never
 
     def act(self, situations: Situations, mode: Mode) -> ActResult:
         """Choose one action per situation and predict its costs.
@@ -58,10 +60,11 @@ class PolicyRuntime:
         out = self._policy.run({**self._inputs(situations), "noise": noise})
         status = CalibrationStatus.CALIBRATED if (name, candidates) in self._calibrated else CalibrationStatus.MODE
         prediction = self._predict(out, situations, status)
+        feasible = zip(out["feasible"].tolist(), prediction.violation.tolist(), strict=True)
         return ActResult(
             policy=self.served,
             action=self._bounded(out["action"]),
-            feasible=out["feasible"] & ~prediction.flagged,
+            feasible=np.array([found and True not in flags for found, flags in feasible]),
             chosen=out["chosen"],
             prediction=prediction,
             compute_seconds=time.perf_counter() - started,
@@ -78,13 +81,16 @@ class PolicyRuntime:
         prediction = self._predict(out, situations, CalibrationStatus.EXTERNAL_ACTION)
         return EvaluateActionResult(self.served, prediction, time.perf_counter() - started)
 
-    def shifted(self, situations: Situations, shift_score: Floats) -> Bools:
+    def shifted(self, situations: Situations, shift_score: Floats) -> list[bool]:
         """Return which observations are outside of what was seen in training or of the observation space, or frozen."""
-        far: Bools = shift_score > self._shift_threshold
+        # In lists, here and below: the network has just passed through the cache, and numpy's code is no longer there.
+        far = [score > self._shift_threshold for score in shift_score.tolist()]
         if self.frame.observation_bounds is not None:
-            far |= self.frame.outside(situations.observation).any(axis=1)
+            outside: list[list[bool]] = self.frame.outside(situations.observation).tolist()
+            far = [found or True in values for found, values in zip(far, outside, strict=True)]
         if situations.repeats is not None:
-            far |= (situations.repeats > self._frozen_after_steps).any(axis=1)
+            limits = self._frozen_after_steps
+            far = [found or any(map(gt, steps, limits)) for found, steps in zip(far, situations.repeats, strict=True)]
         return far
 
     def _inputs(self, situations: Situations) -> Arrays:
@@ -104,9 +110,9 @@ class PolicyRuntime:
             violation = np.ones_like(violation)
         else:
             shifted = self.shifted(situations, out["shift_score"])
-            if True in shifted.tolist():
+            if True in shifted:
                 statuses[shifted] = CalibrationStatus.SHIFTED
-                violation = violation | shifted[:, None]
+                violation = violation | np.array(shifted)[:, None]
         return Prediction(
             constraints=self._constraints,
             cost_value=out["cost_value"],
@@ -124,9 +130,11 @@ class PolicyRuntime:
 
     def _bounded(self, action: Floats) -> Floats:
         low, high = self.frame.action_low, self.frame.action_high
+        least, most = low.tolist(), high.tolist()
+        if all(all(map(le, least, row)) and all(map(le, row, most)) for row in action.tolist()):
+            return action
         bounded: Floats = np.minimum(np.maximum(action, low), high)
-        moved = bounded.tolist() != action.tolist()  # quicker than numpy where the action is small
-        if moved and not (abs(action - bounded) <= _ROUNDING * (high - low)).all():
+        if not (abs(action - bounded) <= _ROUNDING * (high - low)).all():
             raise InternalError("The policy chose an action outside its bounds.")
         return bounded
 
@@ -198,10 +206,9 @@ def _bounds(space: Space) -> tuple[Floats, Floats] | None:
     return low, np.array([np.inf if bound is None else bound for bound in space.high], np.float32)
 
 
-def _frozen_after_steps(manifest: Manifest) -> Integers:
-    most = np.iinfo(np.int64).max
+def _frozen_after_steps(manifest: Manifest) -> tuple[float, ...]:
     found = manifest.observation_statistics.frozen_after_steps or (None,) * manifest.observation.size
-    return np.array([most if steps is None else steps for steps in found], np.int64)
+    return tuple(math.inf if steps is None else steps for steps in found)
 
 
 def _load_graph(bundle: Bundle, name: str) -> Graph:

@@ -151,7 +151,7 @@ class Session:
         account = self._account(cost_total)
         checked = time.perf_counter()
         decision = self._pilot.decide(
-            Situation(step.number, observation, repeats.steps, account, progress.authority, progress.last_action)
+            Situation(step.number, observation, [repeats.steps], account, progress.authority, progress.last_action)
         )
         computed = time.perf_counter()
         policy = self.policy.served
@@ -217,10 +217,11 @@ class Session:
             raise InvalidRequestError(
                 "step.observation", f"has {len(values)} values; the policy's observation has {size}"
             )
-        observation = np.array([values[:]], np.float32)  # of a list, which numpy reads faster than a message
-        if not math.isfinite(sum(observation[0].tolist())):  # in Python's floats it cannot overflow
-            index = int(np.isfinite(observation[0]).argmin())
-            raise InvalidRequestError(f"step.observation[{index}]", f"is {observation[0, index]}; it must be finite")
+        row = values[:]  # a list, which numpy reads faster than a message
+        if not math.isfinite(sum(row)):  # of float32 in Python's floats it cannot overflow
+            index, value = next((index, value) for index, value in enumerate(row) if not math.isfinite(value))
+            raise InvalidRequestError(f"step.observation[{index}]", f"is {value}; it must be finite")
+        observation = np.array([row], np.float32)
         if self._strict_observations:
             check_observation_space(observation, self.policy.frame, "step.observation")
         return observation
