@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from cvpo.bundle import MANIFEST, TrustedKeys, read_trusted_keys
@@ -23,6 +23,7 @@ from serve.gen.cvpo.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_serve
 from serve.server.acceptor import aio_server
 from serve.server.admin import AdminServicer
 from serve.server.control import ControlServicer
+from serve.server.health import HealthServicer
 from serve.server.interceptors import Registrar
 from serve.server.listening import bind, check_reach
 from serve.server.monitor import Monitor
@@ -57,7 +58,7 @@ class RunningServer:
     metrics_address: str | None
     watcher: Watcher
     _servers: tuple[grpc.aio.Server, ...]
-    _health: health.aio.HealthServicer
+    _health: HealthServicer
     _monitor: Monitor | None
     _draining: asyncio.Event
     _control: ControlServicer
@@ -71,9 +72,10 @@ class RunningServer:
         """
         self._draining.set()
         self._control.drain(drain_seconds)
-        await self._health.enter_graceful_shutdown()
+        self._health.stop()
         notice = min(_NOTICE_SECONDS, drain_seconds)
         await asyncio.sleep(notice)
+        self._health.end()
         await asyncio.gather(*(server.stop(drain_seconds - notice) for server in self._servers))
         self._workers.close()
         self._shadow.close()
@@ -113,7 +115,7 @@ async def start(settings: Settings) -> RunningServer:
     )
     control = ControlServicer(watcher.repository, settings.limits, _seal(settings), workers, metrics, shadow)
     add_ControlServiceServicer_to_server(control, services)  # type: ignore[no-untyped-call]  # generated
-    health_servicer = health.aio.HealthServicer()
+    health_servicer = HealthServicer(settings.max_streams)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((*services.names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = bind(server, settings.address, certificates, shared=settings.share_port, flag="--address")
@@ -141,15 +143,12 @@ async def start(settings: Settings) -> RunningServer:
     for each in servers:
         await each.start()
 
-    async def tell_health() -> None:
-        ready = watcher.repository.snapshot.ready
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+    def tell_health() -> None:
         for name in services.names:
-            await health_servicer.set(name, status)
+            health_servicer.tell(name, serving=watcher.repository.snapshot.ready)
 
-    await health_servicer.set("", health_pb2.HealthCheckResponse.SERVING)  # the process lives, whatever it serves
-    await tell_health()
-    watcher.start(settings.poll_seconds, lambda: asyncio.run_coroutine_threadsafe(tell_health(), loop))
+    tell_health()
+    watcher.start(settings.poll_seconds, lambda: loop.call_soon_threadsafe(tell_health))
     return RunningServer(
         address,
         admin_address,

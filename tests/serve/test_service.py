@@ -16,12 +16,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from serve.client import PolicyClient
 from serve.errors import FingerprintError, InternalError, InvalidRequestError, NotFoundError, ResourceExhaustedError
+from serve.gen.cvpo.v1 import control_pb2
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.local import LocalPolicy
 from serve.server.settings import Settings
 from serve.values import CalibrationStatus, Deterministic, Mode, Sampled, Shielded
 from tests.serve import bundles
+from tests.serve.robots import Robot
 from tests.serve.running import ServerThread
 
 NAN, INF = float("nan"), float("inf")
@@ -395,14 +397,13 @@ def test_probes_tell_whether_it_lives_and_may_be_asked(repository: Path) -> None
         assert look(server, "/livez") == (200, "the event loop turns")
         assert look(server, "/readyz?verbose") == (200, "ready")
         assert look(server, "/") == (404, "/metrics, /livez, /readyz")
-        with ThreadPoolExecutor(1) as pool, grpc.insecure_channel(server.address) as channel:
-            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
-            next(watch)
-            stopped = pool.submit(server.stop, 30)  # not before the watch has ended
-            next(watch)
+        with ThreadPoolExecutor(1) as pool, Robot(server.address, control_pb2.OpenSession()) as robot:
+            robot.opened()
+            stopped = pool.submit(server.stop, 30)  # not before the session has ended
+            robot.notice()
             assert look(server, "/livez")[0] == 200
             assert look(server, "/readyz") == (503, "stopping, or without a policy")
-            watch.cancel()
+            robot.end()
             stopped.result(30)
     finally:
         server.stop(drain_seconds=0)

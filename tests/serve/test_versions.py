@@ -107,7 +107,9 @@ def test_a_bad_bundle_is_refused_in_log_and_metrics_and_the_old_goes_on(tmp_path
     add(tmp_path, 1)
     server = start(serve_process, tmp_path, "--metrics-address", "127.0.0.1:0")
 
-    (add(tmp_path, 2) / "critic.onnx").write_bytes(b"")
+    bad = add(tmp_path / ".elsewhere", 2)
+    (bad / "critic.onnx").write_bytes(b"")
+    bad.rename(tmp_path / "goal" / "2")
     eventually(lambda: 'cvpo_serve_bundle_refused{path="goal/2"} 1.0' in metrics_of(server))
     with PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
         assert served(client) == 1
