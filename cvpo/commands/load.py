@@ -81,14 +81,16 @@ class StreamAsker:
         Args:
             address: of the server.
             opening: of each stream.
-            step: sent again and again, with its number.
+            step: sent again and again, with its number; every other one with its last digits changed.
             timeout_seconds: of a whole stream, with all its steps.
             tls: None: in plaintext.
         """
         self._channel = connect(address, tls)
         self._method: Any = self._channel.stream_stream("/cvpo.v1.ControlService/Control")
         self._opening = control_pb2.ControlRequest(open=opening).SerializeToString()
-        self._request = control_pb2.ControlRequest(step=step)
+        other = control_pb2.ControlStep(observation=_nudged(step.observation), cost_total=step.cost_total)
+        self._steps = [control_pb2.ControlRequest(step=each) for each in (step, other)]
+        self._number = 0  # of the next step
         self._timeout_seconds = timeout_seconds
         self._requests: queue.SimpleQueue[bytes | None] | None = None
         self._answers: Any = None
@@ -98,7 +100,9 @@ class StreamAsker:
             if self._requests is None:
                 self._open()
             assert self._requests is not None
-            self._requests.put(self._request.SerializeToString())
+            request = self._steps[self._number % 2]
+            request.step.step = self._number
+            self._requests.put(request.SerializeToString())
             answer = self._next()
         except grpc.RpcError as error:
             self._requests = None
@@ -107,9 +111,9 @@ class StreamAsker:
             self._requests = None
             return "OUT_OF_RANGE"  # the server ended the stream in good order, but a robot goes on
         if answer.HasField("error"):
-            self._request.step.step = answer.error.next_step
+            self._number = answer.error.next_step
             return _CODES.get(answer.error.status.code, "UNKNOWN")
-        self._request.step.step += 1
+        self._number += 1
         return "OK"
 
     def close(self) -> None:
@@ -121,7 +125,7 @@ class StreamAsker:
         requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         requests.put(self._opening)
         self._answers = self._method(iter(requests.get, None), timeout=self._timeout_seconds)
-        self._request.step.step = self._next().opened.next_step
+        self._number = self._next().opened.next_step
         self._requests = requests
 
     def _next(self) -> control_pb2.ControlResponse:
@@ -130,6 +134,13 @@ class StreamAsker:
             answer = control_pb2.ControlResponse.FromString(next(self._answers))
             if not answer.HasField("notice"):
                 return answer
+
+
+def _nudged(observation: Sequence[float]) -> list[float]:
+    """The observation with each value moved by its last digit, towards zero: one that repeats is taken for frozen."""
+    values = np.array(observation, np.float32)
+    nudged: list[float] = np.nextafter(values, np.where(values > 0, np.float32(0), np.float32(1))).tolist()
+    return nudged
 
 
 def _code(error: Any) -> str:

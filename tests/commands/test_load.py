@@ -1,13 +1,25 @@
 """The schedule of questions: when they are due, and from when a wait counts."""
 
 import gc
+import itertools
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from cvpo.commands.load import NOT_SENT, due_times, follow, hurry, on_schedule, one_after_the_other
+from cvpo.commands.load import (
+    NOT_SENT,
+    StreamAsker,
+    control_messages,
+    due_times,
+    follow,
+    hurry,
+    on_schedule,
+    one_after_the_other,
+)
+from serve.gen.cvpo.v1 import control_pb2
 
 
 class Clock:
@@ -77,6 +89,34 @@ def test_errors_are_counted_by_code_and_are_no_waits(clock: Clock) -> None:
     trace = hurry(ask, 4.0)
     assert trace.waits == [1.0, 1.0]
     assert trace.errors == Counter({"UNAVAILABLE": 2})
+
+
+def test_no_value_of_two_steps_in_a_row_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[control_pb2.ControlStep] = []
+
+    def answer(requests: Iterator[bytes], timeout: float) -> Iterator[bytes]:
+        for request in requests:
+            asked = control_pb2.ControlRequest.FromString(request)
+            if asked.HasField("open"):
+                yield control_pb2.ControlResponse(opened=control_pb2.SessionOpened(next_step=7)).SerializeToString()
+            else:
+                sent.append(asked.step)
+                yield control_pb2.ControlResponse(result=control_pb2.ControlResult()).SerializeToString()
+
+    class Channel:
+        def stream_stream(self, method: str) -> object:
+            return answer
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("cvpo.commands.load.connect", lambda *_: Channel())
+    asker = StreamAsker("", *control_messages("goal", [0.0, 1.0, -2.0], 5, 1), timeout_seconds=1)
+    assert [asker.ask() for _ in range(4)] == ["OK"] * 4
+    assert [step.step for step in sent] == [7, 8, 9, 10]
+    for step, after in itertools.pairwise(sent):
+        assert all(now != then for now, then in zip(step.observation, after.observation, strict=True))
+        assert after.observation == pytest.approx(step.observation, abs=1e-6)
+        assert all(abs(value) <= most for value, most in zip(step.observation, [1e-44, 1, 2], strict=True))
 
 
 class Sleeper:

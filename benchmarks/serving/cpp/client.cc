@@ -5,6 +5,7 @@
 // REQUESTS holds the serialized cvpo.v1.ActRequest, OpenSession and ControlStep, each after its length as a decimal
 // line. stdout gets one wait per line, in microseconds; an answer that is none ends the program with exit code 1.
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
@@ -68,12 +69,15 @@ std::vector<double> Stream(const std::shared_ptr<grpc::Channel>& channel, double
   cvpo::v1::ControlResponse response;
   *request.mutable_open() = opening;
   if (!stream->Write(request) || !stream->Read(&response)) Fail(stream->Finish().error_message());
-  *request.mutable_step() = step;
-  request.mutable_step()->set_step(response.opened().next_step());
+  cvpo::v1::ControlRequest steps[2];  // in turns: a value that repeats is taken for frozen
+  for (auto& each : steps) *each.mutable_step() = step;
+  for (auto& value : *steps[1].mutable_step()->mutable_observation()) value = std::nextafter(value, value > 0 ? 0.0f : 1.0f);
+  auto number = response.opened().next_step();
   auto waits = Hurry(seconds, [&] {
-    if (!stream->Write(request) || !stream->Read(&response)) Fail(stream->Finish().error_message());
+    auto& next = steps[number % 2];
+    next.mutable_step()->set_step(number++);
+    if (!stream->Write(next) || !stream->Read(&response)) Fail(stream->Finish().error_message());
     if (!response.has_result()) Fail("no result: " + response.ShortDebugString());
-    request.mutable_step()->set_step(request.step().step() + 1);
   });
   stream->WritesDone();
   return waits;
