@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from cvpo.bundle import (
@@ -42,6 +41,7 @@ DETERMINISTIC = CalibratedMode(mode="deterministic")
 
 BUDGETS = np.geomspace(0.25, 2, 7)  # of the limit: alarm levels must serve sessions that may spend more or less than it
 MOST_LEAD_STEPS = 20
+HEADROOM = 0.5  # of the misses that are right on average; with all of them every other level misses more than stated
 MOST_CALIBRATE, MOST_ALARM, MOST_TEST = 100, 80, 50  # episodes, unless what is to be claimed needs more
 BINS = 10  # of probabilities, equally wide, and of bounds, equally full
 
@@ -315,19 +315,17 @@ def choose_level(episodes: Sequence[Sequence[Session]], lead_steps: int, confide
     """The highest level that keeps the expected share of missed sessions of a fresh episode at most `miss_rate`.
 
     A session that exceeds its budget is missed if no flag came `lead_steps` before or earlier; one that exceeds it
-    sooner than that cannot be announced, and does not count here. Of n episodes with such sessions at most m may be
-    missed, a share of an episode's sessions being that share of one: so few that a higher rate would give no more than
-    m with a probability of 1 - confidence at most (Clopper and Pearson's bound, as in risk-controlling prediction sets,
-    Bates et al., arXiv 2101.02703). A level that is only right on average, (m + 1)/(n + 1) <= miss_rate, misses more
-    than that half of the time. It is what remains where even m = 0 gives no such confidence, and takes
-    n >= 1/miss_rate - 1 (conformal risk control, Angelopoulos et al., arXiv 2208.02814). With fewer, the mean over
-    those there are must be at most `miss_rate`, and the level is not above 1 - confidence: the flag is raised at least
-    wherever cost_upper exceeds what is allowed.
+    sooner than that cannot be announced, and does not count here. Conformal risk control (Angelopoulos et al., arXiv
+    2208.02814): of n episodes with such sessions m may be missed, a share of an episode's sessions being that share of
+    one, where (m + 1)/(n + 1) <= miss_rate. That takes n >= 1/miss_rate - 1. It is right on average over the episodes
+    that a level might be chosen on, so this one is too high half of the time; therefore only a HEADROOM of that m is
+    missed. With fewer episodes, the mean over those there are must be at most `miss_rate`, and the level is not above
+    1 - confidence: the flag is raised at least wherever cost_upper exceeds what is allowed.
 
     Args:
         episodes: for each its sessions.
         lead_steps: see above.
-        confidence: see above; also that of `cost_upper`.
+        confidence: of `cost_upper`.
         miss_rate: see above.
     """
     announced = [
@@ -342,7 +340,7 @@ def choose_level(episodes: Sequence[Sequence[Session]], lead_steps: int, confide
     count = len(announced)
     needed = _alarms_needed(miss_rate)
     enough = count >= needed
-    most = max(stats.binom.ppf(1 - confidence, count, miss_rate) - 1, 0) if enough else miss_rate * count
+    most = HEADROOM * (miss_rate * (count + 1) - 1) if enough else miss_rate * count
     kept = levels[missed.sum(0) <= most + 1e-9] if count else np.ones(1)
     level = float(kept[-1]) if len(kept) else 0.0
     if enough:
