@@ -108,7 +108,7 @@ async def start(settings: Settings) -> RunningServer:
 
     server, services = _grpc_server(settings, metrics, draining)
     loop = asyncio.get_running_loop()
-    shadow = Shadow(watcher.repository, metrics.registry, loop.call_soon_threadsafe)
+    shadow = Shadow(watcher.repository, metrics, loop.call_soon_threadsafe)
     answers = PolicyServicer(watcher.repository, settings.limits, metrics, shadow)
     add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
         ScheduledPolicyServicer(answers, workers), services
@@ -147,8 +147,13 @@ async def start(settings: Settings) -> RunningServer:
         for name in services.names:
             health_servicer.tell(name, serving=watcher.repository.snapshot.ready)
 
+    def after_look(gone: list[tuple[str, int]]) -> None:
+        tell_health()
+        for name, version in gone:
+            metrics.forget(name, version)
+
     tell_health()
-    watcher.start(settings.poll_seconds, lambda: loop.call_soon_threadsafe(tell_health))
+    watcher.start(settings.poll_seconds, lambda: loop.call_soon_threadsafe(after_look, watcher.gone()))
     return RunningServer(
         address,
         admin_address,

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import Counter, Histogram
 
 from serve.server.repository import Repository
 from serve.server.runtime import PolicyRuntime
-from serve.server.telemetry import log
+from serve.server.telemetry import Metrics, log
 from serve.values import ActResult, Mode, Situations
 
 logger = logging.getLogger(__name__)
@@ -28,14 +28,12 @@ class Shadow:
     is dropped, and that is counted too.
     """
 
-    def __init__(
-        self, repository: Repository, registry: CollectorRegistry, when_answered: Callable[..., object]
-    ) -> None:
+    def __init__(self, repository: Repository, metrics: Metrics, when_answered: Callable[..., object]) -> None:
         """Begin with nothing to compare.
 
         Args:
             repository: says which version is the shadow.
-            registry: for the metrics.
+            metrics: of the server, to which the shadow's are added.
             when_answered: calls a function with arguments once the answer is on its way, as an event loop's
                 `call_soon_threadsafe` does.
         """
@@ -44,30 +42,38 @@ class Shadow:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="shadow")
         self._room = threading.BoundedSemaphore(_WAITING)
         self._told: PolicyRuntime | None = None  # whose failure was logged last
-        self._comparisons = Counter(
-            "cvpo_serve_shadow_comparisons",
-            "Answers of the served version by what became of their comparison: compared, dropped, failed.",
-            ["policy", "version", "outcome"],
-            registry=registry,
+        self._comparisons = metrics.by_version(
+            Counter(
+                "cvpo_serve_shadow_comparisons",
+                "Answers of the served version by what became of their comparison: compared, dropped, failed.",
+                ["policy", "version", "outcome"],
+                registry=metrics.registry,
+            )
         )
-        self._difference = Histogram(
-            "cvpo_serve_shadow_action_difference",
-            "Largest difference between the shadow's action and the answered one, in units of the action's range.",
-            ["policy", "version"],
-            buckets=_BUCKETS,
-            registry=registry,
+        self._difference = metrics.by_version(
+            Histogram(
+                "cvpo_serve_shadow_action_difference",
+                "Largest difference between the shadow's action and the answered one, in units of the action's range.",
+                ["policy", "version"],
+                buckets=_BUCKETS,
+                registry=metrics.registry,
+            )
         )
-        self._flags = Counter(
-            "cvpo_serve_shadow_flags",
-            "Predictions of the shadow with a raised violation flag, by constraint.",
-            ["policy", "version", "constraint"],
-            registry=registry,
+        self._flags = metrics.by_version(
+            Counter(
+                "cvpo_serve_shadow_flags",
+                "Predictions of the shadow with a raised violation flag, by constraint.",
+                ["policy", "version", "constraint"],
+                registry=metrics.registry,
+            )
         )
-        self._differing = Counter(
-            "cvpo_serve_shadow_differing_flags",
-            "Predictions whose violation flag the shadow sets otherwise, by constraint.",
-            ["policy", "version", "constraint"],
-            registry=registry,
+        self._differing = metrics.by_version(
+            Counter(
+                "cvpo_serve_shadow_differing_flags",
+                "Predictions whose violation flag the shadow sets otherwise, by constraint.",
+                ["policy", "version", "constraint"],
+                registry=metrics.registry,
+            )
         )
 
     def compare(self, situations: Situations, mode: Mode, answer: ActResult) -> None:
@@ -105,17 +111,17 @@ class Shadow:
             self._room.release()
 
     def _record(self, shadow: PolicyRuntime, own: ActResult, answer: ActResult) -> None:
-        name, version = shadow.served.name, str(shadow.served.version)
+        name, version = shadow.served.name, shadow.served.version
         action_range = shadow.frame.action_high - shadow.frame.action_low
         scale = np.where(action_range > 0, action_range, 1)  # an action that cannot vary cannot differ
-        difference = self._difference.labels(name, version)
+        difference = self._difference.of(name, version)
         for largest in (abs(own.action - answer.action) / scale).max(axis=1).tolist():
             difference.observe(largest)
         raised = own.prediction.violation.sum(axis=0).tolist()
         differing = (own.prediction.violation != answer.prediction.violation).sum(axis=0).tolist()
         for constraint, flags, others in zip(own.prediction.constraints, raised, differing, strict=True):
-            self._flags.labels(name, version, constraint).inc(flags)
-            self._differing.labels(name, version, constraint).inc(others)
+            self._flags.of(name, version, constraint).inc(flags)
+            self._differing.of(name, version, constraint).inc(others)
 
     def _count(self, shadow: PolicyRuntime, outcome: str) -> None:
-        self._comparisons.labels(shadow.served.name, shadow.served.version, outcome).inc()
+        self._comparisons.of(shadow.served.name, shadow.served.version, outcome).inc()

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import time
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -17,11 +17,33 @@ M = TypeVar("M", Counter, Histogram)
 _LATENCY_BUCKETS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 
 
+class ByVersion(Generic[M]):
+    """A metric by policy, version and perhaps more, whose series end with their version."""
+
+    def __init__(self, metric: M) -> None:
+        self._metric: M = metric
+        self._series: dict[tuple[str | int, ...], M] = {}  # labels() takes as long as four counts
+
+    def of(self, policy: str, version: int, *more: str) -> M:
+        labels: tuple[str | int, ...] = (policy, version, *more)
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = self._metric.labels(*labels)
+        return series
+
+    def forget(self, policy: str, version: int) -> None:
+        for labels in list(self._series):
+            if labels[:2] == (policy, version):
+                del self._series[labels]
+                self._metric.remove(*labels)
+
+
 class Metrics:
     """The server's metrics, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._versioned: list[ByVersion[Any]] = []
         self._requests = Counter(
             "cvpo_serve_requests",
             "Requests by method and gRPC status code.",
@@ -35,30 +57,49 @@ class Metrics:
             buckets=_LATENCY_BUCKETS,
             registry=self.registry,
         )
-        self._answers = Counter(
-            "cvpo_serve_answers",
-            "Predictions sent, by policy, version and calibration status.",
-            ["policy", "version", "calibration_status"],
-            registry=self.registry,
+        self._answers = self.by_version(
+            Counter(
+                "cvpo_serve_answers",
+                "Predictions sent, by policy, version and calibration status.",
+                ["policy", "version", "calibration_status"],
+                registry=self.registry,
+            )
         )
-        self._flags = Counter(
-            "cvpo_serve_flags",
-            "Predictions sent with a raised violation flag, by constraint.",
-            ["policy", "version", "constraint"],
-            registry=self.registry,
+        self._flags = self.by_version(
+            Counter(
+                "cvpo_serve_flags",
+                "Predictions sent with a raised violation flag, by constraint.",
+                ["policy", "version", "constraint"],
+                registry=self.registry,
+            )
         )
-        self._paced = Counter(
-            "cvpo_serve_paced_answers",
-            "Answers of policies whose manifest has a control period.",
-            ["policy", "version"],
-            registry=self.registry,
+        self._paced = self.by_version(
+            Counter(
+                "cvpo_serve_paced_answers",
+                "Answers of policies whose manifest has a control period.",
+                ["policy", "version"],
+                registry=self.registry,
+            )
         )
-        self._late = Counter(
-            "cvpo_serve_late_answers",
-            "Those of them that took longer in the server than the control period.",
-            ["policy", "version"],
-            registry=self.registry,
+        self._late = self.by_version(
+            Counter(
+                "cvpo_serve_late_answers",
+                "Those of them that took longer in the server than the control period.",
+                ["policy", "version"],
+                registry=self.registry,
+            )
         )
+
+    def by_version(self, metric: M) -> ByVersion[M]:
+        """Take a metric by policy, version and perhaps more into what is forgotten with a version."""
+        versioned = ByVersion(metric)
+        self._versioned.append(versioned)
+        return versioned
+
+    def forget(self, policy: str, version: int) -> None:
+        """End the series of a version that nobody uses any more: with a new version every day they would pile up."""
+        for metric in self._versioned:
+            metric.forget(policy, version)
 
     def count_request(self, method: str, code: str, seconds: float) -> None:
         _of(self._requests, method, code).inc()
@@ -72,16 +113,16 @@ class Metrics:
         statuses = prediction.calibration_status.tolist()
         for status in set(statuses):
             name = CalibrationStatus(status).name
-            _of(self._answers, policy.name, policy.version, name).inc(statuses.count(status))
+            self._answers.of(policy.name, policy.version, name).inc(statuses.count(status))
         for constraint, flags in zip(prediction.constraints, prediction.violation.T.tolist(), strict=True):
             if any(flags):
-                _of(self._flags, policy.name, policy.version, constraint).inc(sum(flags))
+                self._flags.of(policy.name, policy.version, constraint).inc(sum(flags))
 
     def count_pace(self, policy: str, version: int, *, late: bool) -> None:
         """Count an answer of a policy that has a control period: whether it took longer in the server."""
-        _of(self._paced, policy, version).inc()
+        self._paced.of(policy, version).inc()
         if late:
-            _of(self._late, policy, version).inc()
+            self._late.of(policy, version).inc()
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +69,7 @@ class Watcher:
         self._trusted = trusted
         self._found: dict[Path, _Found] = {}
         self._plans: dict[str, _Plan] = {}
+        self._in_use: dict[tuple[str, int], weakref.ref[PolicyRuntime]] = {}  # by name and version
         self._unreadable = ""  # why the repository itself cannot be read
         self._published = threading.Condition()
         self._wake = threading.Event()
@@ -98,6 +100,13 @@ class Watcher:
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
+
+    def gone(self) -> list[tuple[str, int]]:
+        """Name and version of what is retired and used by nobody any more, each told once; not while it looks."""
+        gone = [version for version, runtime in self._in_use.items() if runtime() is None]
+        for version in gone:
+            del self._in_use[version]
+        return gone
 
     def set_plan(self, name: str, plan: ServingPlan, timeout_seconds: float) -> PolicyVersions:
         """Write the plan of a policy, and return the policy once this process follows it.
@@ -225,7 +234,9 @@ class Watcher:
                 "It has no calibration, so nothing backs its predicted costs. Calibrate it, or start the server with "
                 "--allow-uncalibrated to serve it with every answer flagged."
             )
-        return load(bundle)
+        runtime = load(bundle)
+        self._in_use[runtime.served.name, runtime.served.version] = weakref.ref(runtime)
+        return runtime
 
     def _publish(self) -> None:
         """Replace the snapshot by what was found and is asked for."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
 
 from cvpo.bundle import read_bundle
 from serve.codec import Limits
@@ -40,10 +39,11 @@ class Compared:
     """A shadow with its own metrics, and what they tell."""
 
     def __init__(self, versions: dict[int, PolicyRuntime], plan: ServingPlan) -> None:
-        self.registry = CollectorRegistry()
+        metrics = Metrics()
+        self.registry = metrics.registry
         repository = Repository(Snapshot({"goal": follow(versions, plan, None)}))
         self.repository = repository
-        self.shadow = Shadow(repository, self.registry, lambda function, *arguments: function(*arguments))
+        self.shadow = Shadow(repository, metrics, lambda function, *arguments: function(*arguments))
 
     def value(self, name: str, **labels: str) -> float:
         labels = {"policy": "goal", "version": "2", **labels}

@@ -136,6 +136,34 @@ def test_a_retired_version_is_not_found_by_its_number(tmp_path: Path, serve_proc
             eventually(lambda: served(second) != 2)
 
 
+def test_the_metrics_of_a_version_end_with_its_last_session(tmp_path: Path, serve_process: Serve) -> None:
+    for version in (1, 2):
+        add(tmp_path, version)
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1, shadow=2))
+    server = start(serve_process, tmp_path, "--metrics-address", "127.0.0.1:0")
+
+    def told(version: int) -> set[str]:
+        """Names of the metrics of a version."""
+        samples = [line.partition("{") for line in metrics_of(server).splitlines() if f'version="{version}"' in line]
+        return {name for name, _, _ in samples if not name.startswith("cvpo_serve_bundle_")}
+
+    with PolicyClient(server.address, "goal", version=1, timeout_seconds=PATIENCE_SECONDS) as client:
+        with client.control(watchdog=PATIENT) as session:
+            assert session.step([1, 2, -1], cost=[0, 0]).policy.version == 1
+            eventually(lambda: "cvpo_serve_shadow_comparisons_total" in told(2))
+            write_plan(tmp_path, "goal", ServingPlan())
+            for version in (1, 2):
+                shutil.rmtree(tmp_path / "goal" / str(version))
+            add(tmp_path, 3)
+            eventually(lambda: not told(2))
+            assert session.step([1, 2, -1], cost=[0, 0]).policy.version == 1
+            assert "cvpo_serve_answers_total" in told(1)
+        eventually(lambda: not told(1))
+    with PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
+        assert served(client) == 3
+    assert "cvpo_serve_answers_total" in told(3)
+
+
 def test_a_shadow_is_compared_and_never_answers(tmp_path: Path, serve_process: Serve) -> None:
     for version in (1, 2):
         add(tmp_path, version)
