@@ -1,11 +1,12 @@
-"""What the shift score of bundles notices: `python -m benchmarks.shift BUNDLE...` disturbs what their policies see.
+"""What sessions report as SHIFTED: `python -m benchmarks.shift BUNDLE...` disturbs what the bundles' policies see.
 
 Fresh episodes of each policy in its own task, with observations that are shifted, scaled, swapped, frozen or delayed on
-their way to it, and in other tasks with the same spaces. The policy acts on what it is shown, as a robot's would. It
-writes `benchmarks/results/shift.json` and docs/shift.md.
+their way to it, and in other tasks with the same spaces. Each episode is a session, and the policy acts on what it is
+shown, as a robot's would. It writes `benchmarks/results/shift.json` and docs/shift.md.
 """
 
 import argparse
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,9 @@ from cvpo.envs import VectorEnv
 from cvpo.errors import CvpoError
 from cvpo.evaluate import Decision, run_episodes
 from serve.client import PolicyCaller
+from serve.client.control_client import ControlSession
 from serve.local import LocalPolicy
+from serve.values import CalibrationStatus
 
 SEED = 4_000_037  # never training's episodes, nor those that a threshold was set on
 OTHER_TASKS: Mapping[str, tuple[str, ...]] = {
@@ -36,12 +39,12 @@ OTHER_TASKS: Mapping[str, tuple[str, ...]] = {
 
 
 class DisturbedPolicy:
-    """A served policy that is shown disturbed observations, and what its score said of each."""
+    """A served policy that is shown disturbed observations, and what was said of each."""
 
     def __init__(self, caller: PolicyCaller, horizon: int, manifest: Manifest, disturbance: Disturbance) -> None:
         self.caller, self.horizon, self.disturbance = caller, horizon, disturbance
+        self.sessions: dict[int, ControlSession] = {}  # by environment
         seen = manifest.observation_statistics
-        self.threshold = seen.shift_threshold
         self.low, self.high, self.scale = (np.array(each) for each in (seen.low, seen.high, seen.standard_deviation))
         self.history: list[Observations] = []
         self.steps: list[NDArray[np.int64]] = []
@@ -52,14 +55,17 @@ class DisturbedPolicy:
         self.history.append(observation)
         self.steps.append(self.horizon - steps_left)
         shown = self.disturbance.change(self.history, self.steps[-1])
-        answer = self.caller.act(shown)
-        self.over.append(answer.prediction.shift_score > self.threshold)
+        for index in np.flatnonzero(self.steps[-1] == 0).tolist():
+            self.sessions[index] = self.caller.control(cost_budget=[math.inf] * spent.shape[1])
+        answers = [self.sessions[index].step(row) for index, row in enumerate(shown)]
+        statuses = [answer.prediction.calibration_status for answer in answers if answer.prediction]
+        self.over.append(np.array(statuses) == CalibrationStatus.SHIFTED)
         beyond = np.maximum(self.low - shown, shown - self.high) / self.scale
         self.out_of_range.append((beyond > 1.0).any(1))
-        return Decision(np.asarray(answer.action, np.float64))
+        return Decision(np.array([answer.action for answer in answers], np.float64))
 
     def noticed(self) -> Detection:
-        """By the score."""
+        """By the session, which reports SHIFTED."""
         return detected(np.array(self.over), np.array(self.steps), self.disturbance.begins)
 
     def noticed_by_range(self) -> Detection:
@@ -72,7 +78,7 @@ def measure(bundle: Path, episodes: int) -> dict[str, Any]:
     manifest = read_bundle(bundle).manifest
     task = manifest.provenance.environment
     scale = np.array(manifest.observation_statistics.standard_deviation, np.float32)
-    caller = LocalPolicy.load(bundle, allow_uncalibrated=True)
+    caller = LocalPolicy.load(bundle)
     found = {}
     trials = [(task, name, each) for name, each in disturbances(scale, episodes, SEED).items()]
     trials += [(other, page.in_task(other), undisturbed()) for other in OTHER_TASKS.get(task, ())]

@@ -52,6 +52,13 @@ def frozen(since: int) -> Disturbance:
     return Disturbance(lambda history, steps: _ago(history, np.maximum(steps - since, 0)), begins=since)
 
 
+def partly_frozen(since: int, which: NDArray[np.bool_]) -> Disturbance:
+    """As `frozen`, of the dimensions where `which` [N, O] is true."""
+    return Disturbance(
+        lambda history, steps: np.where(which, frozen(since).change(history, steps), history[-1]), begins=since
+    )
+
+
 def _ago(history: Sequence[Observations], ago: Steps) -> Observations:
     return np.stack([history[-1 - steps][row] for row, steps in enumerate(ago.tolist())])
 
@@ -85,6 +92,7 @@ def disturbances(standard_deviation: Observations, num_envs: int, seed: int) -> 
         "two dimensions swapped": ordered(swapped),
         "all dimensions permuted": ordered(orders),
         f"frozen from step {FROZEN_FROM} on": frozen(FROZEN_FROM),
+        f"one dimension frozen from step {FROZEN_FROM} on": partly_frozen(FROZEN_FROM, one != 0),
         "delayed by 5 steps": delayed(5),
         "delayed by 20 steps": delayed(20),
     }
@@ -92,10 +100,10 @@ def disturbances(standard_deviation: Observations, num_envs: int, seed: int) -> 
 
 @dataclass(frozen=True)
 class Detection:
-    """What a score over its threshold noticed, counted from where the disturbance shows."""
+    """What was noticed, counted from where the disturbance shows."""
 
     share_of_steps: float
-    flagged_episodes: float  # share of them with a step over the threshold
+    flagged_episodes: float  # share of them with a step at which it was
     median_steps: float | None  # to the first one, over all episodes; None: half of them have none
 
 
@@ -103,7 +111,7 @@ def detected(over: NDArray[np.bool_], steps: Steps, begins: int) -> Detection:
     """Count what was noticed.
 
     Args:
-        over: the score was over the threshold, [T, N]; of each environment, its first episode counts.
+        over: it was noticed, [T, N]; of each environment, its first episode counts.
         steps: that the environment had taken of its episode, [T, N].
         begins: the first step that counts.
     """

@@ -12,6 +12,7 @@ from benchmarks.shift.disturbances import (
     disturbances,
     frozen,
     ordered,
+    partly_frozen,
     scaled,
     shifted,
 )
@@ -30,6 +31,13 @@ def test_a_delay_shows_what_was_observed_before_and_never_another_episode() -> N
 
 def test_what_is_frozen_stays_as_it_was_at_that_step_of_the_episode() -> None:
     assert shown(frozen(1), [0, 1, 4])[:, 0].tolist() == [10, 21, 42]
+
+
+def test_some_dimensions_are_frozen_while_others_go_on() -> None:
+    history = [np.full((2, 2), 10.0 * time, np.float32) for time in range(5)]
+    disturbance = partly_frozen(1, np.array([[True, False], [False, False]]))
+    assert disturbance.change(history, np.array([4, 4])).tolist() == [[10, 40], [40, 40]]
+    assert disturbance.begins == 1
 
 
 def test_offsets_scales_and_orders_change_what_is_observed_now() -> None:
