@@ -225,6 +225,29 @@ def test_servers_that_stop_one_after_the_other_cost_no_step(repository: Path, se
     assert [message for robot in asyncio.run(run()) for message in robot.watchdogs] == []
 
 
+def test_a_session_leaves_a_server_that_freezes_and_no_cost_is_lost(
+    repository: Path, serve_process: Serve, key: Path
+) -> None:
+    arguments = (str(repository / "goal"), "--session-key-file", str(key), "--address", "127.0.0.1:0")
+    servers = [serve_process(*arguments) for _ in range(2)]
+    with (
+        PolicyClient([server.address for server in servers], timeout_seconds=PATIENCE_SECONDS) as client,
+        client.control(watchdog=Watchdog(timeout_seconds=0.2)) as session,
+    ):
+        while session.step(OBSERVATION, cost=[0, 0]).source is Source.WATCHDOG:
+            pass
+        servers[0].process.send_signal(signal.SIGSTOP)  # its connections stay open, and say nothing
+        try:
+            steps, deadline = 1, time.monotonic() + PATIENCE_SECONDS
+            while (answer := session.step(OBSERVATION, cost=[0.5, 0])).source is Source.WATCHDOG:
+                assert time.monotonic() < deadline
+                steps += 1
+        finally:
+            servers[0].process.send_signal(signal.SIGCONT)
+    assert steps > 1
+    assert answer.cost_spent[0] == steps / 2
+
+
 def test_a_process_of_a_shared_port_that_stops_costs_no_step(repository: Path, serve_process: Serve, key: Path) -> None:
     arguments = (str(repository / "goal"), "--share-port", "--session-key-file", str(key), "--address")
     stopping = serve_process(*arguments, "127.0.0.1:0")
