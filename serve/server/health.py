@@ -5,12 +5,11 @@ left, and has whoever watches hold up the stop of the server.
 """
 
 import asyncio
-import os
 
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from serve.errors import NotFoundError, PolicyServiceError, ResourceExhaustedError
-from serve.server.interceptors import RETRY_WHEN_FULL_SECONDS, Context, code_of, status_of, trailing
+from serve.errors import NotFoundError, ResourceExhaustedError
+from serve.server.interceptors import RETRY_WHEN_FULL_SECONDS, Context, refuse
 
 
 class HealthServicer:
@@ -43,7 +42,7 @@ class HealthServicer:
     async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:  # noqa: N802
         status = self._statuses.get(request.service)
         if status is None:
-            await _refuse(context, NotFoundError(f"There is no service {request.service!r}."))
+            await refuse(context, NotFoundError(f"There is no service {request.service!r}."))
         return HealthCheckResponse(status=status)
 
     async def Watch(self, request: HealthCheckRequest, context: Context) -> None:  # noqa: N802
@@ -51,7 +50,7 @@ class HealthServicer:
             full = (
                 f"The server lets {self._max_watchers} watch its health, and has them. Ask again, or ask another one."
             )
-            await _refuse(context, ResourceExhaustedError(full, RETRY_WHEN_FULL_SECONDS))
+            await refuse(context, ResourceExhaustedError(full, RETRY_WHEN_FULL_SECONDS))
         changed, told = asyncio.Event(), None
         self._watchers.add(changed)
         try:
@@ -68,9 +67,3 @@ class HealthServicer:
     def _wake(self) -> None:
         for changed in self._watchers:
             changed.set()
-
-
-async def _refuse(context: Context, error: PolicyServiceError) -> None:
-    named = os.urandom(8).hex()
-    status = status_of(error, named)
-    await context.abort(code_of(error), status.message, trailing(named, status))

@@ -26,6 +26,7 @@ from serve.errors import (
     InvalidRequestError,
     NotFoundError,
     PlanError,
+    PolicyServiceError,
     ResourceExhaustedError,
     SessionStateError,
     SupersededError,
@@ -223,6 +224,14 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
 def trailing(request_id: str, status: status_pb2.Status) -> tuple[tuple[str, str | bytes], ...]:
     """Return the trailing metadata of a refused call."""
     return (REQUEST_ID, request_id), ("grpc-status-details-bin", status.SerializeToString())
+
+
+async def refuse(context: Context, error: PolicyServiceError) -> NoReturn:
+    """End a call with the status of an error, where no registrar has wrapped the handler."""
+    named = os.urandom(8).hex()
+    status = status_of(error, named)
+    await context.abort(code_of(error), status.message, trailing(named, status))
+    raise AssertionError("grpc.aio raises when it has aborted a call")
 
 
 def _name(context: Context) -> None:

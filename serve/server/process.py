@@ -12,7 +12,6 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from cvpo.bundle import MANIFEST, TrustedKeys, read_trusted_keys
 from cvpo.errors import KeyFileError
@@ -27,6 +26,7 @@ from serve.server.health import HealthServicer
 from serve.server.interceptors import Registrar
 from serve.server.listening import bind, check_reach
 from serve.server.monitor import Monitor
+from serve.server.reflection import add_reflection
 from serve.server.repository import RepositoryCollector
 from serve.server.scheduled import ScheduledPolicyServicer
 from serve.server.service import PolicyServicer
@@ -117,7 +117,7 @@ async def start(settings: Settings) -> RunningServer:
     add_ControlServiceServicer_to_server(control, services)  # type: ignore[no-untyped-call]  # generated
     health_servicer = HealthServicer(settings.max_streams)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    reflection.enable_server_reflection((*services.names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    add_reflection(server, (*services.names, health.SERVICE_NAME), settings.max_streams)
     address = bind(server, settings.address, certificates, shared=settings.share_port, flag="--address")
     servers = [server]
 
@@ -127,7 +127,7 @@ async def start(settings: Settings) -> RunningServer:
         add_PolicyAdminServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
             AdminServicer(watcher), admin_services
         )
-        reflection.enable_server_reflection((*admin_services.names, reflection.SERVICE_NAME), admin)
+        add_reflection(admin, admin_services.names, settings.max_streams)
         admin_address = bind(
             admin, settings.admin_address, certificates, shared=settings.share_port, flag="--admin-address"
         )

@@ -1,5 +1,7 @@
-"""Those who watch a server's health: told whatever the others do, bounded, and no hindrance to its stop."""
+"""Those who watch a server's health, or have it describe itself: bounded, told whatever the others do, and no hindrance
+to its stop."""
 
+import queue
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,6 +12,7 @@ import grpc
 import pytest
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from serve.server.settings import Settings
 from tests.serve.conftest import PATIENCE_SECONDS
@@ -79,3 +82,21 @@ def test_those_who_watch_do_not_hold_up_a_stop(house: ServerThread, watch: Calla
     house.stop(drain_seconds=PATIENCE_SECONDS)
     assert time.monotonic() - began < PATIENCE_SECONDS / 2
     assert [each.status for each in watching] == [NOT_SERVING]
+
+
+def test_no_more_than_there_may_be_streams_are_described_the_services(house: ServerThread) -> None:
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    with grpc.insecure_channel(house.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        streams: list[tuple[queue.SimpleQueue[Any], Any]] = []
+        for _ in range(WATCHERS):
+            requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            streams.append((requests, stub.ServerReflectionInfo(iter(requests.get, None), timeout=PATIENCE_SECONDS)))
+            requests.put(asked)
+            assert next(streams[-1][1]).list_services_response.service
+        with pytest.raises(grpc.RpcError, match="RESOURCE_EXHAUSTED"):
+            next(stub.ServerReflectionInfo(iter([asked]), timeout=PATIENCE_SECONDS))
+        for requests, answers in streams:
+            requests.put(None)
+            assert list(answers) == []
+        assert next(stub.ServerReflectionInfo(iter([asked]), timeout=PATIENCE_SECONDS))
