@@ -17,6 +17,7 @@ from cvpo.training.trainer import train
 from tests.budget import STEPS, Reports, best_return, never, small_config
 
 WORTH = np.array([[1.0], [3.0]], np.float32)
+STEPS_LEARNED = 3_600
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Learned:
 
 def learn(run: Path, cost_limit: float, steps: int) -> Learned:
     schedule = {"warmup_steps": 400, "warmup_updates": 100, "checkpoint_every": 10_000}
-    train(small_config(cost_limit, steps, schedule=schedule), run, Reports(), never)
+    limit = {"gain_below": 1.0}  # with the default these few steps end at 17 of 20, and before all effort is spent
+    train(small_config(cost_limit, steps, schedule=schedule, limit=limit), run, Reports(), never)
     policy = load_policy(run, checkpoint_steps(run)[-1])
     with VectorEnv("tests.budget:make", num_envs=10, workers=0, seed=99) as env:
         actor = TorchActor(policy.model, env.spec)
@@ -50,11 +52,11 @@ def learn(run: Path, cost_limit: float, steps: int) -> Learned:
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Learned:
-    """Limit 20: all effort on the steps worth 3, none on those worth 1. About six seconds."""
-    return learn(tmp_path_factory.mktemp("half") / "run", 20.0, 2_400)
+    """Limit 20: all effort on the steps worth 3, none on those worth 1. About nine seconds."""
+    return learn(tmp_path_factory.mktemp("half") / "run", 20.0, STEPS_LEARNED)
 
 
-# Tolerances: over seeds 0 and 1 the cost ended within 8 % of its limit, the return within 7 % of the best at that cost.
+# Tolerances: over seeds 0, 1 and 2 the cost ended within 11 % of its limit, the return within 2 % of the best at it.
 
 
 def test_effort_goes_where_it_is_worth_most_and_cost_is_held_at_the_limit(half: Learned) -> None:
@@ -65,7 +67,7 @@ def test_effort_goes_where_it_is_worth_most_and_cost_is_held_at_the_limit(half: 
 
 
 def test_a_tighter_limit_is_held_too(tmp_path: Path) -> None:
-    quarter = learn(tmp_path / "run", 10.0, 3_200)
+    quarter = learn(tmp_path / "run", 10.0, STEPS_LEARNED)
     assert quarter.effort[0] < 0.1
     assert quarter.effort[1] == pytest.approx(0.5, abs=0.12)  # half the effort on every step worth 3
     assert quarter.mean_cost == pytest.approx(10, rel=0.15)
@@ -73,7 +75,7 @@ def test_a_tighter_limit_is_held_too(tmp_path: Path) -> None:
 
 
 def test_a_slack_limit_leaves_the_unconstrained_optimum_which_costs_more(tmp_path: Path) -> None:
-    free = learn(tmp_path / "run", 60.0, 1_600)
+    free = learn(tmp_path / "run", 60.0, STEPS_LEARNED)
     assert min(free.effort) > 0.9
     assert free.mean_cost > 36
     assert free.mean_return >= 0.9 * best_return(40)
