@@ -116,7 +116,7 @@ class _OneRow:
                 field[...] = inputs[name]
             self._session.run_with_iobinding(self._binding)
             _check(self._finite, self._cost_upper)
-            values = self._memory.copy().view(self._record)
+            values = np.frombuffer(bytearray(self._memory), self._record)
         finally:
             self._lock.release()
         return {name: values[name] for name in self._names}

@@ -16,6 +16,8 @@ M = TypeVar("M", Counter, Histogram)
 # From a cached forward pass to a full batch on a busy machine.
 _LATENCY_BUCKETS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
 
+_STATUS_NAMES = {status.value: status.name for status in CalibrationStatus}
+
 
 class ByVersion(Generic[M]):
     """A metric by policy, version and perhaps more, whose series end with their version."""
@@ -112,8 +114,7 @@ class Metrics:
         """Count what is predicted of N situations, and its flags."""
         statuses = prediction.calibration_status.tolist()
         for status in set(statuses):
-            name = CalibrationStatus(status).name
-            self._answers.of(policy.name, policy.version, name).inc(statuses.count(status))
+            self._answers.of(policy.name, policy.version, _STATUS_NAMES[status]).inc(statuses.count(status))
         for constraint, flags in zip(prediction.constraints, prediction.violation.T.tolist(), strict=True):
             if any(flags):
                 self._flags.of(policy.name, policy.version, constraint).inc(sum(flags))
