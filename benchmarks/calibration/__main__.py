@@ -11,6 +11,7 @@ import json
 import sys
 
 from benchmarks.calibration import page
+from benchmarks.calibration.compare import compare
 from benchmarks.calibration.measure import TASKS, measure
 from benchmarks.errors import run
 from benchmarks.rounds import RESULTS
@@ -26,6 +27,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--task", choices=TASKS, action="append", help="once per task; all unless given")
+    parser.add_argument("--compare", action="store_true", help="compare where the guess of the cost comes from")
     parser.add_argument("--summary", action="store_true", help="print the committed results as one JSON object")
     parser.add_argument("--page", action="store_true", help="draw the figures and fill docs/calibration.md")
     arguments = parser.parse_args()
@@ -36,10 +38,11 @@ def main() -> None:
         print(page.write(page.committed(FOLDER)))
         return
     for env_id in arguments.task or TASKS:
-        document = measure(env_id, lambda line: print(line, file=sys.stderr, flush=True))
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        (FOLDER / f"{env_id}.json").write_text(json.dumps(document, indent=1) + "\n")
-        print(json.dumps(page.summary([document])), flush=True)
+        made, folder = (compare, page.WAYS_FOLDER) if arguments.compare else (measure, FOLDER)
+        document = made(env_id, lambda line: print(line, file=sys.stderr, flush=True))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{env_id}.json").write_text(json.dumps(document, indent=1) + "\n")
+        print(json.dumps(document["ways"] if arguments.compare else page.summary([document])), flush=True)
 
 
 if __name__ == "__main__":

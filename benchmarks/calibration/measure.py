@@ -62,32 +62,55 @@ def finished_run(env_id: str, cost_limit: float | None = None) -> tuple[Path, in
     )
 
 
-def measure(env_id: str, tell: Tell) -> dict[str, Any]:
-    """All figures of a task, as they are committed."""
+@dataclass(frozen=True)
+class Rollouts:
+    """Episodes of the exported policy of a finished run."""
+
+    seed: int
+    trained: TrainedPolicy
+    calibrating: Sequence[Episode]
+    fresh: Sequence[Episode]  # used for nothing else
+
+    def described(self) -> dict[str, Any]:
+        """Whose they are, as it is committed."""
+        constraint = self.trained.constraints[0]
+        costs = np.array([episode.cost[:, 0].sum() for episode in self.fresh])
+        return {
+            "env_id": self.trained.spec.env_id,
+            "seed": self.seed,
+            "steps": self.trained.steps,
+            "cost_limit": constraint.cost_limit,
+            "episode_cost": {"mean": float(costs.mean()), "standard_deviation": float(costs.std())},
+        }
+
+
+def roll_out(env_id: str, tell: Tell) -> Rollouts:
+    """Run the episodes of a task."""
     torch.set_num_threads(1)
-    begun = time.perf_counter()
     run, seed = finished_run(env_id)
     trained = load_policy(run, checkpoint_steps(run)[-1])
-    constraint = trained.constraints[0]
     tell(f"{env_id}: {CALIBRATING + FRESH} episodes of the policy of seed {seed}")
     episodes = _rollouts(run, trained, CALIBRATING + FRESH)
-    calibrating, fresh = episodes[:CALIBRATING], episodes[CALIBRATING:]
     tell(f"{env_id}: calibrating")
+    return Rollouts(seed, trained, episodes[:CALIBRATING], episodes[CALIBRATING:])
+
+
+def measure(env_id: str, tell: Tell) -> dict[str, Any]:
+    """All figures of a task, as they are committed."""
+    begun = time.perf_counter()
+    rollouts = roll_out(env_id, tell)
+    trained, calibrating, fresh = rollouts.trained, rollouts.calibrating, rollouts.fresh
+    constraint = trained.constraints[0]
     normalizer = trained.model.normalizer
     ours = Contestant(calibrate(calibrating, [constraint], normalizer, seed=0), normalizer, fresh)
     past = [_elapsed(episode, constraint) for episode in calibrating], [_elapsed(e, constraint) for e in fresh]
     elapsed = Contestant(calibrate(past[0], [constraint], _as_it_is, seed=0), _as_it_is, past[1])
-    budgets = _budgets(constraint, len(fresh))
+    budgets = budgets_of(constraint, len(fresh))
     record = ours.calibrated.record
     tried = {name: each.sessions(constraint, budgets) for name, each in {"ours": ours, "elapsed": elapsed}.items()}
     tried["uncalibrated"] = _uncalibrated(fresh, constraint, budgets)
-    costs = np.array([episode.cost[:, 0].sum() for episode in fresh])
     return {
-        "env_id": env_id,
-        "seed": seed,
-        "steps": trained.steps,
-        "cost_limit": constraint.cost_limit,
-        "episode_cost": {"mean": float(costs.mean()), "standard_deviation": float(costs.std())},
+        **rollouts.described(),
         "episodes": {**record.episodes, "fresh": len(fresh)},
         "alarm_level": record.alarm_levels[0],
         "lead_steps": record.lead_steps,
@@ -176,7 +199,7 @@ def _as_it_is(observation: Tensor) -> Tensor:
     return observation
 
 
-def _budgets(constraint: Constraint, count: int) -> Array:
+def budgets_of(constraint: Constraint, count: int) -> Array:
     """Log-uniform, one for each episode."""
     if constraint.cost_limit is None:
         raise BenchmarkError(f"{constraint.name} has no limit, and flags speak of one.")

@@ -15,8 +15,10 @@ from benchmarks.contestant import ROOT
 from benchmarks.rounds import RESULTS, table
 
 PAGE = ROOT / "docs" / "calibration.md"
+WAYS_FOLDER = RESULTS / "calibration_ways"
 PICTURE = PAGE.parent / "figures" / "calibration.png"
 Document = Mapping[str, Any]
+MOST_COVERED, MANY_ZEROS = 0.95, 0.85  # wanted of a bound of 0.9, unless so many costs are zero
 
 
 def committed(folder: Path) -> list[Document]:
@@ -60,18 +62,26 @@ def summary(documents: Sequence[Document]) -> dict[str, Any]:
 
 def bounds(documents: Sequence[Document]) -> str:
     """Coverage and sharpness of `cost_upper`."""
+    parts = {"all that is left": "rest", "the window": "window"}
+    found = {f"{d['env_id']}, {words}": d[part] for d in documents for words, part in parts.items()}
     rows = [
         [
-            f"{document['env_id']}, {words}",
-            _interval(found["coverage"], 3),
-            f"{found['zero_cost_share']:.0%}",
-            _interval(found["pinball_ratio_constant"], 2),
-            _interval(found["pinball_ratio_elapsed"], 2),
+            name,
+            _interval(each["coverage"], 3),
+            f"{each['zero_cost_share']:.0%}",
+            _interval(each["pinball_ratio_constant"], 2),
+            _interval(each["pinball_ratio_elapsed"], 2),
         ]
-        for document in documents
-        for words, found in (("all that is left", document["rest"]), ("the window", document["window"]))
+        for name, each in found.items()
     ]
-    return table(["task", "coverage", "costs of zero", "loss / best constant", "loss / time and elapsed"], rows)
+    text = table(["task", "coverage", "costs of zero", "loss / best constant", "loss / time and elapsed"], rows)
+    often = [
+        name
+        for name, each in found.items()
+        if each["coverage"]["mean"] > MOST_COVERED and each["zero_cost_share"] < MANY_ZEROS
+    ]
+    said = "; ".join(often) or "nowhere"
+    return f"{text}\n\nOver {MOST_COVERED:g}, where fewer than {MANY_ZEROS:.0%} of the costs are zero: {said}."
 
 
 def probabilities(documents: Sequence[Document]) -> str:
@@ -138,6 +148,30 @@ def measured(documents: Sequence[Document]) -> str:
     return "".join(f"{document['env_id']}: {page.measured(document)}" for document in documents)
 
 
+def ways(documents: Sequence[Document]) -> str:
+    """What comes of each way to guess the cost, calibrated alike."""
+    rows = [
+        [
+            document["env_id"],
+            name,
+            *(f"{found[part]:.2f}" for part in ("rest", "window")),
+            f"{found['calibration_error']:.3f}",
+            f"{found['brier']:.4f}",
+        ]
+        for document in documents
+        for name, found in document["ways"].items()
+    ]
+    header = ["task", "guess", "loss, all that is left", "loss, the window", "calibration error", "Brier score"]
+    whose = "".join(
+        f"{document['env_id']}: seed {document['seed']}, {document['steps']:,} steps, cost "
+        f"{document['episode_cost']['mean']:.1f} ± {document['episode_cost']['standard_deviation']:.1f}, "
+        f"{document['episodes']['calibrating']} episodes to calibrate, {document['episodes']['fresh']} fresh. "
+        f"{page.measured(document)}"
+        for document in documents
+    )
+    return f"{table(header, rows)}\n\n{whose}"
+
+
 def shield(document: Document) -> str:
     """Return and cost of a policy that costs more than it may, by how it is served."""
     alone = document["rows"][0]["episode_return"]["mean"]
@@ -179,6 +213,9 @@ def filled(text: str, documents: Sequence[Document]) -> str:
     def made(name: str) -> str:
         if name == "shield":
             return shield(json.loads(shielded.read_text())) if shielded.exists() else "Not measured yet.\n"
+        if name == "ways":
+            compared = committed(WAYS_FOLDER)
+            return ways(compared) if compared else "Not measured yet.\n"
         return f"{TABLES[name](documents)}\n" if documents else "Not measured yet.\n"
 
     return page.fill(text, made)

@@ -36,6 +36,8 @@ from cvpo.evaluate import Episode
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+Fit = Callable[[Sequence[Episode], Sequence[Constraint], Callable[[Tensor], Tensor], int], CostForecast]
+
 MINIMUM_EPISODES = 8
 DETERMINISTIC = CalibratedMode(mode="deterministic")
 
@@ -64,6 +66,7 @@ def calibrate(
     mode: CalibratedMode = DETERMINISTIC,
     confidence: float = 0.9,
     miss_rate: float = 0.05,
+    fit: Fit = fit_forecast,
 ) -> CalibratedMap:
     """Fit the forecast and measure the map of costs on episodes of the exported policy.
 
@@ -78,6 +81,7 @@ def calibrate(
         mode: how the episodes' actions were chosen.
         confidence: of `cost_upper`.
         miss_rate: of the sessions that exceed their budget, the expected share that no flag announces in time.
+        fit: makes the forecast.
 
     Raises:
         ConfigError: `confidence` or `miss_rate` is not between 0 and 1.
@@ -88,7 +92,7 @@ def calibrate(
         raise ConfigError(f"confidence {confidence:g} and miss_rate {miss_rate:g} must lie between 0 and 1.")
     _check(episodes, len(constraints), constraints[0].horizon_steps)
     split = _split(episodes, confidence, miss_rate, np.random.default_rng(seed))
-    forecast = fit_forecast(split["fit"], constraints, normalize, seed)
+    forecast = fit(split["fit"], constraints, normalize, seed)
     groups = {
         name: [ForecastEpisode(episode, forecast, normalize) for episode in group] for name, group in split.items()
     }

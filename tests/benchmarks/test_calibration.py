@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import shield
-from benchmarks.calibration import page
+from benchmarks.calibration import compare, page
 from benchmarks.calibration.__main__ import FOLDER
 from benchmarks.calibration.figures import (
     Bounds,
@@ -20,8 +21,9 @@ from benchmarks.calibration.figures import (
     wilson_upper,
 )
 from benchmarks.errors import BenchmarkError
-from cvpo.bundle import Evaluation, Interval
+from cvpo.bundle import Constraint, Evaluation, Interval
 from cvpo.calibration.sessions import Session
+from cvpo.evaluate import Episode
 
 
 def test_a_bound_that_is_too_low_costs_nine_times_as_much_as_one_too_high() -> None:
@@ -101,9 +103,49 @@ def test_the_summary_and_the_page_say_what_was_measured(tmp_path: Path) -> None:
     text = "".join(f"<!-- {name} -->\n<!-- end -->\n" for name in page.TABLES)
     filled = page.filled(text, documents)
     assert "| SafetyMade-v0, the window" in filled
+    # Both bounds hold always, and half of the costs are zero.
+    assert "of the costs are zero: SafetyMade-v0, all that is left; SafetyMade-v0, the window." in filled
     assert "2 / 1" in filled
     assert page.filled(filled, documents) == filled
     assert "Not measured yet." in page.filled(text, [])
+
+
+def test_each_way_to_guess_the_cost_is_told_by_task() -> None:
+    figures = {"rest": 0.26, "window": 0.14, "calibration_error": 0.033, "brier": 0.0403}
+    made = {**document(), "episodes": {"calibrating": 500, "fresh": 300}, "ways": {"forecast": figures}}
+    told = page.ways([made])
+    assert [cell.strip() for cell in told.splitlines()[2].split("|")[1:-1]] == [
+        "SafetyMade-v0",
+        "forecast",
+        "0.26",
+        "0.14",
+        "0.033",
+        "0.0403",
+    ]
+    assert "SafetyMade-v0: seed 10, 1,000 steps, cost 1.0 ± 0.5, 500 episodes to calibrate, 300 fresh." in told
+
+
+def test_a_distributional_critic_learns_the_costs_of_steps_it_has_never_seen_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Each step costs 1 with probability 0.5 or 0.1, as the observation says: 8 steps cost 4 or 0.8. Targets reach 4
+    # steps ahead: the rest is known by bootstrapping alone.
+    monkeypatch.setattr(compare, "MOST_UPDATES", 600)
+    monkeypatch.setattr(compare, "BATCH", 64)
+    generator = np.random.default_rng(0)
+
+    def episode() -> Episode:
+        sign = generator.choice([-1.0, 1.0])
+        cost = (generator.random((32, 1)) < (0.5 if sign > 0 else 0.1)).astype(np.float64)
+        return Episode(np.full((32, 1), sign, np.float32), np.zeros(32), cost, False, np.ones((32, 1)), None, None)
+
+    constraint = Constraint(name="cost", cost_limit=10, discount=0.9, horizon_steps=32, window_steps=4)
+    critic: Any = compare.fit_distributional([episode() for _ in range(60)], [constraint], lambda seen: seen, 0)
+    signs, ones = torch.tensor([[-1.0], [1.0]]), torch.ones(2)
+    low, high = critic(signs, ones, torch.tensor([8, 8]))[:, 15:17].mean(1).tolist()
+    assert low == pytest.approx(0.8, abs=0.8)
+    assert high == pytest.approx(4, abs=0.8)
+    assert critic(signs, ones, torch.tensor([0, 0])).abs().max() == 0
 
 
 def row(mode: str, level: float | None, cost: float) -> dict[str, Any]:
