@@ -47,7 +47,6 @@ def one_step_batch(
 ) -> Batch:
     """Anywhere, any action: reward is its first number, each cost 1 more."""
     observation = generator.normal(size=(B, 2)).astype(np.float32)
-    following = generator.normal(size=(B, 2)).astype(np.float32)
     action = generator.uniform(-1, 1, (B, action_size)).astype(np.float32)
     return Batch(
         observation,
@@ -56,8 +55,7 @@ def one_step_batch(
         np.repeat(1 + action[:, :1], costs, axis=1),
         np.full(B, discount, np.float32),
         np.full((B, costs), discount, np.float32),
-        following,
-        following,
+        generator.normal(size=(B, 2)).astype(np.float32),
         B // 2,
     )
 

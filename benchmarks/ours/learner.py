@@ -63,9 +63,7 @@ class Ours:
                 discount,
                 np.full(workload.costs, discount),
             )
-            self.replay.add(
-                data.observation[i], data.action[i], total, data.next_observation[i], data.next_observation[i]
-            )
+            self.replay.add(data.observation[i], data.action[i], total, data.next_observation[i])
         self.state.reward_scale = float(self.replay.reward.std())
         self.recent_size = round(self.config.replay.recent_episodes * workload.episode_steps)
         self.measured_cost = np.repeat(MEASURED_COST, workload.costs)

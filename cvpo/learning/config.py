@@ -59,7 +59,7 @@ class NetworkConfig(_Group):
 class CriticConfig(_Group):
     discount: Discount = 0.99
     cost_discounts: tuple[Discount, ...] = ()  # one per cost, in the order of the limits; none: as the reward's
-    n_step: Count = 5  # of reward; of cost, too, in environments that act as the policy that the cost critics judge
+    n_step: Count = 5
     learning_rate: Positive = 1e-3
     target_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
     # What the cost critics judge: an action followed by the policy as it is served, deterministic, or as it explores.

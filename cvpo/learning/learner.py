@@ -127,21 +127,19 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         noise = antithetic_noise(len(old.mean), config.estep.samples, old.mean.shape[1], state.generator)
         sample = old.sample(noise)
         precision = PRECISION[config.compute.precision]
-        reward_heads, cost_heads = state.target_critics.evaluate(next_observation, sample.tanh(), precision)
-        reward_value, cost_value = reward_heads.mean(0), cost_heads.mean(0)
-        judged = cost_value.mean(1)
-        if config.critic.cost_policy == "served":
-            following = normalizer(state.tensor(batch.cost_next_observation))
-            served = state.behavior_policy(following).mean.tanh().unsqueeze(1)
-            judged = state.target_critics.evaluate(following, served, precision)[1].mean(0).squeeze(1)
+        action = torch.cat([sample, old.mean.unsqueeze(1)], 1).tanh()  # the last one is what the served policy does
+        reward_heads, cost_heads = state.target_critics.evaluate(next_observation, action, precision)
+        reward_value, all_cost_value = reward_heads.mean(0)[:, :-1], cost_heads.mean(0)
+        cost_value = all_cost_value[:, :-1]
+        judged = all_cost_value[:, -1] if config.critic.cost_policy == "served" else cost_value.mean(1)
         reward = state.tensor(batch.reward) / state.reward_scale
         reward_target = bootstrap_target(reward, state.tensor(batch.discount), reward_value.mean(1))
         cost_target = bootstrap_target(state.tensor(batch.cost), state.tensor(batch.cost_discount), judged)
 
-    sampled_reward, sampled_cost = (value.cpu().double().numpy() for value in (reward_value, cost_value))
+    sampled_reward, sampled_cost = (value.cpu().double().numpy() for value in (reward_value, all_cost_value))
     _require_finite("reward_value of the target critics", sampled_reward, batch.next_observation)
     _require_finite("cost_value of the target critics", sampled_cost, batch.next_observation)
-    recent_reward, recent_cost = sampled_reward[: batch.recent], sampled_cost[: batch.recent]
+    recent_reward, recent_cost = sampled_reward[: batch.recent], sampled_cost[: batch.recent, :-1]
     predicted_cost = judged[: batch.recent].mean(0).cpu().double().numpy()
     cost_limit, pace = limit_at(config, steps), pace_at(config, steps)
     if state.updates >= config.schedule.warmup_updates:  # before, what the critics predict says nothing yet

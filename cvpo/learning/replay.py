@@ -12,16 +12,7 @@ from cvpo.envs import VectorStep
 from cvpo.learning.returns import NStepReturn, n_step_return
 
 Float32Array = NDArray[np.float32]
-FIELDS = (
-    "observation",
-    "action",
-    "reward",
-    "cost",
-    "discount",
-    "cost_discount",
-    "next_observation",
-    "cost_next_observation",
-)
+FIELDS = ("observation", "action", "reward", "cost", "discount", "cost_discount", "next_observation")
 
 
 @dataclass(frozen=True)
@@ -31,11 +22,10 @@ class Batch:
     observation: Float32Array  # [B, O]
     action: Float32Array  # [B, A], in [-1, 1]
     reward: Float32Array  # [B], discounted sum over the n steps
-    cost: Float32Array  # [B, C], over its own number of steps, with a discount of each cost
+    cost: Float32Array  # [B, C], the same, with a discount of each cost
     discount: Float32Array  # [B], factor of the reward value of next_observation; 0 after termination
-    cost_discount: Float32Array  # [B, C], factors of the cost values of cost_next_observation, also after termination
+    cost_discount: Float32Array  # [B, C], factors of its cost values; those of the next episode count as well
     next_observation: Float32Array  # [B, O]; that of the next episode after termination
-    cost_next_observation: Float32Array  # [B, O]; the same, where the steps of the cost end
     recent: int
 
 
@@ -47,11 +37,11 @@ class Replay:
 
     def __init__(self, capacity: int, observation_size: int, action_size: int, num_costs: int) -> None:
         self.capacity, self.total = capacity, 0
-        widths = (observation_size, action_size, 1, num_costs, 1, num_costs, observation_size, observation_size)
+        widths = (observation_size, action_size, 1, num_costs, 1, num_costs, observation_size)
         self.rows = np.zeros((capacity, sum(widths)), np.float32)
         columns = np.split(self.rows, np.cumsum(widths)[:-1], axis=1)  # views, in the order of FIELDS
         self.observation, self.action, self.cost = (columns[i] for i in (0, 1, 3))
-        self.cost_discount, self.next_observation, self.cost_next_observation = columns[5:]
+        self.cost_discount, self.next_observation = columns[5], columns[6]
         self.reward, self.discount = columns[2][:, 0], columns[4][:, 0]
 
     @property
@@ -65,17 +55,11 @@ class Replay:
         return self.total % self.capacity
 
     def add(
-        self,
-        observation: Float32Array,
-        action: Float32Array,
-        total: NStepReturn,
-        next_observation: Float32Array,
-        cost_next_observation: Float32Array,
+        self, observation: Float32Array, action: Float32Array, total: NStepReturn, next_observation: Float32Array
     ) -> None:
         """Store one transition in place of the oldest."""
         i = self.position
-        self.observation[i], self.action[i] = observation, action
-        self.next_observation[i], self.cost_next_observation[i] = next_observation, cost_next_observation
+        self.observation[i], self.action[i], self.next_observation[i] = observation, action, next_observation
         self.reward[i], self.cost[i], self.discount[i], self.cost_discount[i] = total
         self.total += 1
 
@@ -97,7 +81,6 @@ class Replay:
             self.discount[index],
             self.cost_discount[index],
             self.next_observation[index],
-            self.cost_next_observation[index],
             recent,
         )
 
@@ -130,26 +113,11 @@ class NStepCollector:
     """
 
     def __init__(
-        self,
-        replay: Replay,
-        n_step: int,
-        cost_steps: Sequence[int],
-        discount: float,
-        cost_discounts: Sequence[float],
+        self, replay: Replay, num_envs: int, n_step: int, discount: float, cost_discounts: Sequence[float]
     ) -> None:
-        """Begin with nothing pending.
-
-        Args:
-            replay: what transitions are stored in.
-            n_step: steps of a return.
-            cost_steps: at most so many of them count for cost, for each environment: as many as act as the policy does
-                that the cost critics judge, after the first step.
-            discount: of reward.
-            cost_discounts: of each cost, [C].
-        """
-        self.replay, self.n_step, self.cost_steps = replay, n_step, cost_steps
+        self.replay, self.n_step = replay, n_step
         self.discount, self.cost_discount = discount, np.array(cost_discounts)
-        self.pending: list[deque[_Pending]] = [deque() for _ in cost_steps]
+        self.pending: list[deque[_Pending]] = [deque() for _ in range(num_envs)]
 
     def add(self, observation: Float32Array, action: Float32Array, step: VectorStep) -> None:
         """Take one step of every environment.
@@ -166,11 +134,9 @@ class NStepCollector:
             following = step.observation[i] if terminated else step.final_observation[i]
             while steps and (cut or len(steps) == self.n_step):
                 _, _, reward, cost, ends = map(np.array, zip(*steps, strict=True))
-                m = min(self.cost_steps[i], len(steps))
-                total = n_step_return(reward, cost[:m], ends, self.discount, self.cost_discount)
+                total = n_step_return(reward, cost, ends, self.discount, self.cost_discount)
                 first = steps.popleft()
-                cost_following = steps[m - 1].observation if len(steps) >= m else following
-                self.replay.add(first.observation, first.action, total, following, cost_following)
+                self.replay.add(first.observation, first.action, total, following)
 
     def state(self) -> list[list[tuple[list[float], list[float], float, list[float], bool]]]:
         """Steps of each environment that are still waiting for their successors, as plain values."""

@@ -9,7 +9,7 @@ Array = NDArray[np.float64]
 
 
 class NStepReturn(NamedTuple):
-    """What came in the steps after an action, n of reward and m of cost; and how the values of what follows count."""
+    """What came in the n steps after an action, and how the values of what follows count."""
 
     reward: float
     """Discounted sum."""
@@ -18,20 +18,20 @@ class NStepReturn(NamedTuple):
     discount: float
     """Factor of the reward value that follows: gamma^n, or 0 after a termination."""
     cost_discount: Array
-    """Factors of the cost values that follow [C]: gamma_c^m."""
+    """Factors of the cost values that follow [C]: gamma_c^n."""
 
 
 def n_step_return(
     reward: Array, cost: Array, terminated: NDArray[np.bool_], discount: float, cost_discount: Array
 ) -> NStepReturn:
-    """Sum up the n steps after an action, and of its cost the first m of them.
+    """Sum up the n steps after an action.
 
     Reward ends with a termination. Cost does not: that of the next episode follows, since a policy is held to a cost
     per horizon of steps. Were it to end, an action that ends the episode would look safe.
 
     Args:
         reward: of the n steps, [n].
-        cost: of the first m steps, [m, C].
+        cost: of the n steps, [n, C].
         terminated: whether a step ended its episode for good, so that the next one is of another episode, [n].
         discount: gamma of one step.
         cost_discount: gamma_c, that of each cost, [C].
@@ -41,9 +41,9 @@ def n_step_return(
     counts = np.append(True, ~ended[:-1])  # a reward counts unless the episode had ended before it
     return NStepReturn(
         float((discount ** np.arange(n) * counts) @ reward),
-        (cost_discount ** np.arange(len(cost))[:, None] * cost).sum(0),
+        (cost_discount ** np.arange(n)[:, None] * cost).sum(0),
         0.0 if ended[-1] else discount**n,
-        cost_discount ** len(cost),
+        cost_discount**n,
     )
 
 

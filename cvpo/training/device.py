@@ -80,7 +80,6 @@ def measure_update(
         discount=np.full(B, config.critic.discount, np.float32),
         cost_discount=np.full((B, C), config.critic.discount, np.float32),
         next_observation=generator.standard_normal((B, observation_size), np.float32),
-        cost_next_observation=generator.standard_normal((B, observation_size), np.float32),
         recent=B // 2,
     )
     state = learner.create(config, observation_size, action_size, constraints, device)

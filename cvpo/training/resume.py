@@ -27,9 +27,7 @@ from cvpo.learning.replay import Replay
 from cvpo.training.checkpoint import from_bytes, spec_document, step_folder, steps_of, to_bytes
 from cvpo.training.rowlog import RowFile, RowLog, read_rows
 
-FORMAT = (
-    5  # 1 had the whole replay in its state; 2 no factors of the cost values that follow; 3 no level; 4 one next state
-)
+FORMAT = 4  # 1 had the whole replay in its state; 2 no factors of the cost values that follow a transition; 3 no level
 KEPT = 2
 REPLAY = "replay"
 POINT = "point.json"

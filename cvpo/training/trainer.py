@@ -157,11 +157,9 @@ class _Loop:
         self.learner = learner.create(config, spec.observation_size, spec.action_size, constraints, device)
         self.replay = Replay(config.replay.capacity, spec.observation_size, spec.action_size, num_costs)
         critic = config.critic
+        self.collector = NStepCollector(self.replay, num_envs, critic.n_step, critic.discount, config.cost_discounts)
         window = max(1, round(config.limit.window_episodes * spec.max_episode_steps))
         self.deterministic = min(config.limit.deterministic_envs, num_envs - 1)
-        as_judged = [critic.cost_policy == "behavior" or i < self.deterministic for i in range(num_envs)]
-        cost_steps = [critic.n_step if judged else 1 for judged in as_judged]
-        self.collector = NStepCollector(self.replay, critic.n_step, cost_steps, critic.discount, config.cost_discounts)
         self.measured = slice(0, self.deterministic or num_envs)  # environments whose cost is held
         self.meter = CostMeter.start(window, self.measured.stop, num_costs)
         self.generator = np.random.default_rng(config.seed)

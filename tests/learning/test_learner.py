@@ -47,7 +47,6 @@ def test_critics_learn_the_values_of_a_chain_by_hand() -> None:
             np.array([0.5, 0, 0.5], np.float32)[rows],
             np.full((66, 1), 0.5, np.float32),
             states[following[rows]],
-            states[following[rows]],
             33,
         )
         learner.update(state, batch, np.array([10.0]), 0, settings)
@@ -539,7 +538,7 @@ def test_critics_that_diverged_are_named() -> None:
     state = create(settings)
     with torch.no_grad():
         state.target_critics.output_bias[0] = float("nan")
-    with pytest.raises(NonFiniteError, match=r"reward_value of the target critics is nan for the observation \[ ?-?\d"):
+    with pytest.raises(NonFiniteError, match=r"reward_value of the target critics is nan for the observation \[-?\d"):
         learn(state, settings, 1, measured=0.0)
 
 

@@ -19,7 +19,7 @@ def filled(capacity: int, count: int) -> Replay:
     for i in range(count):
         observation, following = np.full(2, i, np.float32), np.full(2, i + 1, np.float32)
         total = NStepReturn(i, np.array([i, 2.0 * i]), 0.9, np.array([0.8, 0.7]))
-        replay.add(observation, np.array([i / 100], np.float32), total, following, following + 1)
+        replay.add(observation, np.array([i / 100], np.float32), total, following)
     return replay
 
 
@@ -42,7 +42,6 @@ def test_a_batch_keeps_each_transition_together() -> None:
     i = batch.reward
     np.testing.assert_array_equal(batch.observation, np.stack([i, i], 1))
     np.testing.assert_array_equal(batch.next_observation, np.stack([i + 1, i + 1], 1))
-    np.testing.assert_array_equal(batch.cost_next_observation, np.stack([i + 2, i + 2], 1))
     np.testing.assert_allclose(batch.action[:, 0], i / 100)
     np.testing.assert_array_equal(batch.cost, np.stack([i, 2 * i], 1))
     np.testing.assert_allclose(batch.discount, 0.9)
@@ -71,8 +70,7 @@ def test_a_restored_replay_draws_the_same_batches_and_goes_on_the_same(count: in
         restored.restore(first + start, rows[start : start + 3])
     for replay in (original, restored):
         total = NStepReturn(99, np.zeros(2), 0.0, np.ones(2))
-        zero = np.zeros(2, np.float32)
-        replay.add(zero, np.zeros(1, np.float32), total, zero, zero)
+        replay.add(np.zeros(2, np.float32), np.zeros(1, np.float32), total, np.zeros(2, np.float32))
     np.testing.assert_array_equal(restored.rows, original.rows)
     batches = [replay.sample(np.random.default_rng(1), 32, 4) for replay in (original, restored)]
     for field in FIELDS:
@@ -89,7 +87,7 @@ def test_rows_are_given_from_a_number_on_or_from_the_oldest_that_is_left(number:
 
 def test_nothing_new_is_no_row() -> None:
     first, rows = filled(8, 13).since(13)
-    assert (first, rows.shape) == (13, (0, 13))
+    assert (first, rows.shape) == (13, (0, 11))
 
 
 # n-step returns. Observations are the time within the episode, and FIRST where the next one begins; rewards are 1, 10,
@@ -101,10 +99,9 @@ FIRST = -1
 class Collected:
     """A collector of N environments and what it stored."""
 
-    def __init__(self, num_envs: int = 1, n_step: int = 3, cost_steps: tuple[int, ...] = ()) -> None:
+    def __init__(self, num_envs: int = 1, n_step: int = 3) -> None:
         self.replay = Replay(100, 1, 1, 2)
-        self.same = not cost_steps  # steps of reward and of cost
-        self.collector = NStepCollector(self.replay, n_step, cost_steps or (n_step,) * num_envs, GAMMA, (GAMMA, GAMMA))
+        self.collector = NStepCollector(self.replay, num_envs, n_step, GAMMA, (GAMMA, GAMMA))
 
     def step(
         self,
@@ -137,10 +134,8 @@ class Collected:
         arrays = {name: np.asarray(getattr(self.replay, name)[stored], np.float64) for name in FIELDS}
         np.testing.assert_allclose(arrays["action"], arrays["observation"] / 10, rtol=1e-6)
         goes_on = arrays["discount"] > 0
-        if self.same:
-            np.testing.assert_array_equal(arrays["cost_discount"][goes_on], arrays["discount"][goes_on, None] * [1, 1])
-            np.testing.assert_allclose(arrays["cost"][goes_on], arrays["reward"][goes_on, None] * [1, 2], rtol=1e-6)
-            np.testing.assert_array_equal(arrays["cost_next_observation"], arrays["next_observation"])
+        np.testing.assert_array_equal(arrays["cost_discount"][goes_on], arrays["discount"][goes_on, None] * [1, 1])
+        np.testing.assert_allclose(arrays["cost"][goes_on], arrays["reward"][goes_on, None] * [1, 2], rtol=1e-6)
         rows = zip(
             arrays["observation"][:, 0],
             arrays["reward"],
@@ -188,36 +183,6 @@ def test_a_truncation_soon_after_a_termination_cuts_the_returns_of_both_episodes
     assert collected.transitions == [(7, 1, 0, 1), (0, 10, 0.5, 1)]
     np.testing.assert_array_equal(collected.replay.cost[:2, 0], [1 + 5, 10])
     np.testing.assert_array_equal(collected.replay.cost_discount[:2, 0], [0.25, 0.5])
-
-
-def test_cost_counts_as_long_as_the_environment_acts_as_the_cost_critics_judge() -> None:
-    # The second environment explores: of its costs that of the action itself counts, and then the critic's value.
-    collected = Collected(cost_steps=(3, 1))
-    for t, reward in enumerate([1, 10]):
-        collected.step([t, t], [reward, reward])
-    collected.step([2, 2], [100, 100], terminated=(1,))
-    collected.step([3, FIRST], [1000, 1000], truncated=(0, 1))
-    cost = [
-        (t, float(c), float(f), float(o))
-        for t, c, f, o in zip(
-            collected.replay.observation[:8, 0],
-            collected.replay.cost[:8, 0],
-            collected.replay.cost_discount[:8, 0],
-            collected.replay.cost_next_observation[:8, 0],
-            strict=True,
-        )
-    ]
-    follows = [row for row in cost if row[2] != 0.5]
-    assert follows == [(0, 1 + 5 + 25, 0.125, 3), (1, 10 + 50 + 250, 0.125, 4), (2, 100 + 500, 0.25, 4)]
-    explores = [row for row in cost if row[2] == 0.5]
-    assert explores == [
-        (0, 1, 0.5, 1),
-        (3, 1000, 0.5, 4),
-        (1, 10, 0.5, 2),
-        (2, 100, 0.5, FIRST),
-        (FIRST, 1000, 0.5, 0),
-    ]
-    assert collected.transitions[1] == (0, 1 + 5 + 25, 0, FIRST)  # its reward goes on as ever
 
 
 def test_truncation_ends_every_return_but_the_value_of_what_follows_counts() -> None:

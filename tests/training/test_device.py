@@ -80,9 +80,7 @@ def test_learning_and_acting_keep_to_the_device_of_the_networks(
 
     config = small_config(mstep={"period": 1}, network={"covariance": covariance})
     state = learner.create(config, O, A, CONSTRAINTS, name)
-    batch = Batch(
-        drawn(B, O), drawn(B, A), drawn(B), drawn(B, 1), drawn(B), drawn(B, 1), drawn(B, O), drawn(B, O), B // 2
-    )
+    batch = Batch(drawn(B, O), drawn(B, A), drawn(B), drawn(B, 1), drawn(B), drawn(B, 1), drawn(B, O), B // 2)
     state.model.normalizer.update(state.tensor(batch.observation))
     assert learner.act(state, batch.observation, deterministic=1).shape == (B, A)
     metrics = learner.update(state, batch, np.array([30.0]), 0, config)

@@ -43,7 +43,7 @@ class Run:
     def store(self, count: int) -> None:
         for i in range(self.replay.total, self.replay.total + count):
             row = np.full(3, i, np.float32)
-            self.replay.add(row, row[:2], NStepReturn(i, np.array([i]), 0.9, np.array([0.9])), row + 1, row + 2)
+            self.replay.add(row, row[:2], NStepReturn(i, np.array([i]), 0.9, np.array([0.9])), row + 1)
 
     def save(self, steps: int) -> int:
         return self.points.save(steps, state(steps), f"environments {steps}".encode())
@@ -126,7 +126,7 @@ def test_a_save_writes_what_is_new_and_what_is_overwritten_leaves_the_disk(tmp_p
     for steps in range(1000, 50_000, 1000):
         run.store(10)
         small = run.save(steps)
-    row_bytes = 4 * (3 + 2 + 1 + 1 + 1 + 1 + 3 + 3)
+    row_bytes = 4 * (3 + 2 + 1 + 1 + 1 + 1 + 3)
     others = sum(path.stat().st_size for path in (tmp_path / "resume" / "0000049000").iterdir())
     assert small <= 10 * row_bytes + others
     stored = sum(path.stat().st_size for path in (tmp_path / "replay").iterdir()) // row_bytes

@@ -452,8 +452,7 @@ def test_the_replay_holds_the_returns_worked_out_by_hand(tmp_path: Path) -> None
     expected = [(time, total, total, factor, factor, then) for time, total, factor, then in following] + terminated
     # The first environment, whose episodes are never cut short.
     environment = {"env_id": "tests.training.test_trainer:Corridor", "max_episode_steps": 8, "num_envs": 1}
-    critic = {"cost_policy": "behavior"}  # its costs are summed over as many steps as its reward
-    start(tmp_path / "run", small_config(steps=160, environment=environment, critic=critic))
+    start(tmp_path / "run", small_config(steps=160, environment=environment))
     stored = {name: torch.tensor(array).double() for name, array in transitions(tmp_path / "run").items()}
     columns = (
         stored["observation"][:, 0],
@@ -465,14 +464,6 @@ def test_the_replay_holds_the_returns_worked_out_by_hand(tmp_path: Path) -> None
     )
     rows = {tuple(round(value, 4) for value in row) for row in torch.stack(columns, 1).tolist()}
     assert rows == {tuple(round(float(value), 4) for value in row) for row in expected}
-
-
-def test_costs_of_an_exploring_environment_count_for_one_step_where_the_served_policy_is_judged(tmp_path: Path) -> None:
-    # Two of the four environments act as the policy will be served: as many returns have three steps of cost.
-    start(tmp_path / "run", small_config(steps=200))
-    steps = np.log(transitions(tmp_path / "run")["cost_discount"][:, 0]) / np.log(0.8)
-    assert np.mean(steps > 2.9) == pytest.approx(0.5, abs=0.1)
-    assert np.mean((steps > 0.9) & (steps < 1.1)) == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_newest_transitions_are_of_all_of_an_episode(tmp_path: Path) -> None:
