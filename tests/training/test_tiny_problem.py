@@ -39,8 +39,7 @@ class Learned:
 
 def learn(run: Path, cost_limit: float, steps: int) -> Learned:
     schedule = {"warmup_steps": 400, "warmup_updates": 100, "checkpoint_every": 10_000}
-    limit = {"gain_below": 1.0}  # with the default these few steps end at 17 of 20, and before all effort is spent
-    train(small_config(cost_limit, steps, schedule=schedule, limit=limit), run, Reports(), never)
+    train(small_config(cost_limit, steps, schedule=schedule), run, Reports(), never)
     policy = load_policy(run, checkpoint_steps(run)[-1])
     with VectorEnv("tests.budget:make", num_envs=10, workers=0, seed=99) as env:
         actor = TorchActor(policy.model, env.spec)
@@ -56,7 +55,9 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Learned:
     return learn(tmp_path_factory.mktemp("half") / "run", 20.0, STEPS_LEARNED)
 
 
-# Tolerances: over seeds 0, 1 and 2 the cost ended within 11 % of its limit, the return within 2 % of the best at it.
+# Tolerances: over seeds 0, 1 and 2 the cost ended at 10.1 to 10.8 of 10 and at 18.9, 19.8 and 16.9 of 20, the return
+# within 3 % of the best at that cost. Under the slack limit seeds 1 and 2 had come to 28.5 of 40: the controller
+# is slow from below.
 
 
 def test_effort_goes_where_it_is_worth_most_and_cost_is_held_at_the_limit(half: Learned) -> None:
