@@ -68,7 +68,7 @@ def random_forecast(num_costs: int, seed: int = 0) -> CostForecast:
     """One that depends on everything it sees."""
     torch.manual_seed(seed)
     typical = np.array([0.7 * 3.0**c for c in range(num_costs)])
-    forecast = CostForecast(OBSERVATION_SIZE, np.array([1, 5, W, T]), typical)
+    forecast = CostForecast(OBSERVATION_SIZE, T, typical)
     with torch.no_grad():
         forecast.output_weight.normal_(0, 0.1)
         forecast.value_weight.normal_(0, 1)

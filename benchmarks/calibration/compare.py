@@ -1,8 +1,7 @@
 """Where the guess comes from that the map of costs is asked with: ways that are calibrated alike, on the same episodes.
 
 The forecast is what a bundle has: fitted to the costs that came. A distributional critic learns the same by temporal
-differences, from transitions; its network can be fitted to the costs that came, too. The plain critic is the one of
-training, whose discounted mean says everything.
+differences, from transitions. The plain critic is the one of training, whose discounted mean says everything.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,11 +35,8 @@ class PlainCritic(nn.Module):
         super().__init__()
         self.typical_value = typical_value
 
-    def rates(self, observation: Tensor, cost_value: Tensor) -> Tensor:
+    def forward(self, observation: Tensor, cost_value: Tensor, steps_left: Tensor) -> Tensor:
         return cost_value / self.typical_value
-
-    def at(self, rates: Tensor, steps_left: Tensor) -> Tensor:
-        return rates
 
 
 class DistributionalCritic(nn.Module):
@@ -56,21 +52,18 @@ class DistributionalCritic(nn.Module):
             self.output.weight.mul_(0.1)
             self.output.bias.fill_(1.0)
 
-    def forward(self, observation: Tensor, cost_value: Tensor, steps: Tensor) -> Tensor:
+    def forward(self, observation: Tensor, cost_value: Tensor, steps_left: Tensor) -> Tensor:
+        """The mean of some quantiles, as a share of what as many steps cost on average, [N, 1, 1]."""
+        cost = self.quantiles(observation, cost_value[:, 0, 0], steps_left)[:, READ].mean(1)
+        return (cost / (steps_left * self.mean_cost)).clamp(min=0)[:, None, None]
+
+    def quantiles(self, observation: Tensor, cost_value: Tensor, steps: Tensor) -> Tensor:
         """Costs [N, Q] that go with LEVELS, for observations [N, O], cost values [N] and numbers of steps [N]."""
         value = cost_value / (cost_value + self.typical_value)
         time = torch.stack([value, 2 * steps / self.horizon - 1, steps.log1p() / np.log1p(self.horizon)], 1)
         hidden = self.second(self.first(torch.cat([observation, time], 1)).relu()).relu()
         relative: Tensor = self.output(hidden)
         return relative * (steps * self.mean_cost)[:, None]
-
-    def rates(self, observation: Tensor, cost_value: Tensor) -> Tensor:
-        return torch.cat([observation, cost_value[:, 0]], 1)
-
-    def at(self, rates: Tensor, steps_left: Tensor) -> Tensor:
-        """The mean of some quantiles, as a share of what as many steps cost on average, [N, 1, 1]."""
-        cost: Tensor = self(rates[:, :-1], rates[:, -1], steps_left)[:, READ].mean(1)
-        return (cost / (steps_left * self.mean_cost)).clamp(min=0)[:, None, None]
 
 
 def fit_plain(
@@ -86,21 +79,18 @@ def fit_distributional(
     constraints: Sequence[Constraint],
     normalize: Normalize,
     seed: int,
-    bootstrapping: bool = True,
 ) -> CostForecast:
     """Learn Z(s, h) of the first constraint by quantile regression of its own next guess (Dabney et al., 2018).
 
     The target at step t is the cost of n steps and Z(s[t + n], h - n) of a slow copy, n being W, or h where that is
-    less; without bootstrapping n is h, and the target the cost that came. It is the slow copy that is kept, as it was
-    when the costs that came, of episodes that were held out, had the least pinball loss. Arguments are those of
-    `fit_forecast`.
+    less. It is the slow copy that is kept, as it was when the costs that came, of episodes that were held out, had the
+    least pinball loss. Arguments are those of `fit_forecast`.
     """
     generator = np.random.default_rng(seed)
     order = [episodes[i] for i in generator.permutation(len(episodes))]
     held = round(HELD_OUT * len(order))
     learning, checking = _Transitions(order[held:], normalize), _Transitions(order[:held], normalize)
     window, horizon = constraints[0].window_steps, constraints[0].horizon_steps
-    most = window if bootstrapping else horizon
     mean_cost = max(float(np.mean([episode.cost[:, 0].mean() for episode in order[held:]])), SMALLEST)
     typical = max(float(learning.cost_value.mean()), SMALLEST)
     with torch.random.fork_rng(devices=[]):
@@ -112,10 +102,10 @@ def fit_distributional(
     check = checking.draw(8 * BATCH, window, horizon, np.random.default_rng(seed))
     best, kept = np.inf, critic.state_dict()
     for update in range(1, MOST_UPDATES + 1):
-        row, steps, ahead, cost = learning.draw(BATCH, window, most, generator)
+        row, steps, ahead, cost = learning.draw(BATCH, window, window, generator)
         with torch.no_grad():
-            target = cost[:, None] + slow(*learning.at(row + ahead, steps - ahead))
-        loss = _loss(critic(*learning.at(row, steps)), target, steps * horizon, mean_cost)
+            target = cost[:, None] + slow.quantiles(*learning.at(row + ahead, steps - ahead))
+        loss = _loss(critic.quantiles(*learning.at(row, steps)), target, steps * horizon, mean_cost)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
@@ -124,24 +114,18 @@ def fit_distributional(
                 one.lerp_(other, AVERAGING)
             if update % (MOST_UPDATES // CHECKS) == 0:
                 row, steps, _, cost = check
-                found = float(_loss(slow(*checking.at(row, steps)), cost[:, None], steps * horizon, mean_cost))
+                found = float(
+                    _loss(slow.quantiles(*checking.at(row, steps)), cost[:, None], steps * horizon, mean_cost)
+                )
                 if found < best:
                     best, kept = found, {name: value.clone() for name, value in slow.state_dict().items()}
     critic.load_state_dict(kept)
     return cast(CostForecast, critic.eval().requires_grad_(False))
 
 
-def fit_distribution(
-    episodes: Sequence[Episode], constraints: Sequence[Constraint], normalize: Normalize, seed: int
-) -> CostForecast:
-    """The same network as of `fit_distributional`, fitted to the costs that came."""
-    return fit_distributional(episodes, constraints, normalize, seed, bootstrapping=False)
-
-
 WAYS: dict[str, Fit] = {
     "plain critic": fit_plain,
     "distributional critic": fit_distributional,
-    "its network, fitted to costs": fit_distribution,
     "forecast": fit_forecast,
 }
 

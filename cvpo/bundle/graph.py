@@ -351,7 +351,7 @@ def _operators(shapes: Callable[[_Step], list[Shape]], names: str, inputs: range
 
 _ONE, _TWO, _THREE = range(1, 2), range(2, 3), range(3, 4)
 _OPERATORS: Mapping[str, _Operator] = {
-    **_operators(_elementwise, "Abs Neg Not Relu Softplus Tanh", _ONE),
+    **_operators(_elementwise, "Abs Log Neg Not Relu Softplus Tanh", _ONE),
     **_operators(_elementwise, "Cast", _ONE, "to"),
     **_operators(_elementwise, "Add Sub Mul Div Greater Less LessOrEqual Equal", _TWO),
     **_operators(_elementwise, "Clip Where", _THREE),

@@ -15,7 +15,6 @@ from cvpo.learning.returns import window_cost
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-KNOTS = 7  # about: numbers of steps at which the network speaks, geometric from 1 to T; W is added
 BATCH = 512
 LEARNING_RATE = 3e-3
 MOST_UPDATES, FEWEST_UPDATES = 4_000, 100
@@ -34,7 +33,7 @@ class ForecastEpisode:
     """An episode with what is forecast at each of its steps, for any number of steps ahead."""
 
     def __init__(self, episode: Episode, forecast: CostForecast, normalize: Callable[[Tensor], Tensor]) -> None:
-        """Run the network once.
+        """See the episode as the networks do.
 
         Args:
             episode: with cost values.
@@ -42,9 +41,8 @@ class ForecastEpisode:
             normalize: maps observations [N, O] to those that the networks see.
         """
         self.cost, self.terminated, self._forecast = episode.cost, episode.terminated, forecast
-        observation, cost_value = _inputs(episode, normalize)
-        with torch.no_grad():
-            self._rates = forecast.rates(observation, cost_value.unsqueeze(-1))
+        self._observation, cost_value = _inputs(episode, normalize)
+        self._cost_value = cost_value.unsqueeze(-1)
 
     def __len__(self) -> int:
         return len(self.cost)
@@ -52,7 +50,8 @@ class ForecastEpisode:
     def forecast(self, steps: Integers) -> Array:
         """Of the cost of the next steps[t] steps from step t on, [L, C], as the map of costs takes it."""
         with torch.no_grad():
-            return np.asarray(self._forecast.at(self._rates, torch.from_numpy(steps))[..., 0].double())
+            forecast = self._forecast(self._observation, self._cost_value, torch.from_numpy(steps))
+        return np.asarray(forecast[..., 0].double())
 
     def window_cost(self, steps: Integers) -> tuple[Array, NDArray[np.bool_]]:
         """See `cvpo.learning.returns.window_cost`."""
@@ -79,14 +78,13 @@ def fit_forecast(
     generator = np.random.default_rng(seed)
     order = [episodes[i] for i in generator.permutation(len(episodes))]
     held = round(HELD_OUT * len(order))
-    knots = horizon_grid(constraints[0].horizon_steps, constraints[0].window_steps, KNOTS)
-    window = constraints[0].window_steps
+    window, horizon = constraints[0].window_steps, constraints[0].horizon_steps
     learning, checking = _Steps(order[held:], window, normalize), _Steps(order[:held], window, normalize)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         forecast = CostForecast(
             learning.observation.shape[1],
-            knots,
+            horizon,
             np.maximum(learning.cost_value.double().mean(0).numpy(), SMALLEST),
         )
         updates = int(np.clip(PASSES * len(learning) / BATCH, FEWEST_UPDATES, MOST_UPDATES))
@@ -169,9 +167,8 @@ def _loss(
 
     In the former the few steps that cost much would decide, in the latter only long spans would count.
     """
-    rates = forecast.rates(observation, cost_value.unsqueeze(-1))[:, :, 0]  # [N, C, H, Q]
-    quantiles = (forecast.steps_between(steps)[:, None, :, None] * rates).sum(2).cumsum(-1)
-    unit = (steps * forecast.knot_width.sum()).sqrt()
-    off = ((cost / mean_cost).unsqueeze(-1) - quantiles) / unit[:, None, None]
+    relative = forecast.increments(observation, cost_value.unsqueeze(-1), steps)[:, :, 0].cumsum(-1)  # [N, C, Q]
+    unit = (steps * forecast.horizon).sqrt()
+    off = ((cost / mean_cost).unsqueeze(-1) - steps[:, None, None] * relative) / unit[:, None, None]
     level = torch.tensor(QUANTILES)
     return torch.maximum(level * off, (level - 1) * off).mean()

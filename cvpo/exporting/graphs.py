@@ -325,32 +325,28 @@ def _judge(graph: _Graph, answering: Answering) -> _Judged:
 
 def _forecast(graph: _Graph, forecast: CostForecast) -> str:
     """`CostForecast.forward`, [N, C, K]."""
-    C, _, F = forecast.observation_weight.shape
-    H = len(forecast.knot_lower)
+    C, _, F = forecast.state_weight.shape
+    steps = graph.unsqueeze(graph.cast("steps_left", FLOAT), 1)
+    share = graph.node("Sub", graph.node("Mul", steps, graph.floats(2 / forecast.horizon)), graph.floats(1.0))
+    logarithm = graph.node("Mul", graph.node("Log", steps), graph.floats(1 / np.log(forecast.horizon + 1)))
+    state = graph.node("Concat", NORMALIZED, share, logarithm, axis=1)
+    state = graph.node("MatMul", state, graph.tensor(forecast.state_weight))
+    state = graph.unsqueeze(graph.node("Add", state, graph.tensor(forecast.first_bias)), 2)  # [C, N, 1, F]
     by_constraint = graph.node("Transpose", CANDIDATE_COST_VALUE, perm=[1, 0, 2])  # [C, N, K]
     value = graph.unsqueeze(by_constraint, 3)
     typical = graph.tensor(forecast.typical_value.unsqueeze(1))
     value = graph.node("Div", value, graph.node("Add", value, typical))
     value = graph.node("Mul", value, graph.tensor(forecast.value_weight.unsqueeze(1)))  # [C, N, K, F]
-    state = graph.node("MatMul", NORMALIZED, graph.tensor(forecast.observation_weight))
-    state = graph.unsqueeze(graph.node("Add", state, graph.tensor(forecast.first_bias)), 2)
     hidden = graph.node("Relu", graph.node("Add", state, value))
     hidden = graph.node("Reshape", hidden, graph.integers(C, -1, F))
     hidden = graph.node("MatMul", hidden, graph.tensor(forecast.second_weight))
     hidden = graph.node("Relu", graph.node("Add", hidden, graph.tensor(forecast.second_bias)))
     output = graph.node("MatMul", hidden, graph.tensor(forecast.output_weight))
-    rates = graph.node("Relu", graph.node("Add", output, graph.tensor(forecast.output_bias)))
-    shape = graph.node("Concat", graph.node("Shape", by_constraint), graph.integers(H * len(QUANTILES)), axis=0)
-    rates = graph.node("Reshape", rates, shape)  # [C, N, K, H·Q]
-
-    steps = graph.node("Sub", graph.unsqueeze(graph.cast("steps_left", FLOAT), 1), graph.tensor(forecast.knot_lower))
-    steps = graph.clip(graph.node("Div", steps, graph.tensor(forecast.knot_width)), 0.0, 1.0)
-    steps = graph.node("Mul", steps, graph.tensor(forecast.knot_width))  # [N, H]
-    share = graph.node("Div", steps, graph.unsqueeze(graph.reduce("ReduceSum", steps, 1), 1))
+    increments = graph.node("Relu", graph.node("Add", output, graph.tensor(forecast.output_bias)))  # [C, N·K, Q]
     # The mean of quantiles that are sums of increments: the first one counts Q times, the last once.
-    count = np.kron(np.eye(H), np.arange(len(QUANTILES), 0, -1.0) / len(QUANTILES))
-    weight = graph.unsqueeze(graph.node("MatMul", share, graph.array(count.astype(np.float32))), 1)  # [N, 1, H·Q]
-    relative = graph.reduce("ReduceSum", graph.node("Mul", rates, weight), 3)
+    count = np.arange(len(QUANTILES), 0, -1.0)[:, None] / len(QUANTILES)
+    relative = graph.node("MatMul", increments, graph.array(count.astype(np.float32)))
+    relative = graph.node("Reshape", relative, graph.node("Shape", by_constraint))
     return graph.node("Transpose", relative, perm=[1, 0, 2])
 
 

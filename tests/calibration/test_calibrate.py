@@ -139,7 +139,7 @@ def test_each_episode_weighs_the_same_however_many_steps_it_has() -> None:
     atoms = np.array([[[[0.0, 1.0]]]])
     cost_map = CostMap(np.array([T]), np.zeros((1, 1)), atoms, atoms[..., 0], np.zeros((1, 1, 2)), 0.9)
     episodes = [episode([1.0], [0.0], terminated=True), episode([0.0] * 10, [0.0] * 10, terminated=True)]
-    forecast = CostForecast(1, np.array([T]), np.ones(1))
+    forecast = CostForecast(1, T, np.ones(1))
     share = share_within(
         cost_map, [ForecastEpisode(e, forecast, as_it_is) for e in episodes], [np.full(1, T), np.full(10, T)]
     )

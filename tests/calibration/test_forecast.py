@@ -54,14 +54,12 @@ def test_what_is_near_is_told_apart_from_what_is_far() -> None:
     assert followed.forecast(np.full(STEPS, STEPS))[0, 0] * STEPS == pytest.approx(60, rel=0.3)
 
 
-@given(seed=st.integers(0, 30), few=st.integers(1, T), many=st.integers(1, T), value=st.floats(0, 100))
+@given(seed=st.integers(0, 30), left=st.integers(1, T), value=st.floats(0, 100))
 @settings(deadline=None)
-def test_more_steps_never_cost_less_and_no_forecast_is_negative(seed: int, few: int, many: int, value: float) -> None:
+def test_no_forecast_is_negative(seed: int, left: int, value: float) -> None:
     forecast = random_forecast(1, seed)
-    observation = torch.randn(1, OBSERVATION_SIZE, generator=torch.Generator().manual_seed(seed))
-    steps = torch.tensor([min(few, many), max(few, many)])
-    cost = forecast(observation.expand(2, -1), torch.full((2, 1, 1), value), steps)[:, 0, 0] * steps
-    assert 0 <= cost[0] <= cost[1] * (1 + 1e-5) + 1e-5
+    observation = 5 * torch.randn(1, OBSERVATION_SIZE, generator=torch.Generator().manual_seed(seed))
+    assert forecast(observation, torch.full((1, 1, 1), value), torch.tensor([left])).item() >= 0
 
 
 def test_a_cost_value_that_is_not_a_number_is_a_certain_violation() -> None:

@@ -140,7 +140,7 @@ class Fixed(Answering):
 def test_a_shield_by_hand(typical: list[float] | None, chosen: list[int]) -> None:
     # Without evidence, whatever is limited is flagged. Of both constraints the largest counts: 5, 8 and 4 of each
     # candidate; or in units of 1 and 10, 2, 1 and 3.
-    forecast = None if typical is None else CostForecast(OBSERVATION_SIZE, np.array([T]), np.array(typical)).eval()
+    forecast = None if typical is None else CostForecast(OBSERVATION_SIZE, T, np.array(typical)).eval()
     policy = Fixed(forecast, uncalibrated_map(constraints((9.0, 9.0))), LOW, HIGH, 1.0)
     allowed = torch.tensor([[math.inf, math.inf], [9, math.inf], [math.inf, 9], [9, 9]])
     with torch.no_grad():
