@@ -135,7 +135,9 @@ def make_kinds(folder: Path) -> list[Bundle]:
     for kind in range(KINDS):
         policy_graph = scale(bundle.policy_graph, 1 - kind / 100)
         answered = Graph(POLICY_GRAPH, policy_graph, sizes).run(bundle.golden.inputs[POLICY_GRAPH])
-        golden = replace(bundle.golden, outputs={**bundle.golden.outputs, POLICY_GRAPH: answered})
+        before = bundle.golden.outputs
+        then = {name: np.array(answered[name], array.dtype) for name, array in before[POLICY_GRAPH].items()}
+        golden = replace(bundle.golden, outputs={**before, POLICY_GRAPH: then})
         made.append(replace(bundle, policy_graph=policy_graph, golden=golden))
     return made
 

@@ -16,16 +16,19 @@ from serve.errors import InvalidRequestError
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.control_pb2 import OpenSession
 from serve.values import (
+    ActLists,
     ActResult,
     CalibrationDescription,
     ConstraintDescription,
     Deterministic,
+    EvaluateActionLists,
     EvaluateActionResult,
-    Floats,
     Frame,
     Mode,
     PolicyDescription,
     Prediction,
+    PredictionLists,
+    Rows,
     Sampled,
     ServedPolicy,
     Shielded,
@@ -76,7 +79,7 @@ def decode_situations(messages: Sequence[pb.Situation], frame: Frame, limits: Li
 
 def decode_situated_actions(
     messages: Sequence[pb.SituatedAction], frame: Frame, limits: Limits
-) -> tuple[Situations, Floats]:
+) -> tuple[Situations, Rows]:
     """Return the situations and the actions [N, A] of an EvaluateActionRequest.
 
     Raises:
@@ -99,7 +102,8 @@ def decode_situated_actions(
             f"situated_actions[{i}].action[{j}]",
             f"is {action[i, j]:g}; the action space is {frame.action_low[j]:g} to {frame.action_high[j]:g} there",
         )
-    return situations, action
+    rows: Rows = action.tolist()
+    return situations, rows
 
 
 def _check_batch(field: str, size: int, limits: Limits) -> None:
@@ -107,7 +111,7 @@ def _check_batch(field: str, size: int, limits: Limits) -> None:
         raise InvalidRequestError(field, f"has {size} entries; this server takes 1 to {limits.max_batch}")
 
 
-def check_observation_space(observation: Floats, frame: Frame, path: str) -> None:
+def check_observation_space(observation: Sequence[Sequence[float]], frame: Frame, path: str) -> None:
     """Refuse observations [N, O] outside of the observation space; `path` has a place for the row.
 
     Raises:
@@ -120,21 +124,21 @@ def check_observation_space(observation: Floats, frame: Frame, path: str) -> Non
         low, high = frame.observation_bounds
         raise InvalidRequestError(
             f"{path.format(i)}[{j}]",
-            f"is {observation[i, j]:g}; the observation space is {low[j]:g} to {high[j]:g} there",
+            f"is {observation[i][j]:g}; the observation space is {low[j]:g} to {high[j]:g} there",
         )
 
 
 def _decode_situations(messages: Sequence[pb.Situation], frame: Frame, limits: Limits, path: str) -> Situations:
-    # Lists, of which each array is made at once: for one situation that takes half the time of filling arrays.
-    rows, steps_left, cost_allowed = [], [], []
+    observation, steps_left, cost_allowed = [], [], []
     constraints = len(frame.cost_limit)
     for i, message in enumerate(messages):
-        if len(message.observation) != frame.observation_size:  # before it is copied: it may be as long as a message
+        values = message.observation
+        if len(values) != frame.observation_size:  # before it is copied: it may be as long as a message
             raise InvalidRequestError(
                 f"{path.format(i)}.observation",
-                f"has {len(message.observation)} values; the policy's observation has {frame.observation_size}",
+                f"has {len(values)} values; the policy's observation has {frame.observation_size}",
             )
-        row = message.observation[:]
+        row = values[:]
         if not math.isfinite(sum(row)):  # a sum of float32 in Python's floats does not overflow
             j, value = next((j, value) for j, value in enumerate(row) if not math.isfinite(value))
             raise InvalidRequestError(f"{path.format(i)}.observation[{j}]", f"is {value}; it must be finite")
@@ -154,13 +158,12 @@ def _decode_situations(messages: Sequence[pb.Situation], frame: Frame, limits: L
                 raise InvalidRequestError(
                     f"{path.format(i)}.cost_allowed[{j}]", f"is {cost:g}; it must be zero or more"
                 )
-        rows.append(row)
+        observation.append(row)
         steps_left.append(steps)
         cost_allowed.append(costs)
-    observation = np.array(rows, np.float32)
     if limits.strict_observations:
         check_observation_space(observation, frame, f"{path}.observation")
-    return Situations(observation, np.array(steps_left, np.int64), np.array(cost_allowed, np.float32))
+    return Situations(observation, steps_left, cost_allowed)
 
 
 def _first(where: NDArray[np.bool_]) -> tuple[int, int]:
@@ -278,14 +281,12 @@ def in_range(name: str, value: int, largest: int) -> int:
 # put into another, which costs more than all the rest.
 
 
-def encode_act_response(result: ActResult) -> pb.ActResponse:
+def encode_act_response(result: ActLists) -> pb.ActResponse:
     """Return the message of an answer."""
     message = pb.ActResponse()
     fill_served(message.policy, result.policy)
     fill_duration(message.compute_time, result.compute_seconds)
-    for action, feasible, chosen in zip(
-        result.action.tolist(), result.feasible.tolist(), result.chosen.tolist(), strict=True
-    ):
+    for action, feasible, chosen in zip(result.action, result.feasible, result.chosen, strict=True):
         row = message.results.add()
         row.action.extend(action)
         row.feasible = feasible
@@ -306,7 +307,7 @@ def decode_act_response(message: pb.ActResponse) -> ActResult:
     )
 
 
-def encode_evaluate_response(result: EvaluateActionResult) -> pb.EvaluateActionResponse:
+def encode_evaluate_response(result: EvaluateActionLists) -> pb.EvaluateActionResponse:
     """Return the message of a judgement."""
     message = pb.EvaluateActionResponse()
     fill_served(message.policy, result.policy)
@@ -324,21 +325,20 @@ def decode_evaluate_response(message: pb.EvaluateActionResponse) -> EvaluateActi
     )
 
 
-def fill_predictions(messages: Sequence[pb.Prediction], prediction: Prediction) -> None:
+def fill_predictions(messages: Sequence[pb.Prediction], prediction: PredictionLists) -> None:
     """Write the predictions of N situations into as many empty messages."""
-    alarm_level = prediction.alarm_level.tolist()
     rows = zip(
         messages,
-        prediction.violation.tolist(),
-        prediction.steps_left.tolist(),
-        prediction.calibration_status.tolist(),
-        prediction.reward_value.tolist(),
-        prediction.shift_score.tolist(),
-        prediction.cost_value.tolist(),
-        prediction.cost_to_go.tolist(),
-        prediction.cost_upper.tolist(),
-        prediction.violation_probability.tolist(),
-        prediction.cost_allowed.tolist(),
+        prediction.violation,
+        prediction.steps_left,
+        prediction.calibration_status,
+        prediction.reward_value,
+        prediction.shift_score,
+        prediction.cost_value,
+        prediction.cost_to_go,
+        prediction.cost_upper,
+        prediction.violation_probability,
+        prediction.cost_allowed,
         strict=True,
     )
     for message, violation, steps_left, status, reward_value, shift_score, *costs in rows:
@@ -348,7 +348,7 @@ def fill_predictions(messages: Sequence[pb.Prediction], prediction: Prediction) 
         message.reward_value = reward_value
         message.shift_score = shift_score
         for name, flag, level, cost_value, cost_to_go, cost_upper, probability, allowed in zip(
-            prediction.constraints, violation, alarm_level, *costs, strict=True
+            prediction.constraints, violation, prediction.alarm_level, *costs, strict=True
         ):
             constraint = message.constraints.add()
             constraint.name = name
@@ -484,7 +484,10 @@ def _decode_space(message: pb.Space) -> Space:
 
 def fill_duration(message: Duration, seconds: float) -> None:
     """Write a time span."""
-    message.seconds, message.nanos = divmod(round(seconds * 1e9), 1_000_000_000)
+    nanos = round(seconds * 1e9)
+    if nanos >= 1_000_000_000:
+        message.seconds, nanos = divmod(nanos, 1_000_000_000)
+    message.nanos = nanos
 
 
 def decode_duration(duration: Duration) -> float:

@@ -44,6 +44,7 @@ from serve.control_values import (
     RollingWindow,
     SessionOpened,
     Step,
+    StepAnswer,
     StepResult,
     StepTiming,
 )
@@ -216,13 +217,13 @@ def decode_opened(message: pb.SessionOpened) -> SessionOpened:
     )
 
 
-def encode_result(result: StepResult, sent_at: Timestamp | None = None) -> pb.ControlResponse:
+def encode_result(result: StepAnswer, sent_at: Timestamp | None = None) -> pb.ControlResponse:
     """Return the answer to a step that was sent at a time of the robot's clock."""
     account, taken, timing = result.account, result.fallback, result.timing
     response = pb.ControlResponse()
     message = response.result
     message.step = result.step
-    message.action.extend(result.action[0].tolist())
+    message.action.extend(result.action)
     if result.prediction is not None:
         fill_predictions([message.prediction], result.prediction)
     message.feasible = result.feasible
@@ -242,9 +243,10 @@ def encode_result(result: StepResult, sent_at: Timestamp | None = None) -> pb.Co
         budget.exhausted = exhausted
     message.steps_left = account.steps_left
     fill_served(message.policy, result.policy)
-    fill_duration(message.timing.queued, timing.queued_seconds)
-    fill_duration(message.timing.checked, timing.checked_seconds)
-    fill_duration(message.timing.computed, timing.computed_seconds)
+    times = message.timing
+    fill_duration(times.queued, timing.queued_seconds)
+    fill_duration(times.checked, timing.checked_seconds)
+    fill_duration(times.computed, timing.computed_seconds)
     if sent_at is not None:
         message.sent_at.CopyFrom(sent_at)
     message.state = result.state

@@ -7,8 +7,9 @@ cost units, and in float64: they are sums over many steps.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
-from serve.values import Deterministic, Floats, Mode, Prediction, ServedPolicy
+from serve.values import Deterministic, Floats, Mode, Prediction, PredictionLists, ServedPolicy
 
 DEFAULT_LEAST_UNSAFE_CANDIDATES = 16
 DEFAULT_RECOVERY_STEPS = 10
@@ -124,8 +125,7 @@ class SessionOpened:
     state: bytes = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What the robot sees at one step, and what it has cost so far."""
 
     number: int  # 0 first
@@ -142,8 +142,7 @@ class FallbackTaken:
     backup: ServedPolicy | None = None  # the policy that answered, where it is a backup
 
 
-@dataclass(frozen=True)
-class Account:
+class Account(NamedTuple):
     """What has been spent of a budget [C], observed and not predicted, and what that leaves for the steps to come."""
 
     spent: tuple[float, ...]
@@ -156,8 +155,7 @@ class Account:
         return tuple(left <= 0 for left in self.left)
 
 
-@dataclass(frozen=True)
-class StepTiming:
+class StepTiming(NamedTuple):
     """Where the time of one step went, in the server."""
 
     queued_seconds: float  # from its arrival to the beginning of its computation
@@ -165,9 +163,30 @@ class StepTiming:
     computed_seconds: float  # the policy, and the fallback
 
 
+class StepAnswer(NamedTuple):
+    """Answers a step in the server; StepResult is what the client makes of it."""
+
+    step: int
+    action: list[float]  # [A], environment units, within the bounds
+    prediction: PredictionLists | None  # [1, ...]
+    feasible: bool
+    chosen: int
+    fallback: FallbackTaken | None
+    constraints: tuple[str, ...]
+    account: Account
+    policy: ServedPolicy
+    timing: StepTiming
+    state: bytes
+
+    @property
+    def answered_by(self) -> ServedPolicy:
+        """Who made the prediction: the session's policy, or its backup."""
+        return self.policy if self.fallback is None or self.fallback.backup is None else self.fallback.backup
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """Answers a step. In the service the action and its prediction have the axis N of one situation, as all others."""
+    """Answers a step. The action and its prediction have the axis N of one situation, as all others."""
 
     step: int
     action: Floats  # [1, A], environment units, within the bounds
@@ -180,8 +199,3 @@ class StepResult:
     policy: ServedPolicy
     timing: StepTiming
     state: bytes = field(repr=False)  # to go on from here
-
-    @property
-    def answered_by(self) -> ServedPolicy:
-        """Who made the prediction: the session's policy, or its backup."""
-        return self.policy if self.fallback is None or self.fallback.backup is None else self.fallback.backup

@@ -4,8 +4,10 @@ Shapes are for N situations, O observation and A action dimensions, C constraint
 leaves the first axis away. Costs are undiscounted unless said otherwise, in the environment's cost units.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Rows = list[list[float]]  # [N, ...]
 
 
 class CalibrationStatus(IntEnum):
@@ -60,26 +63,70 @@ class Frame:
     horizon_steps: int
     window_steps: int  # steps that a situation without steps_left is judged over
 
-    def outside(self, observation: Floats) -> Bools:
+    def outside(self, observation: Sequence[Sequence[float]]) -> Bools:
         """Return which of the observations [N, O] are outside of the observation space, [N, O]."""
+        values = np.array(observation, np.float32)
         if self.observation_bounds is None:
-            return np.zeros_like(observation, np.bool_)
+            return np.zeros_like(values, np.bool_)
         low, high = self.observation_bounds
-        return (observation < low) | (observation > high)
+        return (values < low) | (values > high)
 
     def share(self, steps_left: int) -> list[float]:
         """The limit's share of so many steps, limit · steps/horizon, [C]: what is allowed by default."""
         return [limit * steps_left / self.horizon_steps for limit in self.cost_limit.tolist()]
 
 
-@dataclass(frozen=True)
-class Situations:
-    """What N robots see, and what each may still spend."""
+class Situations(NamedTuple):
+    """What N robots see, and what each may still spend. In lists, as messages have it."""
 
-    observation: Floats  # [N, O]
-    steps_left: Integers  # [N], 1 to the horizon
-    cost_allowed: Floats  # [N, C], over those steps; infinity: unconstrained
+    observation: Sequence[Sequence[float]]  # [N, O]
+    steps_left: list[int]  # [N], 1 to the horizon
+    cost_allowed: Rows  # [N, C], over those steps; infinity: unconstrained
     repeats: list[list[int]] | None = None  # [N, O], steps in a row that a value was exactly the same; None: not told
+
+
+# What the server computes is in lists, with the fields and the axes of what the client makes of it, below.
+
+
+class PredictionLists(NamedTuple):
+    """As Prediction."""
+
+    constraints: tuple[str, ...]
+    cost_value: Rows
+    cost_to_go: Rows
+    cost_upper: Rows
+    violation_probability: Rows
+    violation: list[list[bool]]
+    cost_allowed: Rows
+    alarm_level: Sequence[float]
+    steps_left: list[int]
+    reward_value: list[float]
+    shift_score: list[float]
+    calibration_status: list[CalibrationStatus]
+
+    @property
+    def flagged(self) -> list[bool]:
+        """Whether any constraint's violation flag is raised, [N]."""
+        return [True in flags for flags in self.violation]
+
+
+class ActLists(NamedTuple):
+    """As ActResult."""
+
+    policy: "ServedPolicy"
+    action: Rows
+    feasible: list[bool]
+    chosen: list[int]
+    prediction: PredictionLists
+    compute_seconds: float
+
+
+class EvaluateActionLists(NamedTuple):
+    """As EvaluateActionResult."""
+
+    policy: "ServedPolicy"
+    prediction: PredictionLists
+    compute_seconds: float
 
 
 @dataclass(frozen=True)

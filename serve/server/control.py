@@ -19,7 +19,7 @@ from serve.control_codec import (
     encode_step_error,
     opening_digest,
 )
-from serve.control_values import Step, StepResult
+from serve.control_values import Step, StepAnswer
 from serve.errors import (
     InvalidRequestError,
     SessionStateError,
@@ -209,7 +209,7 @@ class _Conversation:
         message = _step(request)
         session, step = self._session, decode_step(message)
 
-        def compute(step: Step) -> StepResult:
+        def compute(step: Step) -> StepAnswer:
             return session.step(step, time.perf_counter() - arrived)
 
         try:
@@ -234,7 +234,7 @@ class _Conversation:
         finally:  # the robot does not wait for what is counted
             self._count(result, seconds)
 
-    def _count(self, result: StepResult, seconds: float) -> None:
+    def _count(self, result: StepAnswer, seconds: float) -> None:
         """Count an answer that took so long in the server."""
         session = self._session
         self._record.answered(result)

@@ -1,12 +1,10 @@
 """Who answers a step of a session, the policy or its fallback, and with what: a runtime-assurance switch (Simplex)."""
 
-import contextlib
 import hashlib
 import struct
-from dataclasses import dataclass, replace
-from typing import Protocol
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 from serve.control_values import (
     Account,
@@ -22,7 +20,7 @@ from serve.control_values import (
 from serve.errors import FingerprintError, InternalError, NotFoundError, UnavailableError
 from serve.server.runtime import PolicyRuntime
 from serve.server.safety import Authority, cost_allowed, first_reason
-from serve.values import ActResult, Deterministic, Floats, Mode, Prediction, Shielded, Situations
+from serve.values import ActLists, Deterministic, Mode, PredictionLists, Shielded, Situations
 
 _NOT_THERE = NotFoundError, FingerprintError, UnavailableError
 
@@ -40,34 +38,30 @@ class Policies(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """The action of one step, what is predicted of it, and whose it is."""
 
-    action: Floats  # [1, A]
-    prediction: Prediction | None
+    action: list[float]  # [A]
+    prediction: PredictionLists | None  # [1, ...]
     feasible: bool
     chosen: int
     authority: Authority
     fallback: FallbackTaken | None = None
 
     @classmethod
-    def of(cls, result: ActResult, authority: Authority, fallback: FallbackTaken | None = None) -> "Decision":
-        return cls(
-            result.action, result.prediction, bool(result.feasible[0]), int(result.chosen[0]), authority, fallback
-        )
+    def of(cls, result: ActLists, authority: Authority, fallback: FallbackTaken | None = None) -> "Decision":
+        return cls(result.action[0], result.prediction, result.feasible[0], result.chosen[0], authority, fallback)
 
 
-@dataclass(frozen=True)
-class Situation:
+class Situation(NamedTuple):
     """What a step is decided on."""
 
     step: int
-    observation: Floats  # [1, O]
-    repeats: list[list[int]]  # [1, O], see Situations
+    observation: Sequence[float]  # [O]
+    repeats: list[int]  # [O], see Situations
     account: Account
     authority: Authority  # after the step before
-    last_action: Floats | None  # [1, A], answered at the step before
+    last_action: list[float] | None  # [A], answered at the step before
 
 
 class Pilot:
@@ -92,8 +86,13 @@ class Pilot:
         self._mode = opening.mode
         self._fallback = opening.fallback
         self._seed = seed
+        modes = self._mode, self._fallback.action
+        # Candidates that are computed at once, at most.
+        self.rows = max(
+            (mode.candidates for mode in modes if isinstance(mode, Shielded | LeastUnsafeAction)), default=1
+        )
         self._policy = _Followed(policies, opening.policy, session_id, versions[0])
-        self.own: tuple[Situations, Mode, ActResult] | None = None  # what the policy was asked last, and said
+        self.own: tuple[Situations, Mode, ActLists] | None = None  # what the policy was asked last, and said
         self.failure: InternalError | None = None  # why it said nothing that may be sent
         self._backup: _Followed | None = None
         if isinstance(opening.fallback.action, BackupPolicy):
@@ -109,12 +108,6 @@ class Pilot:
         return self._policy.runtime
 
     @property
-    def rows(self) -> int:
-        """Candidates that are computed at once, at most."""
-        modes = self._mode, self._fallback.action
-        return max((mode.candidates for mode in modes if isinstance(mode, Shielded | LeastUnsafeAction)), default=1)
-
-    @property
     def backup_version(self) -> int | None:
         return self._backup.runtime.served.version if self._backup else None
 
@@ -126,7 +119,7 @@ class Pilot:
         """
         self._policy.follow()
         fallback = self._fallback
-        own: ActResult | None = None
+        own: ActLists | None = None
         self.own = self.failure = None
         asked, mode = _asked(self.policy, situation), self._drawn(self._mode, situation.step)
         try:
@@ -141,7 +134,7 @@ class Pilot:
                 no_answer=own is None,
                 exhausted=any(situation.account.exhausted),
                 shifted=own is not None and self.policy.shifted(asked, own.prediction.shift_score)[0],
-                flagged=own is not None and bool(own.prediction.flagged[0]),
+                flagged=own is not None and own.prediction.flagged[0],
             )
         authority, told = situation.authority.after(reason, fallback.recovery_steps)
         if told is not None:
@@ -165,11 +158,11 @@ class Pilot:
             case HoldLastAction() if situation.last_action is not None:
                 action = situation.last_action
             case ConstantAction(constant) if constant is not None:
-                action = np.array([constant], np.float32)
+                action = list(constant)
             case _:
-                action = np.array([self.policy.manifest.safe_action], np.float32)
+                action = list(self.policy.manifest.safe_action)
         try:
-            prediction = self.policy.evaluate_action(_asked(self.policy, situation), action).prediction
+            prediction = self.policy.evaluate_action(_asked(self.policy, situation), [action]).prediction
         except InternalError:  # the action is known all the same
             return Decision(action, None, False, 0, authority, taken)
         return Decision(action, prediction, not prediction.flagged[0], 0, authority, taken)
@@ -204,13 +197,16 @@ class _Followed:
 
     def follow(self) -> None:
         """Move to the version that is served now; stay where there is none that fits."""
-        if not self._pinned:
-            with contextlib.suppress(*_NOT_THERE):
-                self.runtime = self._policies.select(self._selector.name, None, self._selector.fingerprint, self._key)
+        if self._pinned:
+            return
+        try:
+            served = self._policies.select(self._selector.name, None, self._selector.fingerprint, self._key)
+        except _NOT_THERE:
+            return
+        self.runtime = served
 
 
 def _asked(policy: PolicyRuntime, situation: Situation) -> Situations:
     """What a policy is asked; it is never asked about more steps than it has been trained for."""
     steps = min(situation.account.steps_left, policy.frame.horizon_steps)
-    allowed = cost_allowed(situation.account)
-    return Situations(situation.observation, np.array([steps], np.int64), allowed, situation.repeats)
+    return Situations([situation.observation], [steps], [cost_allowed(situation.account)], [situation.repeats])

@@ -88,6 +88,8 @@ class Inbox:
                 if len(self._waiting) >= MAX_WAITING:
                     self._room = self._loop.create_future()
                     await self._room
+                else:
+                    await asyncio.sleep(0)  # the taker goes first, for to begin the next read takes a while
         except Exception as error:  # not the message that this stream takes
             self.fail(error)
         else:

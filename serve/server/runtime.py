@@ -5,24 +5,24 @@ import math
 import time
 from dataclasses import dataclass
 from operator import gt, le
+from typing import Any
 
 import numpy as np
 
 from cvpo.bundle import CRITIC_GRAPH, POLICY_GRAPH, Bundle, Manifest, Space
 from cvpo.errors import BundleError
 from serve.errors import InternalError, RefusedBundleError
-from serve.server.graph import Arrays, Graph
+from serve.server.graph import Graph, Inputs, Outputs
 from serve.values import (
-    ActResult,
-    Bools,
+    ActLists,
     CalibrationStatus,
     Deterministic,
-    EvaluateActionResult,
+    EvaluateActionLists,
     Floats,
     Frame,
-    Integers,
     Mode,
-    Prediction,
+    PredictionLists,
+    Rows,
     Sampled,
     ServedPolicy,
     Shielded,
@@ -44,11 +44,11 @@ class PolicyRuntime:
     _critic: Graph
     _calibrated: frozenset[tuple[str, int]]  # mode and number of candidates
     _constraints: tuple[str, ...]
-    _alarm_level: Floats
+    _alarm_level: tuple[float, ...]  # [C]
     _shift_threshold: float
     _frozen_after_steps: tuple[float, ...]  # [O]; infinity: never
 
-    def act(self, situations: Situations, mode: Mode) -> ActResult:
+    def act(self, situations: Situations, mode: Mode) -> ActLists:
         """Choose one action per situation and predict its costs.
 
         Raises:
@@ -57,102 +57,108 @@ class PolicyRuntime:
         started = time.perf_counter()
         count, name, candidates = len(situations.observation), *_name_mode(mode)
         noise = draw_noise(mode, count, len(self.frame.action_low))
-        out = self._policy.run({**self._inputs(situations), "noise": noise})
+        out = self._policy.run(self._inputs(situations, noise=noise))
         status = CalibrationStatus.CALIBRATED if (name, candidates) in self._calibrated else CalibrationStatus.MODE
         prediction = self._predict(out, situations, status)
-        feasible = zip(out["feasible"].tolist(), prediction.violation.tolist(), strict=True)
-        return ActResult(
-            policy=self.served,
-            action=self._bounded(out["action"]),
-            feasible=np.array([found and True not in flags for found, flags in feasible]),
-            chosen=out["chosen"],
-            prediction=prediction,
-            compute_seconds=time.perf_counter() - started,
+        feasible = zip(out["feasible"], prediction.violation, strict=True)
+        return ActLists(
+            self.served,
+            self._bounded(out["action"]),
+            [found and True not in flags for found, flags in feasible],
+            out["chosen"],
+            prediction,
+            time.perf_counter() - started,
         )
 
-    def evaluate_action(self, situations: Situations, action: Floats) -> EvaluateActionResult:
+    def evaluate_action(self, situations: Situations, action: Rows) -> EvaluateActionLists:
         """Predict the costs of actions [N, A] that come from elsewhere.
 
         Raises:
             InternalError: the graph gave a value that is not finite.
         """
         started = time.perf_counter()
-        out = self._critic.run({**self._inputs(situations), "action": action})
+        out = self._critic.run(self._inputs(situations, action=action))
         prediction = self._predict(out, situations, CalibrationStatus.EXTERNAL_ACTION)
-        return EvaluateActionResult(self.served, prediction, time.perf_counter() - started)
+        return EvaluateActionLists(self.served, prediction, time.perf_counter() - started)
 
-    def shifted(self, situations: Situations, shift_score: Floats) -> list[bool]:
+    def shifted(self, situations: Situations, shift_score: list[float]) -> list[bool]:
         """Return which observations are outside of what was seen in training or of the observation space, or frozen."""
-        # In lists, here and below: the network has just passed through the cache, and numpy's code is no longer there.
-        far = [score > self._shift_threshold for score in shift_score.tolist()]
+        far = [score > self._shift_threshold for score in shift_score]
         if self.frame.observation_bounds is not None:
             outside: list[list[bool]] = self.frame.outside(situations.observation).tolist()
             far = [found or True in values for found, values in zip(far, outside, strict=True)]
         if situations.repeats is not None:
             limits = self._frozen_after_steps
-            far = [found or any(map(gt, steps, limits)) for found, steps in zip(far, situations.repeats, strict=True)]
+            frozen = [any(steps) and any(map(gt, steps, limits)) for steps in situations.repeats]
+            far = [found or stuck for found, stuck in zip(far, frozen, strict=True)]
         return far
 
-    def _inputs(self, situations: Situations) -> Arrays:
+    def _inputs(self, situations: Situations, **free: list[Any]) -> Inputs:
+        """What a graph is given, with the noise or the action."""
         return {
             "observation": situations.observation,
             "steps_left": situations.steps_left,
             "cost_allowed": situations.cost_allowed,
             "alarm_level": self._alarm_level,
+            **free,
         }
 
-    def _predict(self, out: Arrays, situations: Situations, status: CalibrationStatus) -> Prediction:
+    def _predict(self, out: Outputs, situations: Situations, status: CalibrationStatus) -> PredictionLists:
         """Say how far a graph's predictions can be trusted: NONE before SHIFTED before `status`."""
-        violation: Bools = out["violation"]
-        statuses: Integers = np.array([status] * len(violation), np.int64)
+        violation = out["violation"]
+        statuses = [status] * len(violation)
+        all_flags = [True] * len(self._constraints)
         if self.manifest.calibration is None:
-            statuses[:] = CalibrationStatus.NONE
-            violation = np.ones_like(violation)
+            statuses = [CalibrationStatus.NONE] * len(violation)
+            violation = [all_flags] * len(violation)
         else:
             shifted = self.shifted(situations, out["shift_score"])
             if True in shifted:
-                statuses[shifted] = CalibrationStatus.SHIFTED
-                violation = violation | np.array(shifted)[:, None]
-        return Prediction(
-            constraints=self._constraints,
-            cost_value=out["cost_value"],
-            cost_to_go=out["cost_to_go"],
-            cost_upper=out["cost_upper"],
-            violation_probability=out["violation_probability"],
-            violation=violation,
-            cost_allowed=situations.cost_allowed,
-            alarm_level=self._alarm_level,
-            steps_left=situations.steps_left,
-            reward_value=out["reward_value"],
-            shift_score=out["shift_score"],
-            calibration_status=statuses,
+                statuses = [CalibrationStatus.SHIFTED if far else status for far in shifted]
+                violation = [all_flags if far else flags for far, flags in zip(shifted, violation, strict=True)]
+        return PredictionLists(
+            self._constraints,
+            out["cost_value"],
+            out["cost_to_go"],
+            out["cost_upper"],
+            out["violation_probability"],
+            violation,
+            situations.cost_allowed,
+            self._alarm_level,
+            situations.steps_left,
+            out["reward_value"],
+            out["shift_score"],
+            statuses,
         )
 
-    def _bounded(self, action: Floats) -> Floats:
+    def _bounded(self, action: Rows) -> Rows:
         low, high = self.frame.action_low, self.frame.action_high
         least, most = low.tolist(), high.tolist()
-        if all(all(map(le, least, row)) and all(map(le, row, most)) for row in action.tolist()):
+        if all(all(map(le, least, row)) and all(map(le, row, most)) for row in action):
             return action
-        bounded: Floats = np.minimum(np.maximum(action, low), high)
-        if not (abs(action - bounded) <= _ROUNDING * (high - low)).all():
+        chosen = np.array(action, np.float32)
+        bounded = np.minimum(np.maximum(chosen, low), high)
+        if not (abs(chosen - bounded) <= _ROUNDING * (high - low)).all():
             raise InternalError("The policy chose an action outside its bounds.")
-        return bounded
+        rows: Rows = bounded.tolist()
+        return rows
 
 
-def draw_noise(mode: Mode, count: int, action_size: int) -> Floats:
+def draw_noise(mode: Mode, count: int, action_size: int) -> list[Rows]:
     """Return standard normal noise [N, K, A]: zero where the action is deterministic, the first shielded one included.
 
     The same mode, seed and sizes give the same noise.
     """
     match mode:
         case Deterministic():
-            return np.zeros((count, 1, action_size), np.float32)
+            return [[[0.0] * action_size]] * count
         case Sampled(seed):
-            return np.random.default_rng(seed).standard_normal((count, 1, action_size), np.float32)
+            noise = np.random.default_rng(seed).standard_normal((count, 1, action_size), np.float32)
         case Shielded(candidates, seed):
             noise = np.random.default_rng(seed).standard_normal((count, candidates, action_size), np.float32)
             noise[:, 0] = 0
-            return noise
+    rows: list[Rows] = noise.tolist()
+    return rows
 
 
 def _name_mode(mode: Mode) -> tuple[str, int]:
@@ -191,7 +197,7 @@ def load(bundle: Bundle) -> PolicyRuntime:
         _critic=_load_graph(bundle, CRITIC_GRAPH),
         _calibrated=frozenset((m.mode, m.candidates) for m in calibration.modes) if calibration else frozenset(),
         _constraints=tuple(constraint.name for constraint in manifest.constraints),
-        _alarm_level=np.array(manifest.alarm_levels, np.float32),
+        _alarm_level=manifest.alarm_levels,
         _shift_threshold=manifest.observation_statistics.shift_threshold,
         _frozen_after_steps=_frozen_after_steps(manifest),
     )
@@ -214,7 +220,11 @@ def _frozen_after_steps(manifest: Manifest) -> tuple[float, ...]:
 def _load_graph(bundle: Bundle, name: str) -> Graph:
     graph = Graph(name, bundle.graph(name), bundle.manifest.sizes)
     try:
-        found = graph.run(bundle.golden.inputs[name])
+        expected = bundle.golden.outputs[name]
+        found = {
+            port: np.array(values, expected[port].dtype)
+            for port, values in graph.run(bundle.golden.inputs[name]).items()
+        }
         bundle.golden.check(name, found, bundle.manifest.golden_tolerance)
     except BundleError as error:
         raise RefusedBundleError(str(error)) from error
@@ -227,12 +237,12 @@ def _load_graph(bundle: Bundle, name: str) -> Graph:
 def _warm_up(runtime: PolicyRuntime) -> None:
     """Run every mode on what the policy saw in training, one situation and several, with and without a limit."""
     frame = runtime.frame
-    mean = np.array(runtime.manifest.observation_statistics.mean, np.float32)
+    mean = list(runtime.manifest.observation_statistics.mean)
     for count, allowed in itertools.product((1, 3), (0.0, np.inf)):
         situations = Situations(
-            observation=np.tile(mean, (count, 1)),
-            steps_left=np.full(count, frame.window_steps, np.int64),
-            cost_allowed=np.full((count, len(frame.cost_limit)), allowed, np.float32),
+            observation=[mean] * count,
+            steps_left=[frame.window_steps] * count,
+            cost_allowed=[[allowed] * len(frame.cost_limit)] * count,
         )
         try:
             for mode in (Deterministic(), Sampled(seed=0), Shielded(candidates=4, seed=0)):

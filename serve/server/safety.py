@@ -7,15 +7,15 @@ is left is rounded down, so that rounding never allows more than the budget.
 import math
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from serve.control_values import REASONS_IN_ORDER, Account, FallbackReason
-from serve.values import Floats
 
 Costs = tuple[float, ...]  # one per constraint
 
+_FLOAT32 = struct.Struct("f")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -26,7 +26,7 @@ def horizon_account(budget: Costs, horizon_steps: int, step: int, cost_total: Co
     """Tell what is spent and left at a step of a session that ends; this step is among those left."""
     return Account(
         spent=cost_total,
-        left=tuple(max(0.0, _minus(*pair)) for pair in zip(budget, cost_total, strict=True)),
+        left=_left(budget, cost_total),
         steps_left=horizon_steps - step,
     )
 
@@ -40,9 +40,12 @@ def rolling_account(budget: Costs, steps_ahead: int, cost_total: Costs, cost_tot
         cost_total: observed up to now, [C].
         cost_total_then: observed up to W - h steps ago, [C].
     """
-    spent = tuple(0.0 - _minus(then, now) for now, then in zip(cost_total, cost_total_then, strict=True))
-    left = tuple(max(0.0, _minus(*pair)) for pair in zip(budget, spent, strict=True))
-    return Account(spent, left, steps_ahead)
+    spent = tuple([0.0 - _minus(then, now) for now, then in zip(cost_total, cost_total_then, strict=True)])
+    return Account(spent, _left(budget, spent), steps_ahead)
+
+
+def _left(budget: Costs, spent: Costs) -> Costs:
+    return tuple([max(0.0, _minus(allowed, cost)) for allowed, cost in zip(budget, spent, strict=True)])
 
 
 def steps_ahead(rolling_window_steps: int, policy_window_steps: int) -> int:
@@ -50,14 +53,15 @@ def steps_ahead(rolling_window_steps: int, policy_window_steps: int) -> int:
     return min(policy_window_steps, (rolling_window_steps + 1) // 2)
 
 
-def cost_allowed(account: Account) -> Floats:
-    """What is left as the policy's graphs take it, [1, C], never rounded up."""
-    left = [min(x, _FLOAT32_MAX) if math.isfinite(x) else x for x in account.left]
-    allowed = np.array([left], np.float32)
-    for index, exact in enumerate(left):
-        if float(allowed[0, index]) > exact:
-            allowed[0, index] = np.nextafter(allowed[0, index], np.float32(-np.inf))
-    return allowed
+def cost_allowed(account: Account) -> list[float]:
+    """What is left as the policy's graphs take it, [C]: in float32, never rounded up."""
+    return [left if math.isinf(left) else _float32_below(left) for left in account.left]
+
+
+def _float32_below(exact: float) -> float:
+    """The largest float32 that is not above a finite number."""
+    nearest: float = _FLOAT32.unpack(_FLOAT32.pack(min(exact, _FLOAT32_MAX)))[0]
+    return nearest if nearest <= exact else float(np.nextafter(np.float32(nearest), np.float32(-np.inf)))
 
 
 def _minus(a: float, b: float) -> float:
@@ -129,8 +133,7 @@ def first_reason(
     return None
 
 
-@dataclass(frozen=True)
-class Authority:
+class Authority(NamedTuple):
     """Who has control: the policy, or the fallback and for how long."""
 
     fallback_steps: int = 0  # in a row that the fallback has had control; 0: the policy has

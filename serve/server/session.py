@@ -20,7 +20,7 @@ from serve.control_values import (
     RollingWindow,
     SessionOpened,
     Step,
-    StepResult,
+    StepAnswer,
     StepTiming,
 )
 from serve.errors import (
@@ -42,7 +42,7 @@ from serve.server.safety import (
     steps_ahead,
 )
 from serve.server.state import Progress, StatePacker, StateSeal, Terms, unpack
-from serve.values import ActResult, Deterministic, Floats, Mode, Situations
+from serve.values import ActLists, Deterministic, Mode, Situations
 
 _SEED_BYTES = 8
 
@@ -65,6 +65,7 @@ class Session:
         versions = progress.version, progress.backup_version
         self.session_id = terms.session_id.hex()  # the same wherever it goes on
         self._pilot = Pilot(replace(opening, policy=selector), policies, self.session_id, terms.seed, versions)
+        self.rows = self._pilot.rows  # of the network that a step asks for at once, at most
         self._strict_observations = strict_observations
         self._max_age_seconds = opening.max_age_seconds
         self._terms = terms
@@ -74,13 +75,9 @@ class Session:
         steps_back = 0 if terms.steps_ahead is None else terms.extent_steps - terms.steps_ahead
         self._history = CostHistory(len(terms.cost_budget), steps_back, history)
         self._constraints = tuple(constraint.name for constraint in self.policy.manifest.constraints)
-        self._repeats = Repeats.none(self.policy.frame.observation_size)  # counted anew wherever it goes on
+        self._observation_size = self.policy.frame.observation_size  # of every version with the fingerprint
+        self._repeats = Repeats.none(self._observation_size)  # counted anew wherever it goes on
         self._packer = StatePacker(terms, len(self.policy.frame.action_low))
-
-    @property
-    def rows(self) -> int:
-        """Rows of the network that a step asks for at once, at most."""
-        return self._pilot.rows
 
     @property
     def next_step(self) -> int:
@@ -93,7 +90,7 @@ class Session:
         return self._progress.cost_total
 
     @property
-    def own(self) -> tuple[Situations, Mode, ActResult] | None:
+    def own(self) -> tuple[Situations, Mode, ActLists] | None:
         """What the policy was asked at the last step and how it was drawn, and what it said; None: nothing."""
         return self._pilot.own
 
@@ -123,7 +120,7 @@ class Session:
         """What is spent and left before the next step brings its costs."""
         return self._account(self._progress.cost_total)
 
-    def step(self, step: Step, queued_seconds: float = 0.0) -> StepResult:
+    def step(self, step: Step, queued_seconds: float = 0.0) -> StepAnswer:
         """Answer a step.
 
         Args:
@@ -151,7 +148,7 @@ class Session:
         account = self._account(cost_total)
         checked = time.perf_counter()
         decision = self._pilot.decide(
-            Situation(step.number, observation, [repeats.steps], account, progress.authority, progress.last_action)
+            Situation(step.number, observation, repeats.steps, account, progress.authority, progress.last_action)
         )
         computed = time.perf_counter()
         policy = self.policy.served
@@ -166,18 +163,18 @@ class Session:
             ),
             repeats,
         )
-        return StepResult(
-            step=step.number,
-            action=decision.action,
-            prediction=decision.prediction,
-            feasible=decision.feasible,
-            chosen=decision.chosen,
-            fallback=decision.fallback,
-            constraints=self._constraints,
-            account=account,
-            policy=policy,
-            timing=StepTiming(queued_seconds, checked - started, computed - checked),
-            state=self._state(),
+        return StepAnswer(
+            step.number,
+            decision.action,
+            decision.prediction,
+            decision.feasible,
+            decision.chosen,
+            decision.fallback,
+            self._constraints,
+            account,
+            policy,
+            StepTiming(queued_seconds, checked - started, computed - checked),
+            self._state(),
         )
 
     def pass_over(self, step: Step) -> None:
@@ -197,11 +194,11 @@ class Session:
                 _, cost_total = self._check(step, progress)
             except (InvalidRequestError, HorizonError):
                 continue
-            newest, progress = index, replace(progress, next_step=progress.next_step + 1, cost_total=cost_total)
+            newest, progress = index, progress._replace(next_step=progress.next_step + 1, cost_total=cost_total)
         return newest
 
-    def _check(self, step: Step, progress: Progress) -> tuple[Floats, Costs]:
-        """Return the observation [1, O] and the total of a step that comes when so much was done."""
+    def _check(self, step: Step, progress: Progress) -> tuple[Sequence[float], Costs]:
+        """Return the observation [O] and the total of a step that comes when so much was done."""
         expected = progress.next_step
         if step.number != expected:
             raise InvalidRequestError("step.step", f"is {step.number}; the next step of this session is {expected}")
@@ -211,19 +208,18 @@ class Session:
             )
         return self._check_observation(step.observation), self._check_costs(step.cost_total, progress.cost_total)
 
-    def _check_observation(self, values: Sequence[float]) -> Floats:
-        size = self.policy.frame.observation_size
+    def _check_observation(self, values: Sequence[float]) -> Sequence[float]:
+        size = self._observation_size
         if len(values) != size:
             raise InvalidRequestError(
                 "step.observation", f"has {len(values)} values; the policy's observation has {size}"
             )
-        row = values[:]  # a list, which numpy reads faster than a message
-        if not math.isfinite(sum(row)):  # of float32 in Python's floats it cannot overflow
-            index, value = next((index, value) for index, value in enumerate(row) if not math.isfinite(value))
+        observation = values[:]  # a list, whose values are at hand
+        if not math.isfinite(sum(observation)):  # of float32 in Python's floats it cannot overflow
+            index, value = next((index, value) for index, value in enumerate(observation) if not math.isfinite(value))
             raise InvalidRequestError(f"step.observation[{index}]", f"is {value}; it must be finite")
-        observation = np.array([row], np.float32)
         if self._strict_observations:
-            check_observation_space(observation, self.policy.frame, "step.observation")
+            check_observation_space([observation], self.policy.frame, "step.observation")
         return observation
 
     def _check_costs(self, values: Sequence[float], before: Costs) -> Costs:
@@ -251,7 +247,7 @@ class Session:
 
     def _count(self, cost_total: Costs, repeats: Repeats) -> None:
         """Go on without an answer."""
-        self._advance(replace(self._progress, next_step=self._progress.next_step + 1, cost_total=cost_total), repeats)
+        self._advance(self._progress._replace(next_step=self._progress.next_step + 1, cost_total=cost_total), repeats)
 
     def _advance(self, progress: Progress, repeats: Repeats) -> None:
         self._history.add(self._progress.next_step, self._progress.cost_total, progress.cost_total)

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from serve.control_values import StepResult
+from serve.control_values import StepAnswer
 from serve.server.session import Session
 
 # From a small network in a warm cache to what a slow control loop bears.
@@ -64,7 +64,7 @@ class SessionRecord:
         self._ok = metrics.steps.labels(self._policy, "OK")
         self._phases = [metrics.seconds.labels(phase) for phase in ("queued", "checked", "computed")]
 
-    def answered(self, result: StepResult) -> None:
+    def answered(self, result: StepAnswer) -> None:
         """Count an answer."""
         timing = result.timing
         seconds = timing.queued_seconds, timing.checked_seconds, timing.computed_seconds

@@ -11,7 +11,7 @@ from prometheus_client import Counter, Histogram
 from serve.server.repository import Repository
 from serve.server.runtime import PolicyRuntime
 from serve.server.telemetry import Metrics, log
-from serve.values import ActResult, Mode, Situations
+from serve.values import ActLists, Mode, Situations
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Shadow:
             )
         )
 
-    def compare(self, situations: Situations, mode: Mode, answer: ActResult) -> None:
+    def compare(self, situations: Situations, mode: Mode, answer: ActLists) -> None:
         """Have the shadow answer as well, if there is one and the served version gave the answer; returns at once.
 
         Args:
@@ -96,7 +96,7 @@ class Shadow:
         """Compare no more; what is being computed ends by itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _compare(self, shadow: PolicyRuntime, situations: Situations, mode: Mode, answer: ActResult) -> None:
+    def _compare(self, shadow: PolicyRuntime, situations: Situations, mode: Mode, answer: ActLists) -> None:
         try:
             self._record(shadow, shadow.act(situations, mode), answer)
         except Exception as error:
@@ -110,15 +110,15 @@ class Shadow:
         finally:
             self._room.release()
 
-    def _record(self, shadow: PolicyRuntime, own: ActResult, answer: ActResult) -> None:
+    def _record(self, shadow: PolicyRuntime, own: ActLists, answer: ActLists) -> None:
         name, version = shadow.served.name, shadow.served.version
         action_range = shadow.frame.action_high - shadow.frame.action_low
         scale = np.where(action_range > 0, action_range, 1)  # an action that cannot vary cannot differ
         difference = self._difference.of(name, version)
-        for largest in (abs(own.action - answer.action) / scale).max(axis=1).tolist():
+        for largest in (abs(np.subtract(own.action, answer.action)) / scale).max(axis=1).tolist():
             difference.observe(largest)
-        raised = own.prediction.violation.sum(axis=0).tolist()
-        differing = (own.prediction.violation != answer.prediction.violation).sum(axis=0).tolist()
+        raised = np.sum(own.prediction.violation, axis=0).tolist()
+        differing = np.not_equal(own.prediction.violation, answer.prediction.violation).sum(axis=0).tolist()
         for constraint, flags, others in zip(own.prediction.constraints, raised, differing, strict=True):
             self._flags.of(name, version, constraint).inc(flags)
             self._differing.of(name, version, constraint).inc(others)

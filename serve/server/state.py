@@ -10,12 +10,10 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
+from typing import NamedTuple
 
 from serve.errors import SessionStateError
 from serve.server.safety import Authority, Costs
-from serve.values import Floats
 
 _FORMAT = b"\2"
 _SEAL = struct.Struct("<cd")  # format, time of issue in seconds since 1970
@@ -37,8 +35,7 @@ class Terms:
     seed: int  # of its draws
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a session has come."""
 
     version: int  # that answered last
@@ -46,7 +43,7 @@ class Progress:
     next_step: int
     cost_total: Costs
     authority: Authority
-    last_action: Floats | None  # [1, A], that was answered last
+    last_action: list[float] | None  # [A], that was answered last
 
 
 class StateSeal:
@@ -116,7 +113,7 @@ class StatePacker:
             *terms.cost_budget,
         )
         self._moving = _moving(len(terms.cost_budget), action_size)
-        self._no_action = b"\0" * (4 * action_size)
+        self._no_action = [0.0] * action_size
 
     def pack(self, progress: Progress, history: bytes) -> bytes:
         """Write a state; `history` is that of a rolling session's costs."""
@@ -131,7 +128,7 @@ class StatePacker:
                     progress.authority.fallback_steps,
                     progress.authority.clear_steps,
                     action is not None,
-                    self._no_action if action is None else action.astype("<f4", copy=False).tobytes(),
+                    *(self._no_action if action is None else action),
                     *progress.cost_total,
                 ),
                 history,
@@ -146,9 +143,11 @@ def unpack(content: bytes) -> tuple[Terms, Progress, bytes]:
     session_id, opening, name, fingerprint, extent, ahead, seed, *budget = fixed.unpack_from(content, _SIZES.size)
     terms = Terms(session_id, opening, name.decode(), fingerprint.decode(), tuple(budget), extent, ahead or None, seed)
     start = _SIZES.size + fixed.size
-    version, backup, next_step, steps, clear, has_action, action, *total = moving.unpack_from(content, start)
-    last_action = np.frombuffer(action, "<f4").astype(np.float32)[None] if has_action else None
-    progress = Progress(version, backup or None, next_step, tuple(total), Authority(steps, clear), last_action)
+    version, backup, next_step, steps, clear, has_action, *rest = moving.unpack_from(content, start)
+    action, total = rest[: sizes[1]], rest[sizes[1] :]
+    progress = Progress(
+        version, backup or None, next_step, tuple(total), Authority(steps, clear), action if has_action else None
+    )
     return terms, progress, content[start + moving.size :]
 
 
@@ -157,4 +156,4 @@ def _fixed(constraints: int, actions: int, name: int, fingerprint: int) -> struc
 
 
 def _moving(constraints: int, actions: int) -> struct.Struct:
-    return struct.Struct(f"<QQQQQ?{4 * actions}s{constraints}d")
+    return struct.Struct(f"<QQQQQ?{actions}f{constraints}d")

@@ -9,14 +9,12 @@ from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from serve.values import CalibrationStatus, Prediction, ServedPolicy
+from serve.values import PredictionLists, ServedPolicy
 
 M = TypeVar("M", Counter, Histogram)
 
 # From a cached forward pass to a full batch on a busy machine.
 _LATENCY_BUCKETS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
-
-_STATUS_NAMES = {status.value: status.name for status in CalibrationStatus}
 
 
 class ByVersion(Generic[M]):
@@ -110,13 +108,13 @@ class Metrics:
     def count_stream(self, method: str, code: str) -> None:
         _of(self._requests, method, code).inc()
 
-    def count_predictions(self, policy: ServedPolicy, prediction: Prediction) -> None:
+    def count_predictions(self, policy: ServedPolicy, prediction: PredictionLists) -> None:
         """Count what is predicted of N situations, and its flags."""
-        statuses = prediction.calibration_status.tolist()
+        statuses = prediction.calibration_status
         for status in set(statuses):
-            self._answers.of(policy.name, policy.version, _STATUS_NAMES[status]).inc(statuses.count(status))
-        for constraint, flags in zip(prediction.constraints, prediction.violation.T.tolist(), strict=True):
-            if any(flags):
+            self._answers.of(policy.name, policy.version, status.name).inc(statuses.count(status))
+        for constraint, flags in zip(prediction.constraints, zip(*prediction.violation, strict=True), strict=True):
+            if True in flags:
                 self._flags.of(policy.name, policy.version, constraint).inc(sum(flags))
 
     def count_pace(self, policy: str, version: int, *, late: bool) -> None:

@@ -103,7 +103,7 @@ def test_the_differences_are_those_of_what_is_served(bundles: dict[str, Path]) -
     asked = situations(200, (1.0, 1.0))
     actions = {name: load(read_bundle(path)).act(asked, Deterministic()).action for name, path in bundles.items()}
     for name, stored in (("float16", fine), ("int8", coarse)):
-        share = np.abs(actions[name] - actions["float32"]).max(0) / (HIGH - LOW)
+        share = np.abs(np.subtract(actions[name], actions["float32"])).max(0) / (HIGH - LOW)
         assert 0 < share.max() <= stored.action_difference * (1 + 1e-3)
 
 

@@ -26,7 +26,7 @@ from serve.server.runtime import PolicyRuntime, load
 from serve.server.state import StateSeal
 from serve.server.telemetry import Metrics
 from serve.server.workers import Workers
-from serve.values import ActResult, Mode, Situations
+from serve.values import ActLists, Mode, Situations
 from tests.serve import bundles
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.robots import CALM, Robot, bad_field, retry_seconds
@@ -125,7 +125,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Every policy acts only while the gate is open."""
     gate, act = Gate(), PolicyRuntime.act
 
-    def gated(self: PolicyRuntime, situations: Situations, mode: Mode) -> ActResult:
+    def gated(self: PolicyRuntime, situations: Situations, mode: Mode) -> ActLists:
         gate.begun.release()
         assert gate.open.wait(PATIENCE_SECONDS)
         return act(self, situations, mode)

@@ -18,9 +18,11 @@ class Stream:
 
     def __init__(self) -> None:
         self.sent: asyncio.Queue[object] = asyncio.Queue()
+        self.begun = 0
         self.reads = 0
 
     async def read(self) -> object:
+        self.begun += 1
         message = await self.sent.get()
         for _ in range(3):
             await asyncio.sleep(0)
@@ -59,6 +61,18 @@ def test_one_message_is_taken_at_once() -> None:
         for number in range(3):
             stream.sent.put_nowait(number)
             assert [message for _, message in await inbox.take()] == [number]
+
+    conversation(take)
+
+
+def test_who_takes_goes_before_the_next_read() -> None:
+    async def take(stream: Stream, inbox: Inbox) -> None:
+        for number in range(3):
+            stream.sent.put_nowait(number)
+            await inbox.take()
+            assert stream.begun == number + 1
+            await asyncio.sleep(0)  # as when its answer is written
+            assert stream.begun == number + 2
 
     conversation(take)
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from cvpo.bundle import read_bundle
@@ -17,7 +16,7 @@ from serve.server.runtime import PolicyRuntime, load
 from serve.server.service import PolicyServicer
 from serve.server.shadow import Shadow
 from serve.server.telemetry import Metrics
-from serve.values import ActResult, Deterministic, Mode, Sampled, Situations
+from serve.values import ActLists, Deterministic, Mode, Sampled, Situations
 from tests.serve import bundles
 
 PATIENCE_SECONDS = 30.0
@@ -66,13 +65,13 @@ def compared(versions: dict[int, PolicyRuntime]) -> Iterator[Compared]:
 
 def asked(*observations: tuple[float, float, float], allowed: float = 100.0) -> Situations:
     return Situations(
-        observation=np.array(observations, np.float32),
-        steps_left=np.full(len(observations), 10),
-        cost_allowed=np.full((len(observations), 2), allowed, np.float32),
+        observation=[list(each) for each in observations],
+        steps_left=[10] * len(observations),
+        cost_allowed=[[allowed, allowed]] * len(observations),
     )
 
 
-def answer(runtime: PolicyRuntime, situations: Situations, mode: Mode = Deterministic()) -> ActResult:  # noqa: B008  # frozen
+def answer(runtime: PolicyRuntime, situations: Situations, mode: Mode = Deterministic()) -> ActLists:  # noqa: B008  # frozen
     return runtime.act(situations, mode)
 
 
@@ -93,9 +92,9 @@ def test_flags_of_the_shadow_are_counted_and_so_are_those_it_sets_otherwise(
     # cost_to_go = 10 |u| = (2.5, 10): with 4 allowed the probabilities are (0.38, 0.71), and the level is 0.6.
     situations = asked((1, 2, -1), allowed=4.0)
     given = answer(versions[1], situations)
-    assert given.prediction.violation.tolist() == [[False, True]]
+    assert given.prediction.violation == [[False, True]]
     compared.shadow.compare(situations, Deterministic(), given)
-    other = replace(given, prediction=replace(given.prediction, violation=np.array([[True, True]])))
+    other = given._replace(prediction=given.prediction._replace(violation=[[True, True]]))
     compared.shadow.compare(situations, Deterministic(), other)
     compared.wait("compared", 2)
     assert compared.value("flags_total", constraint="wear") == 2
@@ -143,13 +142,13 @@ class Stuck(PolicyRuntime):
 
     release = threading.Event()
 
-    def act(self, situations: Situations, mode: Mode) -> ActResult:
+    def act(self, situations: Situations, mode: Mode) -> ActLists:
         self.release.wait(PATIENCE_SECONDS)
         return super().act(situations, mode)
 
 
 class Failing(PolicyRuntime):
-    def act(self, situations: Situations, mode: Mode) -> ActResult:
+    def act(self, situations: Situations, mode: Mode) -> ActLists:
         raise RuntimeError("of a kind that nobody thought of")
 
 

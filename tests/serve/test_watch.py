@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cvpo.bundle import MANIFEST, Bundle, make_keys, read_private_key, read_trusted_keys, sign_bundle
@@ -322,13 +321,8 @@ def test_retired_versions_are_let_go(watcher: Watcher, tmp_path: Path) -> None:
 
 
 def act(runtime: PolicyRuntime) -> list[float]:
-    situations = Situations(
-        observation=np.array([[1, 2, -1]], np.float32),
-        steps_left=np.array([10]),
-        cost_allowed=np.array([[1, 1]], np.float32),
-    )
-    action: list[float] = runtime.act(situations, Deterministic()).action[0].tolist()
-    return action
+    situations = Situations(observation=[[1, 2, -1]], steps_left=[10], cost_allowed=[[1, 1]])
+    return runtime.act(situations, Deterministic()).action[0]
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------
