@@ -44,7 +44,8 @@ DETERMINISTIC = CalibratedMode(mode="deterministic")
 BUDGETS = np.geomspace(0.25, 2, 7)  # of the limit: alarm levels must serve sessions that may spend more or less than it
 MOST_LEAD_STEPS = 20
 HEADROOM = 0.5  # of the misses that are right on average; with all of them every other level misses more than stated
-MOST_CALIBRATE, MOST_ALARM, MOST_TEST = 100, 80, 50  # episodes, unless what is to be claimed needs more
+ENOUGH_CALIBRATE, ENOUGH_ALARM = 100, 80  # episodes: of those beyond, most fit
+MOST_TEST = 50
 BINS = 10  # of probabilities, equally wide, and of bounds, equally full
 
 
@@ -229,12 +230,14 @@ def least_episodes(confidence: float, miss_rate: float) -> tuple[int, int]:
 def _sizes(count: int, confidence: float, miss_rate: float) -> tuple[int, int, int]:
     """Of `count` episodes, how many calibrate, choose alarm levels, and test.
 
-    To calibrate: three in ten, or as many as the confidence needs, but at most half. Of many episodes most fit: what is
-    calibrated, chosen and tested by is precise enough before the forecast is.
+    To calibrate: three in ten, of many two in ten, or as many as the confidence needs, but at most half. Of many
+    episodes most fit.
     """
-    calibrate = min(max(min(round(0.3 * count), MOST_CALIBRATE), _needed(confidence)), count // 2)
-    alarm = min(round(0.36 * (count - calibrate)), max(MOST_ALARM, _alarms_needed(miss_rate)))
-    return calibrate, alarm, min(round(0.21 * (count - calibrate)), MOST_TEST)
+    calibrate = max(min(round(0.3 * count), ENOUGH_CALIBRATE), round(0.2 * count))
+    calibrate = min(max(calibrate, _needed(confidence)), count // 2)
+    alarm = max(ENOUGH_ALARM, round(0.16 * count), _alarms_needed(miss_rate))
+    rest = count - calibrate
+    return calibrate, min(round(0.36 * rest), alarm), min(round(0.21 * rest), MOST_TEST)
 
 
 def _split(
