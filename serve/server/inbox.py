@@ -93,6 +93,7 @@ class Inbox:
         except Exception as error:  # not the message that this stream takes
             self.fail(error)
         else:
+            await asyncio.sleep(_HAND_OVER_SECONDS)  # the messages of one that has left end, too: it is cancelled first
             self.ended = True
             _resolve(self._something)
 
