@@ -7,6 +7,7 @@ what cannot be put into a message. Paths of fields are those of the proto, such 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -286,12 +287,12 @@ def encode_act_response(result: ActLists) -> pb.ActResponse:
     message = pb.ActResponse()
     fill_served(message.policy, result.policy)
     fill_duration(message.compute_time, result.compute_seconds)
-    for action, feasible, chosen in zip(result.action, result.feasible, result.chosen, strict=True):
-        row = message.results.add()
+    rows = [message.results.add() for _ in result.action]
+    for row, action, feasible, chosen in zip(rows, result.action, result.feasible, result.chosen, strict=True):
         row.action.extend(action)
         row.feasible = feasible
         row.chosen = chosen
-    fill_predictions([row.prediction for row in message.results], result.prediction)
+    fill_predictions([row.prediction for row in rows], result.prediction)
     return message
 
 
@@ -327,38 +328,26 @@ def decode_evaluate_response(message: pb.EvaluateActionResponse) -> EvaluateActi
 
 def fill_predictions(messages: Sequence[pb.Prediction], prediction: PredictionLists) -> None:
     """Write the predictions of N situations into as many empty messages."""
-    rows = zip(
-        messages,
-        prediction.violation,
-        prediction.steps_left,
-        prediction.calibration_status,
-        prediction.reward_value,
-        prediction.shift_score,
-        prediction.cost_value,
-        prediction.cost_to_go,
-        prediction.cost_upper,
-        prediction.violation_probability,
-        prediction.cost_allowed,
-        strict=True,
-    )
-    for message, violation, steps_left, status, reward_value, shift_score, *costs in rows:
-        message.violation = any(violation)
-        message.steps_left = steps_left
-        message.calibration_status = status
-        message.reward_value = reward_value
-        message.shift_score = shift_score
-        for name, flag, level, cost_value, cost_to_go, cost_upper, probability, allowed in zip(
-            prediction.constraints, violation, prediction.alarm_level, *costs, strict=True
-        ):
+    for n, message in enumerate(messages):
+        violation = prediction.violation[n]
+        message.violation = True in violation
+        message.steps_left = prediction.steps_left[n]
+        message.calibration_status = cast("pb.CalibrationStatus", prediction.calibration_status[n])  # equal numbers
+        message.reward_value = prediction.reward_value[n]
+        message.shift_score = prediction.shift_score[n]
+        cost_value, cost_to_go = prediction.cost_value[n], prediction.cost_to_go[n]
+        cost_upper, cost_allowed = prediction.cost_upper[n], prediction.cost_allowed[n]
+        probability = prediction.violation_probability[n]
+        for c, name in enumerate(prediction.constraints):
             constraint = message.constraints.add()
             constraint.name = name
-            constraint.cost_value = cost_value
-            constraint.cost_to_go = cost_to_go
-            constraint.cost_upper = cost_upper
-            constraint.violation_probability = probability
-            constraint.violation = flag
-            constraint.cost_allowed = allowed
-            constraint.alarm_level = level
+            constraint.cost_value = cost_value[c]
+            constraint.cost_to_go = cost_to_go[c]
+            constraint.cost_upper = cost_upper[c]
+            constraint.violation_probability = probability[c]
+            constraint.violation = violation[c]
+            constraint.cost_allowed = cost_allowed[c]
+            constraint.alarm_level = prediction.alarm_level[c]
 
 
 def decode_predictions(messages: Sequence[pb.Prediction]) -> Prediction:

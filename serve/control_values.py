@@ -152,7 +152,7 @@ class Account(NamedTuple):
     @property
     def exhausted(self) -> tuple[bool, ...]:
         """Whether nothing is left, [C]."""
-        return tuple(left <= 0 for left in self.left)
+        return tuple([left <= 0 for left in self.left])
 
 
 class StepTiming(NamedTuple):

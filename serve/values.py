@@ -59,7 +59,7 @@ class Frame:
     observation_bounds: tuple[Floats, Floats] | None  # low and high [O] of the space; None: it has no bound at all
     action_low: Floats  # [A]
     action_high: Floats  # [A]
-    cost_limit: NDArray[np.float64]  # [C], per episode; infinity: unconstrained
+    cost_limit: tuple[float, ...]  # [C], per episode; infinity: unconstrained
     horizon_steps: int
     window_steps: int  # steps that a situation without steps_left is judged over
 
@@ -73,7 +73,7 @@ class Frame:
 
     def share(self, steps_left: int) -> list[float]:
         """The limit's share of so many steps, limit · steps/horizon, [C]: what is allowed by default."""
-        return [limit * steps_left / self.horizon_steps for limit in self.cost_limit.tolist()]
+        return [limit * steps_left / self.horizon_steps for limit in self.cost_limit]
 
 
 class Situations(NamedTuple):

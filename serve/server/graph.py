@@ -97,8 +97,7 @@ class _OneRow:
         ends = [*itertools.accumulate(math.prod(_shape(port, sizes)) for port in outputs)]
         places = dict(zip(outputs, map(slice, [0, *ends], ends), strict=False))
         self._finite, self._cost_upper = slice(places[_BOUND].start), places[_BOUND]
-        self._vectors = [(port, places[port]) for port in outputs if len(PORTS[port].axes) > 1]
-        self._numbers = [(port, places[port]) for port in outputs if len(PORTS[port].axes) == 1]
+        self._places = [(port, place, len(PORTS[port].axes) > 1) for port, place in places.items()]
 
     def fits(self, inputs: Inputs) -> bool:
         """Whether it is one situation with one candidate."""
@@ -123,8 +122,7 @@ class _OneRow:
         finally:
             self._lock.release()
         _check(values[self._finite], values[self._cost_upper])
-        rows: Outputs = {port: [list(values[place])] for port, place in self._vectors}
-        return rows | {port: list(values[place]) for port, place in self._numbers}
+        return {port: [list(values[place])] if vector else list(values[place]) for port, place, vector in self._places}
 
 
 def _bind(bind: Callable[..., None], ports: Sequence[str], sizes: Mapping[str, int]) -> tuple[bytearray, struct.Struct]:

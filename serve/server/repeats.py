@@ -19,7 +19,7 @@ class Repeats(NamedTuple):
 
     def after(self, observation: Sequence[float]) -> "Repeats":
         """With one more observation, [O]."""
-        same = list(map(eq, observation, self.observation))
-        if True not in same:  # as of sensors that all work
-            return Repeats(observation, [0] * len(same))
-        return Repeats(observation, [steps + 1 if kept else 0 for steps, kept in zip(self.steps, same, strict=True)])
+        if not any(map(eq, observation, self.observation)):  # as of sensors that all work
+            return Repeats(observation, [0] * len(observation))
+        before = zip(self.steps, observation, self.observation, strict=True)
+        return Repeats(observation, [steps + 1 if value == last else 0 for steps, value, last in before])

@@ -286,7 +286,7 @@ def open_session(
             f"is {extent_steps}; the policy's horizon is 1 to {frame.horizon_steps} steps",
         )
     if opening.cost_budget is None:
-        budget = tuple((frame.cost_limit * (extent_steps / frame.horizon_steps)).tolist())
+        budget = tuple([limit * (extent_steps / frame.horizon_steps) for limit in frame.cost_limit])
     else:
         budget = opening.cost_budget
     _check_budget(budget, len(frame.cost_limit))

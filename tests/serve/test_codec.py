@@ -49,7 +49,7 @@ FRAME = Frame(
     observation_bounds=(np.array([-np.inf, -5, -np.inf], np.float32), np.array([np.inf, 5, np.inf], np.float32)),
     action_low=np.array([-1, -2], np.float32),
     action_high=np.array([1, 2], np.float32),
-    cost_limit=np.array([20.0, np.inf]),
+    cost_limit=(20.0, np.inf),
     horizon_steps=100,
     window_steps=10,
 )
