@@ -31,12 +31,14 @@ def model(
     reward_heads: int = 2,
     cost_heads: int = 2,
     covariance: Literal["diagonal", "full"] = "diagonal",
+    closeness: tuple[int, ...] = (),
 ) -> Model:
     torch.manual_seed(seed)
+    inputs = OBSERVATION_SIZE + len(closeness)
     built = Model(
-        Normalizer(OBSERVATION_SIZE),
-        GaussianPolicy(OBSERVATION_SIZE, ACTION_SIZE, 16, covariance),
-        Critics(OBSERVATION_SIZE, ACTION_SIZE, num_costs, 16, reward_heads, cost_heads),
+        Normalizer(OBSERVATION_SIZE, closeness),
+        GaussianPolicy(inputs, ACTION_SIZE, 16, covariance),
+        Critics(inputs, ACTION_SIZE, num_costs, 16, reward_heads, cost_heads),
     ).eval()
     built.normalizer.update(torch.from_numpy(observations()))
     with torch.no_grad():  # actions that depend on what is seen, and differ
@@ -64,11 +66,11 @@ def random_map(num_costs: int, seed: int = 0) -> CostMap:
     return CostMap(np.array([1, 5, 20, T]), nodes, atoms, atoms.mean(-1), covered, confidence=0.3)
 
 
-def random_forecast(num_costs: int, seed: int = 0) -> CostForecast:
+def random_forecast(num_costs: int, seed: int = 0, inputs: int = OBSERVATION_SIZE) -> CostForecast:
     """One that depends on everything it sees."""
     torch.manual_seed(seed)
     typical = np.array([0.7 * 3.0**c for c in range(num_costs)])
-    forecast = CostForecast(OBSERVATION_SIZE, T, typical)
+    forecast = CostForecast(inputs, T, typical)
     with torch.no_grad():
         forecast.output_weight.normal_(0, 0.1)
         forecast.value_weight.normal_(0, 1)
@@ -80,11 +82,12 @@ def served(
     seed: int = 0,
     cost_map: CostMap | None = None,
     covariance: Literal["diagonal", "full"] = "diagonal",
+    closeness: tuple[int, ...] = (),
 ) -> Served:
     """With a random map and forecast, or with a map that takes the cost value."""
-    forecast = None if cost_map else random_forecast(num_costs, seed)
+    forecast = None if cost_map else random_forecast(num_costs, seed, OBSERVATION_SIZE + len(closeness))
     cost_map = cost_map or random_map(num_costs, seed)
-    trained = model(num_costs, seed, covariance=covariance)
+    trained = model(num_costs, seed, covariance=covariance, closeness=closeness)
     return Served(trained, forecast, cost_map, LOW, HIGH, reward_scale=4.0, shift=shift_score(trained)).eval()
 
 

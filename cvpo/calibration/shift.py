@@ -26,7 +26,7 @@ FALSE_ALARM_RATE = 1e-3  # share of an episode's steps
 class ShiftScore(nn.Module):
     """Largest distance of an observation outside of what was seen, over D directions; 0 inside."""
 
-    directions: Tensor  # [O, D], from training's standard deviations to those in each direction
+    directions: Tensor  # [F, D], from training's standard deviations to those in each direction
     low: Tensor  # [D]
     high: Tensor  # [D]
 
@@ -37,7 +37,7 @@ class ShiftScore(nn.Module):
         self.register_buffer("high", high)
 
     def forward(self, standardized: Tensor) -> Tensor:
-        """Score [N] of observations [N, O] in training's standard deviations from its mean."""
+        """Score [N] of features [N, F] (see `Normalizer`) in training's standard deviations from their mean."""
         along = standardized.clamp(-FARTHEST, FARTHEST) @ self.directions
         return torch.maximum(self.low - along, along - self.high).amax(1).clamp(min=0)
 

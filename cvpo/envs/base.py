@@ -36,6 +36,8 @@ class EnvSpec:
     """The horizon T; no episode is longer."""
     control_period_ms: float | None
     """Simulated time between two actions, where the environment says it (`dt`)."""
+    closeness: tuple[int, ...] = ()
+    """Entries of the observation that say how near something is that costs, from 0, out of reach, to 1, touching."""
 
     @property
     def action_size(self) -> int:

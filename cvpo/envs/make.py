@@ -43,16 +43,28 @@ def make_env(
     low, high = action_bounds(env_id, env.action_space)
     if len(set(cost_names)) < len(cost_names):
         raise EnvError(f"The costs {', '.join(cost_names)} of {env_id} name one twice; name each once.")
+    size = observation_size(env_id, env.observation_space)
     spec = EnvSpec(
         env_id=env_id,
-        observation_size=observation_size(env_id, env.observation_space),
+        observation_size=size,
         action_low=low,
         action_high=high,
         cost_names=cost_names or DEFAULT_COST_NAMES,
         max_episode_steps=max_episode_steps or horizon(env_id, env),
         control_period_ms=_control_period_ms(env),
+        closeness=_closeness(env_id, env, size),
     )
     return CostEnv(env, spec)
+
+
+def _closeness(env_id: str, env: gymnasium.Env[Any, Any], size: int) -> tuple[int, ...]:
+    """What the environment says in its metadata; EnvError where that is no entry of an observation."""
+    named = env.metadata.get("closeness", ())
+    if not all(isinstance(index, int) and 0 <= index < size for index in named):
+        raise EnvError(
+            f'metadata["closeness"] of {env_id} is {named}; its entries must be indices from 0 to {size - 1}.'
+        )
+    return tuple(sorted(set(named)))
 
 
 def make_gymnasium_env(env_id: str, *, max_episode_steps: int | None, render: bool) -> gymnasium.Env[Any, Any]:

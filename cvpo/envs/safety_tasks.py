@@ -104,7 +104,22 @@ def make_task(env_id: str, *, max_episode_steps: int | None, render: bool) -> gy
         elif task is not None:
             made = _UnseenWorld(made)
     assert isinstance(made, gymnasium.Env)
+    if task is not None:
+        made.metadata = {**made.metadata, "closeness": _closeness(task)}
     return made
+
+
+def _closeness(task: Any) -> list[int]:
+    """Where the lidars of what costs are in the flat observation of a navigation task."""
+    costly = {f"{thing.name}_lidar" for thing in task._obstacles if thing.is_constrained}
+    found: list[int] = []
+    start = 0
+    for name, space in task.obs_info.obs_space_dict.spaces.items():
+        size = gymnasium.spaces.flatdim(space)
+        if name in costly:
+            found += range(start, start + size)
+        start += size
+    return found
 
 
 def _quick(env: gymnasium.Env[Any, Any], task: Any) -> Any:

@@ -166,12 +166,13 @@ def make_manifest(
         ExportError: the parts do not make a valid one.
     """
     spec, seen = policy.spec, policy.model.normalizer
-    unbounded = (None,) * spec.observation_size
+    size = spec.observation_size
+    unbounded = (None,) * size
     try:
         return Manifest(
             name=policy.name,
             version=policy.version,
-            observation=Space(names=_names("observation", spec.observation_size), low=unbounded, high=unbounded),
+            observation=Space(names=_names("observation", size), low=unbounded, high=unbounded),
             action=Space(
                 names=_names("action", spec.action_size),
                 low=tuple(spec.action_low.tolist()),
@@ -182,8 +183,8 @@ def make_manifest(
             constraints=policy.constraints,
             calibration=calibrated.record if calibrated else None,
             observation_statistics=ObservationStatistics(
-                mean=tuple(seen.mean.tolist()),
-                standard_deviation=tuple((seen.variance + VARIANCE_FLOOR).sqrt().tolist()),
+                mean=tuple(seen.mean[:size].tolist()),
+                standard_deviation=tuple((seen.variance[:size] + VARIANCE_FLOOR).sqrt().tolist()),
                 low=tuple(seen.low.tolist()),
                 high=tuple(seen.high.tolist()),
                 shift_threshold=shift.value,

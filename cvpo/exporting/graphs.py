@@ -41,6 +41,7 @@ from cvpo.exporting.served import Answering, Served
 from cvpo.learning.networks import (
     MAX_SPREAD,
     MIN_STANDARD_DEVIATION,
+    NEAREST,
     NORMALIZED_BOUND,
     VARIANCE_FLOOR,
     GaussianPolicy,
@@ -53,7 +54,7 @@ LAYER_NORM_EPSILON = 1e-5  # torch's default
 NORMALIZED, CANDIDATE_ACTION = "normalized", "candidate_action"
 CANDIDATE_REWARD_VALUE, CANDIDATE_COST_VALUE = "candidate_reward_value", "candidate_cost_value"
 NETWORK_VALUES: Mapping[str, Port] = {
-    NORMALIZED: Port(FLOAT, "NO"),
+    NORMALIZED: Port(FLOAT, "NF"),
     CANDIDATE_ACTION: Port(FLOAT, "NKA"),
     CANDIDATE_REWARD_VALUE: Port(FLOAT, "NK"),
     CANDIDATE_COST_VALUE: Port(FLOAT, "NCK"),
@@ -117,7 +118,7 @@ def networks_graph(name: str, exported: bytes) -> bytes:
 
 
 def _sizes(served: Served) -> dict[str, int]:
-    return {"O": len(served.model.normalizer.mean), "A": len(served.action_low), "C": served.cost_map.num_costs}
+    return {"O": served.model.normalizer.observation_size, "A": len(served.action_low), "C": served.cost_map.num_costs}
 
 
 class _Graph:
@@ -247,7 +248,12 @@ class _Judged(NamedTuple):
 def _normalize(graph: _Graph, served: Served) -> str:
     """Add NORMALIZED, and return what it is before it is bounded."""
     seen = served.model.normalizer
-    centred = graph.node("Sub", "observation", graph.tensor(seen.mean))
+    features = "observation"
+    if seen.closeness:
+        near = graph.node("Gather", "observation", graph.integers(*seen.closeness), axis=1)
+        away = graph.node("Sub", graph.floats(1 + NEAREST), graph.clip(near, 0.0, 1.0))
+        features = graph.node("Concat", "observation", graph.node("Div", graph.floats(1.0), away), axis=1)
+    centred = graph.node("Sub", features, graph.tensor(seen.mean))
     standardized = graph.node("Mul", centred, graph.tensor((seen.variance + VARIANCE_FLOOR).rsqrt()))
     graph.node("Clip", standardized, graph.floats(-NORMALIZED_BOUND), graph.floats(NORMALIZED_BOUND), output=NORMALIZED)
     return standardized

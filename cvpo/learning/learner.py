@@ -71,15 +71,20 @@ class UpdateMetrics:
 
 
 def create(
-    config: TrainConfig, observation_size: int, action_size: int, constraints: Sequence[Constraint], device: str = "cpu"
+    config: TrainConfig,
+    observation_size: int,
+    action_size: int,
+    constraints: Sequence[Constraint],
+    device: str = "cpu",
+    closeness: Sequence[int] = (),
 ) -> LearnerState:
-    """Make a fresh learner; everything random in it comes from the config's seed."""
+    """Make a fresh learner; everything random in it comes from the config's seed. For `closeness` see `Normalizer`."""
     num_costs = len(constraints)
     unit_threshold = np.array([c.model_copy(update={"cost_limit": 1.0}).threshold() for c in constraints])
     generator = torch.Generator(device).manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = build_model(config.network, observation_size, action_size, num_costs).to(device)
+        model = build_model(config.network, observation_size, action_size, num_costs, closeness).to(device)
     return LearnerState(
         model=model,
         behavior_policy=copy.deepcopy(model.policy).requires_grad_(False),

@@ -1,6 +1,7 @@
 """The modules that learn: observation normalizer, Gaussian policy, and the stack of reward and cost critics."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,26 +11,39 @@ from torch import Tensor, nn
 from cvpo.learning.config import NetworkConfig
 from cvpo.learning.gaussian import Gaussian
 
-VARIANCE_FLOOR = 1e-8  # added to the variance of each observation, so that a constant one divides by something
-NORMALIZED_BOUND = 10.0  # normalized observations are clipped here
+VARIANCE_FLOOR = 1e-8  # added to the variance of each feature, so that a constant one divides by something
+NORMALIZED_BOUND = 10.0  # normalized features are clipped here
+NEAREST = 0.02  # of a lidar's reach: distances are told apart down to this
 NORM_EPSILON = 1e-5  # added to the variance of a layer: the default of layer_norm
 MIN_STANDARD_DEVIATION = 1e-3  # of the policy, before tanh
 MAX_SPREAD = 4.0  # the rest bends towards it: three in five actions are then within 4 % of their bounds
 
 
 class Normalizer(nn.Module):
-    """Running mean and variance of the observations; part of the model, saved and exported with it."""
+    """Running mean and variance of what the networks see; part of the model, saved and exported with it.
 
-    mean: Tensor
+    They see the observation, and the inverse of the distance where it says how near something is. A lidar that reads
+    0.93 at the edge of a hazard and 0.9 before it differs by a tenth of a standard deviation: too little to learn from.
+    """
+
+    mean: Tensor  # [F], as the next one
     variance: Tensor
     count: Tensor
-    low: Tensor
+    low: Tensor  # [O], as the next one
     high: Tensor
 
-    def __init__(self, observation_size: int) -> None:
+    def __init__(self, observation_size: int, closeness: Sequence[int] = ()) -> None:
+        """Nothing seen yet.
+
+        Args:
+            observation_size: O.
+            closeness: entries of the observation that say how near something is, from 0 to 1.
+        """
         super().__init__()
-        self.register_buffer("mean", torch.zeros(observation_size))
-        self.register_buffer("variance", torch.ones(observation_size))
+        self.observation_size, self.closeness = observation_size, tuple(closeness)
+        features = observation_size + len(self.closeness)  # F
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("low", torch.full((observation_size,), math.inf))
         self.register_buffer("high", torch.full((observation_size,), -math.inf))
@@ -39,7 +53,8 @@ class Normalizer(nn.Module):
         """Take in observations [B, O] (Chan, Golub and LeVeque's pairwise update)."""
         count = observation.shape[0]
         total = self.count + count
-        mean, variance = observation.mean(0), observation.var(0, correction=0)
+        features = self.features(observation)
+        mean, variance = features.mean(0), features.var(0, correction=0)
         share = (count / total).float()
         delta = mean - self.mean
         self.variance.copy_(self.variance * (1 - share) + variance * share + delta**2 * share * (1 - share))
@@ -49,12 +64,19 @@ class Normalizer(nn.Module):
         torch.maximum(self.high, observation.amax(0), out=self.high)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Normalize observations [B, O]."""
+        """What the networks see of observations [B, O]: [B, F]."""
         return self.standardize(observation).clamp(-NORMALIZED_BOUND, NORMALIZED_BOUND)
 
     def standardize(self, observation: Tensor) -> Tensor:
-        """Observations [B, O] in standard deviations from the mean, however far."""
-        return (observation - self.mean) * torch.rsqrt(self.variance + VARIANCE_FLOOR)
+        """Features of observations [B, O] in standard deviations from the mean, however far, [B, F]."""
+        return (self.features(observation) - self.mean) * torch.rsqrt(self.variance + VARIANCE_FLOOR)
+
+    def features(self, observation: Tensor) -> Tensor:
+        """Observations [..., O] and the inverse distances, [..., F]; where closeness is 1, that is 1/NEAREST."""
+        if not self.closeness:
+            return observation
+        near = observation[..., list(self.closeness)].clamp(0, 1)
+        return torch.cat([observation, 1 / (1 + NEAREST - near)], -1)
 
 
 class GaussianPolicy(nn.Module):
@@ -218,12 +240,16 @@ class Model(nn.Module):
         return reward_value.mean(0), cost_value.mean(0)
 
 
-def build_model(network: NetworkConfig, observation_size: int, action_size: int, num_costs: int) -> Model:
+def build_model(
+    network: NetworkConfig, observation_size: int, action_size: int, num_costs: int, closeness: Sequence[int] = ()
+) -> Model:
     """A model with fresh parameters, from torch's global generator."""
+    normalizer = Normalizer(observation_size, closeness)
+    inputs = len(normalizer.mean)
     return Model(
-        Normalizer(observation_size),
-        GaussianPolicy(observation_size, action_size, network.hidden, network.covariance),
-        Critics(observation_size, action_size, num_costs, network.hidden, network.reward_heads, network.cost_heads),
+        normalizer,
+        GaussianPolicy(inputs, action_size, network.hidden, network.covariance),
+        Critics(inputs, action_size, num_costs, network.hidden, network.reward_heads, network.cost_heads),
     )
 
 

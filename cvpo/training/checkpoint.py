@@ -154,10 +154,13 @@ def load_policy(run: Path, steps: int) -> TrainedPolicy:
         cost_names=tuple(spec["cost_names"]),
         max_episode_steps=spec["max_episode_steps"],
         control_period_ms=spec["control_period_ms"],
+        closeness=tuple(spec.get("closeness", ())),  # runs of before have none
     )
     config = _read_config(json.loads(document["config"]), run)
     constraints = tuple(Constraint.model_validate_json(text) for text in document["constraints"])
-    model = build_model(config.network, env_spec.observation_size, env_spec.action_size, len(constraints))
+    model = build_model(
+        config.network, env_spec.observation_size, env_spec.action_size, len(constraints), env_spec.closeness
+    )
     model.load_state_dict(document["model"])
     return TrainedPolicy(
         model.requires_grad_(False), env_spec, config, constraints, document["reward_scale"], document["steps"]
@@ -174,6 +177,7 @@ def spec_document(spec: EnvSpec) -> dict[str, Any]:
         "cost_names": list(spec.cost_names),
         "max_episode_steps": spec.max_episode_steps,
         "control_period_ms": spec.control_period_ms,
+        "closeness": list(spec.closeness),
     }
 
 

@@ -154,7 +154,9 @@ class _Loop:
         self.config, self.constraints, self.env, self.spec = config, constraints, env, env.spec
         spec, num_envs, num_costs = env.spec, env.num_envs, len(constraints)
         device = config.compute.device
-        self.learner = learner.create(config, spec.observation_size, spec.action_size, constraints, device)
+        self.learner = learner.create(
+            config, spec.observation_size, spec.action_size, constraints, device, spec.closeness
+        )
         self.replay = Replay(config.replay.capacity, spec.observation_size, spec.action_size, num_costs)
         critic = config.critic
         self.collector = NStepCollector(self.replay, num_envs, critic.n_step, critic.discount, config.cost_discounts)

@@ -30,6 +30,32 @@ def test_the_spec_says_what_learning_and_serving_need() -> None:
     assert spec.control_period_ms == 50.0
 
 
+def test_an_environment_says_where_in_its_observation_closeness_is() -> None:
+    assert make_env("tests.envs.toys:drift").spec.closeness == ()
+    assert make_env("tests.envs.toys:NearWalls", max_episode_steps=5).spec.closeness == (0, 1)
+
+
+@pytest.mark.parametrize("named", [[2], [-1], ["x"]])
+def test_closeness_that_is_no_entry_of_the_observation_is_refused(
+    named: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.envs.toys import NearWalls
+
+    monkeypatch.setitem(NearWalls.metadata, "closeness", named)
+    assert 'metadata["closeness"]' in message("tests.envs.toys:NearWalls", max_episode_steps=5)
+
+
+@pytest.mark.parametrize("render", [False, True])
+def test_the_lidars_of_what_costs_in_a_navigation_task_are_closeness(render: bool) -> None:
+    task = make_env("SafetyPointGoal1-v0", render=render)
+    assert task.spec.closeness == tuple(range(28, 44))  # of hazards: after 12 senses and the goal, before vases
+    seen = task.reset(seed=3)[list(task.spec.closeness)]
+    assert 0 < seen.max() < 1
+    assert len(make_env("SafetyPointGoal2-v0").spec.closeness) == 32  # its vases cost, too
+    assert make_env("SafetyPointCircle1-v0").spec.closeness == ()  # its walls are not seen by lidar
+    assert make_env("SafetyHalfCheetahVelocity-v1").spec.closeness == ()
+
+
 def test_the_default_cost_is_the_total() -> None:
     assert make_env("tests.envs.toys:drift").spec.cost_names == ("cost",)
 

@@ -48,6 +48,12 @@ def drift() -> gymnasium.Env[Any, Any]:
     return TimeLimit(Drift(), 20)
 
 
+class NearWalls(Drift):
+    """Drift, as if it said how near two walls are."""
+
+    metadata = {"closeness": [1, 0]}  # noqa: RUF012  # as Gymnasium has it
+
+
 class _Altered(Drift):
     """Drift whose results are altered from step 3 on."""
 

@@ -61,12 +61,13 @@ def assert_close(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch
 
 
 @pytest.mark.parametrize(("num_costs", "covariance"), [(1, "diagonal"), (2, "full")])
+@pytest.mark.parametrize("closeness", [(), (1, 4)])
 @pytest.mark.parametrize("measured", [True, False])
 def test_with_the_same_map_a_graph_is_the_same_to_the_byte(
-    num_costs: int, covariance: Literal["diagonal", "full"], measured: bool
+    num_costs: int, covariance: Literal["diagonal", "full"], measured: bool, closeness: tuple[int, ...]
 ) -> None:
     cost_map = None if measured else uncalibrated_map(constraints((20.0,) * num_costs))
-    policy = served(num_costs, cost_map=cost_map, covariance=covariance)
+    policy = served(num_costs, cost_map=cost_map, covariance=covariance, closeness=closeness)
     for name, graph in ((POLICY_GRAPH, policy_graph(policy)), (CRITIC_GRAPH, critic_graph(policy))):
         assert graph_again(name, graph, policy) == graph
 

@@ -54,11 +54,12 @@ def situations(count: int, num_costs: int, alarm_level: float = 0.5) -> Inputs:
     }
 
 
+@pytest.mark.parametrize("closeness", [(), (1, 4)])
 @pytest.mark.parametrize(("num_costs", "covariance"), [(1, "diagonal"), (2, "diagonal"), (2, "full")])
 def test_the_graphs_compute_what_torch_does_at_any_n_and_k(
-    num_costs: int, covariance: Literal["diagonal", "full"]
+    num_costs: int, covariance: Literal["diagonal", "full"], closeness: tuple[int, ...]
 ) -> None:
-    policy = served(num_costs, covariance=covariance)
+    policy = served(num_costs, covariance=covariance, closeness=closeness)
     graphs = session(policy_graph(policy)), session(critic_graph(policy))
     for count, candidates in [(1, 1), (1, 8), (7, 1), (6, 5), (200, 3)]:
         inputs = situations(count, num_costs)

@@ -134,6 +134,22 @@ def test_a_fresh_normalizer_changes_nothing() -> None:
     torch.testing.assert_close(Normalizer(2)(observation), observation)
 
 
+def test_what_is_near_is_seen_by_its_distance_too() -> None:
+    normalizer = Normalizer(3, (0, 2))
+    seen = normalizer(torch.tensor([[0.0, 7.0, 0.98], [0.93, 7.0, 0.9]]))
+    np.testing.assert_allclose(seen, [[0.0, 7.0, 0.98, 1 / 1.02, 10.0], [0.93, 7.0, 0.9, 10.0, 1 / 0.12]], rtol=1e-5)
+
+
+def test_an_inverse_distance_has_a_mean_and_a_variance_of_its_own_and_is_finite_beyond_its_bounds() -> None:
+    normalizer = Normalizer(1, (0,))
+    observation = torch.tensor([[-3.0], [0.0], [1.0], [3.0]])
+    normalizer.update(observation)
+    assert (normalizer.low.tolist(), normalizer.high.tolist()) == ([-3.0], [3.0])
+    inverse = np.array([1 / 1.02, 1 / 1.02, 50, 50])
+    np.testing.assert_allclose(normalizer.mean, [0.25, inverse.mean()], rtol=1e-5)
+    np.testing.assert_allclose(normalizer(observation)[:, 1], (inverse - inverse.mean()) / inverse.std(), rtol=1e-4)
+
+
 def test_a_fresh_policy_is_centred_with_the_deviation_it_was_given() -> None:
     torch.manual_seed(0)
     mean, sd = GaussianPolicy(S, A, 32, initial_standard_deviation=0.6)(torch.randn(100, S))
