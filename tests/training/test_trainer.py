@@ -62,6 +62,15 @@ def transitions(run: Path) -> dict[str, NDArray[np.float32]]:
     return {name: getattr(replay, name)[: replay.size] for name in FIELDS}
 
 
+def test_what_an_environment_says_of_closeness_reaches_the_policy_and_stays_with_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start(run, small_config(steps=TOTAL, environment={"env_id": "tests.envs.toys:NearWalls", "max_episode_steps": 20}))
+    policy = load_policy(run, checkpoint_steps(run)[-1])
+    assert policy.spec.closeness == policy.model.normalizer.closeness == (0, 1)
+    assert policy.model.policy.first.in_features == 4
+    go_on(run, steps=2 * TOTAL)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
