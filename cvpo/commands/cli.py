@@ -196,9 +196,9 @@ def presets(
 
     A cost limit per episode, the environment steps of a run, and the settings that are not the default.
     """
-    from cvpo.training.presets import PRESETS, WITHOUT_PRESET, preset_of
+    from cvpo.training.presets import PRESETS, WITHOUT_PRESET
 
-    found = {name: preset for name, preset in PRESETS.items() if task in name or preset is preset_of(task)}
+    found = {name: preset for name, preset in PRESETS.items() if task.split(":")[-1] in name}
     if not found:
         close = difflib.get_close_matches(task, PRESETS, cutoff=0.5)
         hint = f" The closest: {', '.join(close)}." if close else ""
@@ -209,8 +209,9 @@ def presets(
         return
     typer.echo(f"{'task':30} {'cost limit':>10} {'steps':>9}  settings")
     for name, preset in found.items():
-        settings = ", ".join(f"{key}={value}" for key, value in preset.settings.items()) or "-"
-        typer.echo(f"{name:30} {_limits(preset):>10} {preset.steps:>9,}  {settings}")
+        settings = [f"{key}={value}" for key, value in preset.settings.items()]
+        settings += [_opening(preset)] if preset.opening else []
+        typer.echo(f"{name:30} {_limits(preset):>10} {preset.steps:>9,}  {', '.join(settings) or '-'}")
 
 
 @app.command(epilog="Example: cvpo evaluate runs/circle --episodes 100   or   cvpo evaluate 127.0.0.1:50051")
@@ -621,7 +622,15 @@ def _taken(preset: "Preset", chosen: "Preset") -> str:
     if chosen.steps == preset.steps and "schedule.steps" not in chosen.settings:
         parts.append(f"{preset.steps:,} steps")
     parts += [f"{name}={value}" for name, value in preset.settings.items() if chosen.settings[name] == value]
+    if preset.opening and "limit.schedule" not in chosen.settings:
+        parts.append(_opening(preset))
     return ", ".join(parts)
+
+
+def _opening(preset: "Preset") -> str:
+    """How far above its limits a run begins, in words."""
+    (_, factor), (share, _) = preset.opening[0], preset.opening[-1]
+    return f"limits {factor:g} times as high at first, up to {share:.0%} of the steps (limit.schedule)"
 
 
 def _limits(preset: "Preset") -> str:

@@ -16,6 +16,8 @@ class Preset:
     cost_limits: tuple[float, ...]  # per episode, undiscounted, one per cost
     steps: int  # of the environment
     settings: Mapping[str, object] = field(default_factory=dict)  # by "group.name"; the rest are the defaults
+    opening: tuple[tuple[float, float], ...] = ()
+    """`limit.schedule` of a run of any length, to any limit: (share of the steps, factor of the limits there)."""
 
     def document(self, env_id: str) -> dict[str, Any]:
         """Groups of settings, for `cvpo.learning.config.parse_config`."""
@@ -27,6 +29,10 @@ class Preset:
         for setting, value in self.settings.items():
             group, name = setting.split(".")
             document.setdefault(group, {})[name] = value
+        steps = document["schedule"]["steps"]
+        if self.opening and isinstance(steps, int):  # anything else is for `parse_config` to refuse
+            schedule = [(int(share * steps), [factor * d for d in self.cost_limits]) for share, factor in self.opening]
+            document.setdefault("limit", {}).setdefault("schedule", schedule)
         return document
 
 
@@ -51,14 +57,19 @@ _SMALL_STEPS: Mapping[str, object] = {
 # PointGoal1: 19.7 / 47 at 190,000 steps with it; without, another seed had fallen to 8.7 / 86 at 225,000.
 _SLOW_COVARIANCE: Mapping[str, object] = {"mstep.kl_covariance_bound": 1e-4}
 
+# A policy that is held at its limit from the first update on takes to one of several paths, and keeps it: PointCircle1
+# ended at 49, 44 and 47 (seeds 10 to 12, at a cost of 20). One that circles first, and is then pushed inside of the walls,
+# came to 49.5 / 21, 49.6 / 13 and 49.5 / 23 (seeds 0, at 200,000 steps, and 1, by three slopes).
+_LOOSE_AT_FIRST = ((0.0, 10.0), (0.15, 10.0), (0.3, 4.0), (0.5, 1.0))
+
 # Steps by task; the limits are those that results are published for. Where the steps of a task were not chosen by
 # results of our own, they are about a tenth of those in FSRL's benchmark (liuzuxin/FSRL, docs/tutorials/benchmark.rst).
 _AGENTS = ("Point", "Car", "Doggo", "Racecar", "Ant")
-_NAVIGATION: Mapping[str, tuple[int, Mapping[str, object]]] = {
-    "Goal": (500_000, _SLOW_COVARIANCE),
-    "Button": (500_000, _SLOW_COVARIANCE),
-    "Push": (500_000, _SLOW_COVARIANCE),
-    "Circle": (300_000, {}),
+_NAVIGATION: Mapping[str, Preset] = {
+    "Goal": Preset((25.0,), 500_000, _SLOW_COVARIANCE),
+    "Button": Preset((25.0,), 500_000, _SLOW_COVARIANCE),
+    "Push": Preset((25.0,), 500_000, _SLOW_COVARIANCE),
+    "Circle": Preset((25.0,), 300_000, opening=_LOOSE_AT_FIRST),
 }
 _VELOCITY: Mapping[str, tuple[int, Mapping[str, object]]] = {
     "HalfCheetah": (200_000, _SMALL_STEPS),
@@ -81,8 +92,8 @@ _BULLET = {
 
 PRESETS: Mapping[str, Preset] = {
     **{
-        f"Safety{agent}{goal}{level}-v0": Preset((25.0,), steps, settings)
-        for goal, (steps, settings) in _NAVIGATION.items()
+        f"Safety{agent}{goal}{level}-v0": preset
+        for goal, preset in _NAVIGATION.items()
         for agent in _AGENTS
         for level in range(3)
     },

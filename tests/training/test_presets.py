@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cvpo.envs import bullet_tasks, make_env, safety_tasks
+from cvpo.errors import ConfigError
 from cvpo.learning.config import TrainConfig, parse_config
 from cvpo.training.presets import PRESETS, WITHOUT_PRESET, Preset, preset_of
 from tests.command import DRIFT, cvpo, succeed
@@ -75,6 +77,22 @@ def test_settings_of_a_preset_reach_the_config() -> None:
     assert (config.estep.kl_bound, config.schedule.checkpoint_every) == (0.05, 7_000)
 
 
+def test_a_run_of_any_length_to_any_limit_begins_with_higher_limits_where_the_preset_says_so() -> None:
+    preset = Preset((5.0, float("inf")), 40_000, opening=((0.0, 10.0), (0.25, 10.0), (0.5, 1.0)))
+    inf = float("inf")
+    assert parse_config(preset.document("Env-v0")).limit.schedule == (
+        (0, (50.0, inf)),
+        (10_000, (50.0, inf)),
+        (20_000, (5.0, inf)),
+    )
+    shorter = replace(preset, settings={"schedule.steps": 20_000})
+    assert parse_config(shorter.document("Env-v0")).limit.schedule[-1].steps == 10_000
+    chosen = replace(preset, settings={"limit.schedule": [[1_000, [7, inf]]]})
+    assert parse_config(chosen.document("Env-v0")).limit.schedule == ((1_000, (7.0, inf)),)
+    with pytest.raises(ConfigError, match=r"schedule\.steps"):
+        parse_config(replace(preset, settings={"schedule.steps": "many"}).document("Env-v0"))
+
+
 @pytest.mark.parametrize(("steps", "every"), [(20_000, 5_000), (200_000, 10_000), (5_000_000, 50_000)])
 def test_checkpoints_come_twenty_times_but_not_too_close_or_far(steps: int, every: int) -> None:
     assert parse_config(Preset((25.0,), steps).document("Env-v0")).schedule.checkpoint_every == every
@@ -118,6 +136,14 @@ def test_training_says_what_it_takes_from_the_preset(flags: list[str], taken: st
     assert len(begun) == 1
 
 
+def test_training_says_that_its_limits_are_higher_at_first(begun: list[TrainConfig]) -> None:
+    circle = "SafetyPointCircle1-v0"
+    words = "limits 10 times as high at first, up to 50% of the steps (limit.schedule)"
+    assert words in succeed("train", circle).err
+    assert words not in succeed("train", circle, "--set", "limit.schedule=[]").err
+    assert [bool(config.limit.schedule) for config in begun] == [True, False]
+
+
 @pytest.mark.parametrize(
     "arguments", [[HOPPER, "--no-preset"], [HOPPER, "--steps", "70000", "--cost-limit", "5"], [DRIFT]]
 )
@@ -154,7 +180,9 @@ def test_presets_are_shown() -> None:
     assert len(rows) == 1 + len(PRESETS)
     assert rows[0].split() == ["task", "cost", "limit", "steps", "settings"]
     (row,) = succeed("presets", "SafetyPointCircle1-v0").out.splitlines()[1:]
-    assert row.split() == ["SafetyPointCircle1-v0", "25", "300,000", "-"]
+    assert row.split()[:3] == ["SafetyPointCircle1-v0", "25", "300,000"]
+    assert row.endswith(" limits 10 times as high at first, up to 50% of the steps (limit.schedule)")
+    assert succeed("presets", "SafetyHopperVelocity-v1").out.split()[-4:] == [HOPPER, "25", "500,000", "-"]
     assert {row.split()[0] for row in succeed("presets", "Drone").out.splitlines()[1:]} == {
         "SafetyDroneRun-v0",
         "SafetyDroneCircle-v0",
@@ -165,9 +193,10 @@ def test_presets_are_shown_to_machines() -> None:
     shown = json.loads(succeed("presets", "SafetyCarRun-v0", "--json").out)
     settings = PRESETS["SafetyCarRun-v0"].settings
     assert settings["critic.discount"] == 0.98
-    assert shown == {"SafetyCarRun-v0": {"cost_limits": [10.0], "steps": 100_000, "settings": settings}}
-    shown = json.loads(succeed("presets", "SafetyPointCircle1-v0", "--json").out)
-    assert shown == {"SafetyPointCircle1-v0": {"cost_limits": [25.0], "steps": 300_000, "settings": {}}}
+    assert shown == {"SafetyCarRun-v0": {"cost_limits": [10.0], "steps": 100_000, "settings": settings, "opening": []}}
+    shown = json.loads(succeed("presets", "SafetyPointCircle1-v0", "--json").out)["SafetyPointCircle1-v0"]
+    assert (shown["cost_limits"], shown["steps"], shown["settings"]) == ([25.0], 300_000, {})
+    assert shown["opening"] == [list(point) for point in PRESETS["SafetyPointCircle1-v0"].opening]
 
 
 def test_a_task_without_a_preset_is_answered_with_the_closest() -> None:
