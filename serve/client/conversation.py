@@ -110,13 +110,13 @@ class Conversation:
         """Send a step, if there is a stream.
 
         Raises:
-            InvalidRequestError: names the argument; the session is as it was.
+            InvalidRequestError: names the argument; the session is as it was, but a cost that is not at fault counts.
             PolicyServiceError: the session is closed.
         """
         if self._finished:
             raise PolicyServiceError("The session is closed; open another one.")
+        total = self._totals(cost, cost_total)  # first: a cost counts whatever else is wrong with its step
         values = vector("observation", observation)
-        total = self._totals(cost, cost_total)
         self._began = self._clock()
         self._switch()
         self._in_flight = Step(0, values, total)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from google.rpc import code_pb2
 from google.rpc.status_pb2 import Status
+from numpy.typing import ArrayLike
 
 from serve.client.answer import ControlAnswer, Source
 from serve.client.channel import Addresses
@@ -260,6 +261,17 @@ def test_a_total_that_is_refused_does_not_become_the_one_that_costs_are_added_to
     assert caught.value.field == "cost_total[0]"
     robot.conversation.begin(OBSERVATION, [1, 1], None)
     assert robot.stream.sent[-1].step.cost_total == [2, 1]
+
+
+@pytest.mark.parametrize("observation", ["north", [[1, 2, -1]], 3.0])
+def test_a_cost_counts_whose_observation_is_no_vector(description: PolicyDescription, observation: ArrayLike) -> None:
+    robot = Robot(description)
+    for number in range(2):
+        with pytest.raises(InvalidRequestError, match="observation"):
+            robot.conversation.begin(observation, [1, 0.5], None)
+        robot.begin()
+        assert robot.stream.sent[-1].step.cost_total == [number + 1, 0.5 * (number + 1)]
+        robot.answer(robot.stream, number, 0.1)
 
 
 def test_what_comes_for_a_step_that_its_caller_has_left_is_for_no_other(description: PolicyDescription) -> None:
