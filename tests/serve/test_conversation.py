@@ -70,12 +70,15 @@ class Robot:
         description: PolicyDescription,
         opening: Opening = Opening(),  # noqa: B008  # frozen
         watchdog: Watchdog = Watchdog(),  # noqa: B008  # frozen
+        idle_timeout_seconds: int = 0,
     ) -> None:
         self.now = 0.0
         self.addresses = Addresses(["a", "b"])
         self.conversation = Conversation(opening, description, watchdog, self.addresses, 3.0, lambda: self.now)
         self.stream = self.connect("a")
-        self.receive(self.stream, opened=pb.SessionOpened(session_id="s", cost_budget=[9, 9], state=b"opened"))
+        opened = pb.SessionOpened(session_id="s", cost_budget=[9, 9], state=b"opened")
+        opened.idle_timeout.seconds = idle_timeout_seconds
+        self.receive(self.stream, opened=opened)
 
     def connect(self, address: str) -> FakeStream:
         link = FakeLink(address)
@@ -199,6 +202,21 @@ def test_a_refusal_counts_until_a_server_goes_on_with_the_session(description: P
     robot.conversation.handle(Ended(second, gone))
     robot.conversation.handle(Ended(robot.connect("b"), refused))
     assert robot.conversation.lost is None
+    robot.conversation.handle(Ended(robot.connect("a"), refused))
+    assert robot.conversation.lost is refused
+
+
+def test_one_refusal_is_enough_where_the_state_is_older_than_servers_go_on_from(description: PolicyDescription) -> None:
+    robot = Robot(description, idle_timeout_seconds=60)
+    robot.now = 100.0
+    robot.begin()
+    assert robot.answer(robot.stream, 0, 0.1) is not None  # its state is 60 s old at 160
+    robot.conversation.handle(Ended(robot.stream, UnavailableError("gone")))
+    refused = FingerprintError("another key")
+    for robot.now in (100.1, 130.0, 160.0):
+        robot.conversation.handle(Ended(robot.connect("a"), refused))
+        assert robot.conversation.lost is None  # b, which cannot be reached, may yet go on with it
+    robot.now = 160.1
     robot.conversation.handle(Ended(robot.connect("a"), refused))
     assert robot.conversation.lost is refused
 
