@@ -74,6 +74,9 @@ class Settings(BaseSettings):
     max_candidates: int = Field(
         default=Limits.max_candidates, ge=2, description="candidates of a shielded request, at most"
     )
+    max_rows: int = Field(
+        default=Limits.max_rows, ge=2, description="situations times candidates of a shielded request, at most"
+    )
     max_message_bytes: int = Field(default=4 * 2**20, ge=1024, description="size of a request, at most")
     max_concurrent_requests: int = Field(
         default=128, ge=1, description="requests in work or waiting at once, at most; more are refused"
@@ -102,7 +105,7 @@ class Settings(BaseSettings):
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.max_batch, self.max_candidates, self.strict_observations)
+        return Limits(self.max_batch, self.max_candidates, self.max_rows, self.strict_observations)
 
     @property
     def certificate_files(self) -> CertificateFiles | None:

@@ -184,9 +184,11 @@ def test_two_processes_share_a_port_only_where_both_say_so(repository: Path, ser
 def test_a_flag_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CVPO_SERVE_MAX_BATCH", "7")
     monkeypatch.setenv("CVPO_SERVE_MAX_CANDIDATES", "9")
+    monkeypatch.setenv("CVPO_SERVE_MAX_ROWS", "11")
     settings = parse([str(tmp_path), "--max-batch", "8"], "test")
     assert settings.limits.max_batch == 8
     assert settings.limits.max_candidates == 9
+    assert settings.limits.max_rows == 11
     monkeypatch.setenv("CVPO_SERVE_MAX_BATCH", "many")
     with pytest.raises(StartupError, match="--max-batch: "):
         parse([str(tmp_path)], "test")
@@ -214,7 +216,7 @@ def test_which_hosts_only_this_machine_reaches(host: str, loopback: bool) -> Non
     assert split_address(f"[{host}]:7" if ":" in host else f"{host}:7") == (host, 7)
 
 
-@pytest.mark.parametrize("mode", [None, Shielded(256, seed=1)], ids=["single", "batch"])
+@pytest.mark.parametrize("mode", [None, Shielded(64, seed=1)], ids=["single", "batch"])
 def test_sigterm_in_the_middle_of_requests_loses_none(
     repository: Path, serve_process: Serve, mode: Mode | None
 ) -> None:
