@@ -1,5 +1,6 @@
 """Follows the folder of bundles: what is new is verified, loaded and served; what is bad is refused, visibly."""
 
+import errno
 import logging
 import os
 import sys
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from cvpo.bundle import MANIFEST, Bundle, TrustedKeys, read_bundle
+from cvpo.bundle import MANIFEST, Bundle, Manifest, TrustedKeys, read_bundle
 from serve.errors import PlanError, RefusedBundleError, StartupError, UnavailableError
 from serve.server.plan import ServingPlan, plan_path, read_plan, write_plan
 from serve.server.repository import PolicyVersions, Repository, Snapshot, follow
@@ -36,7 +37,8 @@ class _Found:
     signature: Signature
     runtime: PolicyRuntime | None = None  # as it was verified, whatever happened to the folder since
     refused: str = ""  # why what is there now is not served
-    settled: bool = False  # nothing more to try until the files change
+    settled: bool = False  # nothing more to try until the files change, or the twin is gone
+    twin: Path | None = None  # the folder that has the same version, and is served instead
 
 
 @dataclass(frozen=True)
@@ -186,16 +188,25 @@ class Watcher:
         """
         before = self._found.get(path)
         signature = _sign(path)
-        unchanged = before is not None and before.signature == signature
+        unchanged = (
+            before is not None and before.signature == signature and (before.twin is None or before.twin in present)
+        )
         if before is not None and unchanged and before.settled:
             return False
         runtime = None if before is None else before.runtime
+        twin = None
         slice_seconds = sys.getswitchinterval()
         sys.setswitchinterval(_SLICE_SECONDS)
         try:
             bundle = read_bundle(path, self._trusted)
             if runtime is None:
-                runtime = self._load(bundle, present)
+                twin = self._find_twin(bundle.manifest, present)
+                if twin is not None:
+                    raise RefusedBundleError(
+                        f"Policy {bundle.manifest.name!r} version {bundle.manifest.version} is already served from "
+                        f"{twin}. Remove one of them."
+                    )
+                runtime = self._load(bundle)
                 self._found[path] = _Found(signature, runtime, settled=True)
                 served = runtime.served
                 log(logger, logging.INFO, "bundle loaded", path=str(path), policy=served.name, version=served.version)
@@ -208,16 +219,17 @@ class Watcher:
                 )
             self._found[path] = _Found(signature, runtime, settled=True)
         except Exception as error:  # whatever is wrong with one bundle, the others are looked at
-            settled = first or unchanged
-            self._found[path] = _Found(signature, runtime, str(error) if settled else "", settled)
-            if settled:
-                log(logger, logging.ERROR, "bundle refused", path=str(path), reason=str(error))
+            refused = (str(error) or repr(error)) if first or unchanged else ""
+            settled = bool(refused) and not _may_pass(error)
+            self._found[path] = _Found(signature, runtime, refused, settled, twin)
+            if refused and (before is None or refused != before.refused):
+                log(logger, logging.ERROR, "bundle refused", path=str(path), reason=refused)
         finally:
             sys.setswitchinterval(slice_seconds)
         return False
 
-    def _load(self, bundle: Bundle, present: frozenset[Path]) -> PolicyRuntime:
-        manifest = bundle.manifest
+    def _find_twin(self, manifest: Manifest, present: frozenset[Path]) -> Path | None:
+        """Return the folder whose bundle is loaded as the same version of the same policy."""
         for path, found in self._found.items():
             served = None if found.runtime is None else found.runtime.served
             if (
@@ -225,11 +237,11 @@ class Watcher:
                 and path in present
                 and (served.name, served.version) == (manifest.name, manifest.version)
             ):
-                raise RefusedBundleError(
-                    f"Policy {served.name!r} version {served.version} is already served from {path}. Remove one of "
-                    "them."
-                )
-        if manifest.calibration is None and not self._allow_uncalibrated:
+                return path
+        return None
+
+    def _load(self, bundle: Bundle) -> PolicyRuntime:
+        if bundle.manifest.calibration is None and not self._allow_uncalibrated:
             raise RefusedBundleError(
                 "It has no calibration, so nothing backs its predicted costs. Calibrate it, or start the server with "
                 "--allow-uncalibrated to serve it with every answer flagged."
@@ -301,6 +313,20 @@ def _roles(policy: PolicyVersions) -> dict[str, object]:
     versions = {role: None if runtime is None else runtime.served.version for role, runtime in runtimes.items()}
     share = policy.plan.canary.share if policy.canary is not None and policy.plan.canary is not None else None
     return {**versions, "share": share}
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether an error, or what it comes from, may pass although the files stay as they are: the machine's, not theirs.
+
+    A file that is missing, or a link, is theirs.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ELOOP):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _printable(text: str) -> str:

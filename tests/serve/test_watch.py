@@ -1,5 +1,6 @@
 """What happens to a server's versions when the files of its repository change."""
 
+import errno
 import gc
 import logging
 import os
@@ -214,6 +215,73 @@ def test_a_refused_bundle_is_tried_again_when_its_files_change(watcher: Watcher,
     watcher.poll()
     assert served(watcher) == 2
     assert not watcher.repository.snapshot.refused
+
+
+def test_the_second_folder_of_a_version_is_served_once_the_first_is_gone(
+    watcher: Watcher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = add(tmp_path, 2)
+    bundles.write(tmp_path / "goal" / "two", bundles.manifest(version=2))
+    for _ in range(4):
+        watcher.poll()
+    assert list(watcher.repository.snapshot.refused) == ["goal/two"]
+    assert caplog.messages.count("bundle refused") == 1
+    shutil.rmtree(first)
+    watcher.poll()
+    assert served(watcher) == 2
+    assert not watcher.repository.snapshot.refused
+    assert not problem(watcher)  # it is the second folder's, not the first one's that goes on from memory
+
+
+@pytest.mark.parametrize(
+    ("fails", "error"),
+    [
+        ("cvpo.bundle.storage.os.open", OSError(errno.EMFILE, "Too many open files")),
+        ("cvpo.bundle.storage.os.fdopen", OSError(errno.EIO, "Input/output error")),
+        ("serve.server.watch.read_bundle", OSError(errno.EIO, "Input/output error")),
+        ("serve.server.graph.ort.InferenceSession", MemoryError("std::bad_alloc")),
+        ("serve.server.graph.ort.InferenceSession", MemoryError()),
+    ],
+)
+def test_a_bundle_that_the_machine_could_not_read_is_refused_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: str, error: Exception
+) -> None:
+    add(tmp_path, 1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fails, fail)
+    watcher = Watcher(tmp_path, allow_uncalibrated=False)
+    watcher.poll(first=True)
+    for _ in range(3):
+        watcher.poll()
+        assert watcher.repository.snapshot.refused["goal/1"]
+    assert caplog.messages.count("bundle refused") == 1
+    monkeypatch.undo()
+    watcher.poll()
+    assert served(watcher) == 1
+    assert not watcher.repository.snapshot.refused
+
+
+@pytest.mark.parametrize("wrong", ["missing", "a link"])
+def test_a_bundle_without_one_of_its_files_is_not_tried_again_until_it_is_there(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    file = add(tmp_path, 2) / "critic.onnx"
+    file.rename(tmp_path / "critic.onnx")
+    if wrong == "a link":
+        file.symlink_to(tmp_path / "critic.onnx")
+    for _ in range(2):
+        watcher.poll()
+    assert "critic.onnx" in watcher.repository.snapshot.refused["goal/2"]
+    with monkeypatch.context() as patched:
+        patched.delattr("serve.server.watch.read_bundle")
+        watcher.poll()
+    assert "critic.onnx" in watcher.repository.snapshot.refused["goal/2"]
+    (tmp_path / "critic.onnx").rename(file)
+    watcher.poll()
+    assert served(watcher) == 2
 
 
 def test_a_bundle_that_is_being_copied_is_waited_for(
