@@ -78,7 +78,15 @@ class ServingPlan(_Model):
 def plan_path(root: Path, name: str) -> Path | None:
     """Return where the plan of a policy belongs; None where it can have none: that folder is a bundle itself."""
     folder = root / name
-    return None if (root / MANIFEST).exists() or (folder / MANIFEST).exists() else folder / PLAN
+    return None if _holds_bundle(root) or _holds_bundle(folder) else folder / PLAN
+
+
+def _holds_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle; one that cannot be read is none."""
+    try:
+        return (folder / MANIFEST).exists()
+    except OSError:
+        return False
 
 
 def read_plan(path: Path) -> ServingPlan:

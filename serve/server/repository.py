@@ -171,7 +171,9 @@ class RepositoryCollector(Collector):
             "cvpo_serve_plan_problem", "1 where a policy's serving.json is not followed, else 0.", labels=["policy"]
         )
         refused = GaugeMetricFamily(
-            "cvpo_serve_bundle_refused", "1 for each bundle in the repository that is not served.", labels=["path"]
+            "cvpo_serve_bundle_refused",
+            "1 for each bundle that is refused, and each folder that cannot be read.",
+            labels=["path"],
         )
         for name, policy in snapshot.policies.items():
             for version in policy.loaded:

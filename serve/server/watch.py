@@ -72,7 +72,7 @@ class Watcher:
         self._found: dict[Path, _Found] = {}
         self._plans: dict[str, _Plan] = {}
         self._in_use: dict[tuple[str, int], weakref.ref[PolicyRuntime]] = {}  # by name and version
-        self._unreadable = ""  # why the repository itself cannot be read
+        self._unreadable: dict[Path, str] = {}  # why the repository, or a folder in it, cannot be read
         self._published = threading.Condition()
         self._wake = threading.Event()
         self._stopping = False
@@ -137,29 +137,31 @@ class Watcher:
         """Look at the folder once, and serve what is asked for now.
 
         A bundle that fails while its files still change is being copied: it is looked at again before it is refused.
+        Bundles in a folder that cannot be read go on as they are.
 
         Args:
             first: take every file as it is, and refuse at once.
 
         Raises:
-            StartupError: at the first look, the folder cannot be read; later what is served goes on.
+            StartupError: at the first look, the repository cannot be read; later what is served goes on.
         """
         self._publish()  # plans before bundles: they take no time
         try:
-            paths = find_bundles(self._root)
+            paths, unreadable = find_bundles(self._root)
         except StartupError as error:
             if first:
                 raise
-            if str(error) != self._unreadable:
-                log(logger, logging.ERROR, "repository unreadable", reason=str(error))
-            self._unreadable = str(error)
-        else:
-            self._unreadable = ""
-            present = frozenset(paths)
-            for path in paths:
-                if self._look(path, present, first) and not first:
-                    self._publish()
-            self._found = {path: found for path, found in self._found.items() if path in present}
+            paths, unreadable = [], {self._root: str(error)}
+        for folder, reason in unreadable.items():
+            if self._unreadable.get(folder) != reason:
+                log(logger, logging.ERROR, "folder unreadable", path=str(folder), reason=reason)
+        self._unreadable = unreadable
+        unseen = (path for path in self._found if any(path.is_relative_to(folder) for folder in unreadable))
+        present = frozenset((*paths, *unseen))
+        for path in paths:
+            if self._look(path, present, first) and not first:
+                self._publish()
+        self._found = {path: found for path, found in self._found.items() if path in present}
         self._publish()
 
     def require_policies(self) -> None:
@@ -264,15 +266,13 @@ class Watcher:
             if policy.loaded:
                 policies[name] = policy
             _log_changes(name, old, policy)
-        refused = {
-            _printable(str(path.relative_to(self._root))): _printable(found.refused)
-            for path, found in self._found.items()
-            if found.refused
+        refused = {path: found.refused for path, found in self._found.items() if found.refused}
+        reasons = {
+            _printable(str(path.relative_to(self._root))): _printable(reason)
+            for path, reason in sorted((refused | self._unreadable).items())
         }
-        if self._unreadable:
-            refused["."] = self._unreadable
         with self._published:
-            self.repository.snapshot = Snapshot(policies, refused)
+            self.repository.snapshot = Snapshot(policies, reasons)
             self._published.notify_all()
 
     def _follow(self, name: str, loaded: dict[int, PolicyRuntime], before: PolicyRuntime | None) -> PolicyVersions:
@@ -344,27 +344,38 @@ def _sign(folder: Path, name: str | None = None) -> Signature:
     return tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in states)
 
 
-def find_bundles(root: Path) -> list[Path]:
-    """Return the bundles at or under `root`, at most two folders deep; names that begin with a dot are passed over.
+def find_bundles(root: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Return the bundles at or under `root`, at most two folders deep, and why a folder under it cannot be read.
+
+    Names that begin with a dot are passed over.
 
     Raises:
         StartupError: there is no such folder, or it cannot be read.
     """
+    unreadable: dict[Path, str] = {}
+    bundles = list(_walk(root, _DEPTH, unreadable))
+    if root in unreadable:
+        raise StartupError(unreadable[root])
+    if not root.is_dir():
+        raise StartupError(f"{root} is not a folder. Name a bundle or a folder of bundles.")
+    return bundles, unreadable
+
+
+def _walk(folder: Path, depth: int, unreadable: dict[Path, str]) -> Iterator[Path]:
+    """Yield the bundles, and write into `unreadable` why a folder cannot be read."""
     try:
-        if not root.is_dir():
-            raise StartupError(f"{root} is not a folder. Name a bundle or a folder of bundles.")
-        return list(_walk(root, _DEPTH))
+        if not folder.is_dir():
+            return
+        if (folder / MANIFEST).exists():
+            yield folder
+            return
+        children = sorted(folder.iterdir()) if depth > 0 else []
     except OSError as error:
-        raise StartupError(f"Cannot read {error.filename or root}: {error.strerror}.") from error
-
-
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / MANIFEST).exists():
-        yield folder
-    elif depth > 0:
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.name.startswith("."):
-                yield from _walk(child, depth - 1)
+        unreadable[folder] = f"Cannot read {folder}: {error.strerror}."
+        return
+    for child in children:
+        if not child.name.startswith("."):
+            yield from _walk(child, depth - 1, unreadable)
 
 
 def load_repository(root: Path, *, allow_uncalibrated: bool, trusted: TrustedKeys | None = None) -> Repository:
