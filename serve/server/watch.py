@@ -76,7 +76,6 @@ class Watcher:
         self._published = threading.Condition()
         self._wake = threading.Event()
         self._stopping = False
-        self._thread: threading.Thread | None = None
 
     def start(self, poll_seconds: float, published: Callable[[], object]) -> None:
         """Look again every so many seconds, until `stop`; `published` is called, in that thread, after each look."""
@@ -89,19 +88,17 @@ class Watcher:
                     return
                 try:
                     self.poll()
-                    published()
+                    if not self._stopping:
+                        published()
                 except Exception as error:  # what is served goes on, and the next look may be luckier
                     log(logger, logging.ERROR, "looking at the repository failed", exception=error)
 
-        self._thread = threading.Thread(target=run, name="watch", daemon=True)
-        self._thread.start()
+        threading.Thread(target=run, name="watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more; waits for a look that has begun."""
+        """Look no more; a look that has begun ends by itself."""
         self._stopping = True
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
 
     def gone(self) -> list[tuple[str, int]]:
         """Name and version of what is retired and used by nobody any more, each told once; not while it looks."""

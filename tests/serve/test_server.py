@@ -368,12 +368,53 @@ def test_it_stops_when_the_kernel_hands_the_signal_to_another_thread(repository:
             process.kill()
 
 
+HANGING = """
+import sys, threading
+import serve.server.watch
+from serve.__main__ import main
+from serve.server.service import PolicyServicer
+
+def hang(*_):
+    print("hangs", flush=True)
+    threading.Event().wait()
+
+def read_bundle(path, trusted):
+    return hang() if path.name == "2" else read(path, trusted)
+
+read, serve.server.watch.read_bundle = serve.server.watch.read_bundle, read_bundle
+PolicyServicer.Act = hang
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("what", ["request", "look"])
+def test_it_ends_when_the_drain_time_is_up_whatever_its_threads_do(tmp_path: Path, what: str) -> None:
+    bundles.write(tmp_path / "goal" / "1")
+    arguments = [str(tmp_path), "--address", "127.0.0.1:0", "--drain-seconds", "0.5"]
+    with subprocess.Popen([sys.executable, "-c", HANGING, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = json.loads(process.stdout.readline())["address"]
+            with PolicyClient(address, timeout_seconds=PATIENCE_SECONDS) as client, ThreadPoolExecutor(1) as pool:
+                if what == "look":
+                    bundles.write(tmp_path / "goal" / "2", bundles.manifest(version=2))
+                else:
+                    answer = pool.submit(client.act, LARGE)
+                assert process.stdout.readline() == "hangs\n"
+                process.terminate()
+                assert process.wait(PATIENCE_SECONDS) == 0
+                if what == "request":
+                    assert type(answer.exception(PATIENCE_SECONDS)) is UnavailableError
+        finally:
+            process.kill()
+
+
 COLLECTING = """
-import gc, sys
+import gc, os, sys
 from serve.__main__ import main
 
+os._exit = lambda status: print(gc.get_freeze_count(), len(gc.get_objects()))
 main(sys.argv[1:])
-print(gc.get_freeze_count(), len(gc.get_objects()))
 """
 
 

@@ -553,7 +553,9 @@ def start(watcher: Watcher) -> Iterator[Callable[[float], threading.Semaphore]]:
 
     yield start
     watcher.stop()
-    assert "watch" not in {thread.name for thread in set(threading.enumerate()) - before}
+    for thread in set(threading.enumerate()) - before:
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive(), thread.name
 
 
 def test_the_thread_finds_what_is_new(
