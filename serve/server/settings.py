@@ -12,7 +12,8 @@ from serve.codec import Limits
 from serve.errors import StartupError
 from serve.server.tls import CertificateFiles
 
-Port = Annotated[int, Field(ge=0, le=65535)]
+# A year is longer than anybody means, and waits and timestamps bear it.
+Seconds = Annotated[float, Field(le=365 * 86_400, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -67,7 +68,7 @@ class Settings(BaseSettings):
         description="public key (PEM, Ed25519), or folder of *.pub: serve only bundles that one of them signed; "
         "without it, signatures are not looked at",
     )
-    poll_seconds: float = Field(
+    poll_seconds: Seconds = Field(
         default=1.0, gt=0, description="time between two looks at the repository for what is new or gone"
     )
     max_batch: int = Field(default=Limits.max_batch, ge=1, description="situations in one request, at most")
@@ -84,7 +85,7 @@ class Settings(BaseSettings):
         description="file of a secret that authenticates sessions' state, the same for all replicas; a random one for "
         "each process where not given",
     )
-    session_idle_seconds: float = Field(
+    session_idle_seconds: Seconds = Field(
         default=60.0, gt=0, description="a stream without a step, and a session's state, last for this long"
     )
     strict_observations: bool = Field(
@@ -93,7 +94,7 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=4, ge=1, description="large requests computed at the same time, at most; small ones need no thread"
     )
-    drain_seconds: float = Field(
+    drain_seconds: Seconds = Field(
         default=10.0, ge=0, description="time that requests in flight are given when the server is told to stop"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(

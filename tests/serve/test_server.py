@@ -198,6 +198,21 @@ def test_help_names_every_option_and_exits_clean() -> None:
         assert option in run.stdout
 
 
+@pytest.mark.parametrize("flag", ["--poll-seconds", "--session-idle-seconds", "--drain-seconds"])
+def test_times_that_no_wait_bears_are_refused(flag: str, tmp_path: Path) -> None:
+    for value in ("inf", "nan", "1e10"):
+        with pytest.raises(StartupError, match=f"^{flag}: Input should be "):
+            parse([str(tmp_path), flag, value], "test")
+    assert parse([str(tmp_path), flag, "31536000"], "test")
+
+
+def test_the_path_of_a_socket_has_at_most_107_bytes(repository: Path, tmp_path: Path, serve_process: Serve) -> None:
+    room = 107 - len(str(tmp_path)) - 1
+    serve_process(str(repository / "goal"), "--address", f"unix:{tmp_path / ('a' * room)}")
+    too_long = f"unix:{tmp_path / ('é' * room)}"
+    assert "at most 107 bytes. Choose another --address." in refused(str(repository / "goal"), "--address", too_long)
+
+
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [
