@@ -47,7 +47,8 @@ class Settings(BaseSettings):
         default=None, description="HOST:PORT or unix:PATH for PolicyAdminService; off where not given"
     )
     share_port: bool = Field(
-        default=False, description="let other processes with this flag listen on the same ports; each call goes to one"
+        default=False,
+        description="let other processes with this flag listen on the same ports; each connection goes to one",
     )
     tls_certificate: Path | None = Field(
         default=None, description="PEM file of the server's certificate and those up to its root; turns TLS on"
@@ -77,7 +78,10 @@ class Settings(BaseSettings):
     )
     max_message_bytes: int = Field(default=4 * 2**20, ge=1024, description="size of a request, at most")
     max_concurrent_requests: int = Field(
-        default=128, ge=1, description="requests in work or waiting at once, at most; more are refused"
+        default=128,
+        ge=1,
+        description="requests in work at once, and requests of one method that wait to be taken up, at most; more are "
+        "refused",
     )
     max_streams: int = Field(default=1024, ge=1, description="open streams, at most; more are refused")
     session_key_file: Path | None = Field(
