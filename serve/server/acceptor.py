@@ -20,9 +20,8 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private: test_acceptor.py watches it
 
-from serve.errors import PolicyServiceError, ResourceExhaustedError, UnavailableError
+from serve.errors import RETRY_AFTER_SECONDS, PolicyServiceError, ResourceExhaustedError, UnavailableError
 from serve.server.interceptors import (
-    RETRY_AFTER_SECONDS,
     RETRY_WHEN_FULL_SECONDS,
     choose_request_id,
     code_of,
@@ -126,7 +125,7 @@ class _Line:
         status = status_of(error, named)
         code = code_of(error)
         method = self._method.decode().rpartition("/")[2]
-        self._acceptor.metrics.count_stream(method, code.name)
+        self._acceptor.metrics.count_untimed(method, code.name)
         reason = status.message
         log(logger, logging.DEBUG, "request refused", method=method, code=code.name, reason=reason, request_id=named)
         self._refusing.add(call, code, status.message, trailing(named, status))

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from serve.errors import (
+    RETRY_AFTER_SECONDS,
     DeadlineExceededError,
     FingerprintError,
     HorizonError,
@@ -50,7 +51,6 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-RETRY_AFTER_SECONDS = 1.0  # by then a balancer or a restarted process answers
 RETRY_WHEN_FULL_SECONDS = 0.1  # by then what waits is answered
 _PRINTABLE_ID = re.compile(r"[!-~]{1,128}")
 
@@ -157,7 +157,7 @@ class Registrar:
                 failure, code = error, code_of(error)
             finally:
                 room.taken -= 1
-                self._metrics.count_stream(method, code.name)
+                self._metrics.count_untimed(method, code.name)
             return await _abort(context, failure, code, method)
 
         return converse
