@@ -47,20 +47,31 @@ class Limits:
 
     max_batch: int = 256  # situations or actions in one request
     max_candidates: int = 256  # K of a shielded request
+    max_rows: int = 4096  # situations times candidates of a shielded request
     strict_observations: bool = False  # refuse an observation outside the observation space
 
 
 # --- requests, on the server ---------------------------------------------------------------------------------------
 
 
-def decode_mode(request: pb.ActRequest | OpenSession, limits: Limits, path: str = "") -> Mode:
-    """Return how the action is to be chosen; `path` is that of the message in its request."""
+def decode_mode(request: pb.ActRequest | OpenSession, limits: Limits, path: str = "", situations: int = 1) -> Mode:
+    """Return how the action is to be chosen in so many situations; `path` is that of the message in its request.
+
+    Raises:
+        InvalidRequestError: too few or too many candidates, by themselves or for so many situations.
+    """
     which = request.WhichOneof("mode")
     if which == "shielded":
         candidates = request.shielded.candidates
         if not 2 <= candidates <= limits.max_candidates:
             raise InvalidRequestError(
                 f"{path}shielded.candidates", f"is {candidates}; this server takes 2 to {limits.max_candidates}"
+            )
+        if situations * candidates > limits.max_rows:
+            raise InvalidRequestError(
+                f"{path}shielded.candidates",
+                f"is {candidates} for {situations} situations, {situations * candidates} in all; this server takes "
+                f"{limits.max_rows} in one request",
             )
         return Shielded(candidates, request.shielded.seed if request.shielded.HasField("seed") else None)
     if which == "sampled":

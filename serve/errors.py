@@ -4,6 +4,8 @@ The server raises them, the client raises them again on its side; status codes a
 `serve.server.interceptors` and `serve.client.status` alone. Stdlib only.
 """
 
+RETRY_AFTER_SECONDS = 1.0  # by then a balancer or a restarted process answers, or the repository was looked at again
+
 
 class PolicyServiceError(Exception):
     """No answer. The message is for a person; the class says what a program can do about it."""

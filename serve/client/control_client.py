@@ -52,7 +52,7 @@ class ControlSession(ABC):
         Args:
             observation: [O], in the order and units of training.
             cost: observed since the step before, [C]; a number where there is one constraint. It is added to the total
-                even if this step is refused: do not give it again.
+                even if this step is refused for something else: do not give it again.
             cost_total: observed since the session began, [C]; instead of `cost`. A session with a budget needs one of
                 the two at every step, zeros too.
 

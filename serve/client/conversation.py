@@ -91,6 +91,7 @@ class Conversation:
         self._addresses = addresses
         self._clock = clock
         self._state = b""
+        self._issued = 0.0  # when the state came
         self._next_step = 0  # the one after the state
         self._action_size = len(description.action.names)
         self._cost_total = np.zeros(len(description.constraints))
@@ -110,13 +111,13 @@ class Conversation:
         """Send a step, if there is a stream.
 
         Raises:
-            InvalidRequestError: names the argument; the session is as it was.
+            InvalidRequestError: names the argument; the session is as it was, but a cost that is not at fault counts.
             PolicyServiceError: the session is closed.
         """
         if self._finished:
             raise PolicyServiceError("The session is closed; open another one.")
+        total = self._totals(cost, cost_total)  # first: a cost counts whatever else is wrong with its step
         values = vector("observation", observation)
-        total = self._totals(cost, cost_total)
         self._began = self._clock()
         self._switch()
         self._in_flight = Step(0, values, total)
@@ -242,9 +243,13 @@ class Conversation:
         if isinstance(error, _REFUSALS) and not leg.opened:
             self._refusals[stream.address] = error
             everywhere = isinstance(error, InvalidRequestError) or len(self._refusals) == len(self._addresses)
-            if everywhere and self._leg is None:
+            if (everywhere or self._stale()) and self._leg is None:
                 self.lost = error
         self._send()
+
+    def _stale(self) -> bool:
+        """Whether the state is older than servers go on from: one that cannot be reached would refuse it, too."""
+        return self.opened is not None and self._clock() - self._issued > self.opened.idle_timeout_seconds
 
     def _received(self, leg: _Leg, response: pb.ControlResponse) -> ControlAnswer | None:
         leg.silent_since = None
@@ -264,7 +269,7 @@ class Conversation:
             self.opened = opened
             self._last = before_the_first(opened, self.description)
         leg.opened = True
-        self._state, self._next_step = opened.state, opened.next_step
+        self._go_on_from(opened.state, opened.next_step)
         self._refusals.clear()
         self._addresses.worked(leg.stream.address)
         if self._previous is not None:
@@ -272,7 +277,7 @@ class Conversation:
             self._previous = None
 
     def _result(self, leg: _Leg, message: pb.ControlResult) -> ControlAnswer | None:
-        self._state, self._next_step = message.state, message.step + 1
+        self._go_on_from(message.state, message.step + 1)
         late = self._in_flight is None or message.step != leg.sent
         try:
             answer = answer_of(decode_result(message), self._clock() - self._began)
@@ -286,6 +291,9 @@ class Conversation:
         self._in_flight = None
         self._stand_in.answered(answer.action)
         return answer
+
+    def _go_on_from(self, state: bytes, next_step: int) -> None:
+        self._state, self._next_step, self._issued = state, next_step, self._clock()
 
     def _unreadable(self, leg: _Leg, why: str) -> ControlAnswer:
         return self._substitute(

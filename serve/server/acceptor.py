@@ -13,7 +13,6 @@ over a bound are refused at once.
 import asyncio
 import contextlib
 import logging
-import os
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -21,8 +20,14 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private: test_acceptor.py watches it
 
-from serve.errors import PolicyServiceError, ResourceExhaustedError, UnavailableError
-from serve.server.interceptors import RETRY_AFTER_SECONDS, RETRY_WHEN_FULL_SECONDS, code_of, status_of, trailing
+from serve.errors import RETRY_AFTER_SECONDS, PolicyServiceError, ResourceExhaustedError, UnavailableError
+from serve.server.interceptors import (
+    RETRY_WHEN_FULL_SECONDS,
+    choose_request_id,
+    code_of,
+    status_of,
+    trailing,
+)
 from serve.server.telemetry import Metrics, log
 
 logger = logging.getLogger(__name__)
@@ -116,11 +121,11 @@ class _Line:
             self._refuse(call, ResourceExhaustedError(full, RETRY_WHEN_FULL_SECONDS))
 
     def _refuse(self, call: object, error: PolicyServiceError) -> None:
-        named = os.urandom(8).hex()
+        named = choose_request_id(_context(call))
         status = status_of(error, named)
         code = code_of(error)
         method = self._method.decode().rpartition("/")[2]
-        self._acceptor.metrics.count_stream(method, code.name)
+        self._acceptor.metrics.count_untimed(method, code.name)
         reason = status.message
         log(logger, logging.DEBUG, "request refused", method=method, code=code.name, reason=reason, request_id=named)
         self._refusing.add(call, code, status.message, trailing(named, status))
@@ -144,6 +149,10 @@ class _Refusing:
 async def _refuse(
     call: object, code: grpc.StatusCode, message: str, metadata: tuple[tuple[str, str | bytes], ...]
 ) -> None:
-    context = cygrpc._ServicerContext(call, None, None, asyncio.get_running_loop())
     with contextlib.suppress(cygrpc.AbortError, cygrpc.ExecuteBatchError):
-        await context.abort(code, message, metadata)
+        await _context(call).abort(code, message, metadata)
+
+
+def _context(call: object) -> Any:
+    """Return what a handler of the call would be given."""
+    return cygrpc._ServicerContext(call, None, None, asyncio.get_running_loop())

@@ -21,6 +21,7 @@ from serve.control_codec import (
 )
 from serve.control_values import Step, StepAnswer
 from serve.errors import (
+    RETRY_AFTER_SECONDS,
     InvalidRequestError,
     SessionStateError,
     SupersededError,
@@ -30,7 +31,7 @@ from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceServicer
 from serve.server.decision import Policies
 from serve.server.inbox import Arrival, Inbox
-from serve.server.interceptors import RETRY_AFTER_SECONDS, Context, code_of, request_id, status_of
+from serve.server.interceptors import Context, code_of, request_id, status_of
 from serve.server.session import Session, open_session, resume_session
 from serve.server.session_metrics import SessionMetrics, SessionRecord
 from serve.server.shadow import Shadow

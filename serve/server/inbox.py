@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections import deque
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 
 from serve.errors import DeadlineExceededError
+from serve.server.interceptors import Context
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # quoted: only grpc's stubs can be subscripted
 Arrival = tuple[float, Any]  # time of time.perf_counter, message
 
 # Messages that wait, at most; then reading stops, and HTTP/2 holds the sender back.

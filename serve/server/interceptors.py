@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from serve.errors import (
+    RETRY_AFTER_SECONDS,
     DeadlineExceededError,
     FingerprintError,
     HorizonError,
@@ -50,7 +51,6 @@ _CODES: dict[type[Exception], grpc.StatusCode] = {
     ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-RETRY_AFTER_SECONDS = 1.0  # by then a balancer or a restarted process answers
 RETRY_WHEN_FULL_SECONDS = 0.1  # by then what waits is answered
 _PRINTABLE_ID = re.compile(r"[!-~]{1,128}")
 
@@ -120,7 +120,7 @@ class Registrar:
         async def answer(raw: bytes, context: Context) -> bytes:
             started = time.perf_counter()
             code = grpc.StatusCode.OK
-            _name(context)
+            context.set_trailing_metadata(((REQUEST_ID, choose_request_id(context)),))
             room.taken += 1
             try:
                 self._admit(room)
@@ -143,7 +143,7 @@ class Registrar:
 
         async def converse(requests: object, context: Context) -> Any:
             code = grpc.StatusCode.OK
-            _name(context)
+            context.set_trailing_metadata(((REQUEST_ID, choose_request_id(context)),))
             room.taken += 1
             try:
                 self._admit(room)
@@ -157,7 +157,7 @@ class Registrar:
                 failure, code = error, code_of(error)
             finally:
                 room.taken -= 1
-                self._metrics.count_stream(method, code.name)
+                self._metrics.count_untimed(method, code.name)
             return await _abort(context, failure, code, method)
 
         return converse
@@ -179,6 +179,14 @@ class _Room:
         self.name = name
         self.size = size
         self.taken = 0
+
+
+def choose_request_id(context: Context) -> str:
+    """Return the id that every end of a call sends: the caller's where it gave a printable one, else a new one."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID and isinstance(value, str) and _PRINTABLE_ID.fullmatch(value):
+            return value
+    return os.urandom(8).hex()
 
 
 def request_id(context: Context) -> str:
@@ -228,19 +236,10 @@ def trailing(request_id: str, status: status_pb2.Status) -> tuple[tuple[str, str
 
 async def refuse(context: Context, error: PolicyServiceError) -> NoReturn:
     """End a call with the status of an error, where no registrar has wrapped the handler."""
-    named = os.urandom(8).hex()
+    named = choose_request_id(context)
     status = status_of(error, named)
     await context.abort(code_of(error), status.message, trailing(named, status))
     raise AssertionError("grpc.aio raises when it has aborted a call")
-
-
-def _name(context: Context) -> None:
-    """Give the call its request id, which every end of it sends: the caller's where it gave a printable one."""
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID and isinstance(value, str) and _PRINTABLE_ID.fullmatch(value):
-            context.set_trailing_metadata(((REQUEST_ID, value),))
-            return
-    context.set_trailing_metadata(((REQUEST_ID, os.urandom(8).hex()),))
 
 
 def _decoder(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message]:

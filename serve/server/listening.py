@@ -11,6 +11,7 @@ from serve.server.settings import Settings, is_loopback, split_address
 from serve.server.tls import CertificateFiles
 
 _UNIX = "unix:"
+_MOST_PATH_BYTES = 107  # of a socket's path, on Linux
 
 
 def check_reach(settings: Settings) -> None:
@@ -90,6 +91,11 @@ def _check_port_free(address: str, flag: str, *, shared: bool) -> None:
 
 def _check_socket_free(path: str, flag: str) -> None:
     """Refuse a path that is taken: gRPC would silently take the place of a server that answers there."""
+    if len(os.fsencode(path)) > _MOST_PATH_BYTES:
+        raise StartupError(
+            f"Cannot listen on unix:{path}: a socket's path has at most {_MOST_PATH_BYTES} bytes. Choose another "
+            f"{flag}."
+        )
     if not os.access(Path(path).parent, os.W_OK):
         raise StartupError(f"Cannot listen on unix:{path}: the folder is not there, or cannot be written.")
     if Path(path).exists() and not Path(path).is_socket():

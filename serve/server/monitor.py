@@ -1,6 +1,8 @@
 """A plaintext HTTP port for those who watch the server and cannot present a certificate: /metrics, /livez, /readyz."""
 
 import asyncio
+import logging
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -12,6 +14,9 @@ from prometheus_client.exposition import choose_encoder
 
 from serve.errors import StartupError
 from serve.server.settings import split_address
+from serve.server.telemetry import log
+
+logger = logging.getLogger(__name__)
 
 _LOOP_PATIENCE_SECONDS = 5.0  # a loop that is only busy comes round in milliseconds
 _SOCKET_TIMEOUT_SECONDS = 10.0  # who asks and then says nothing is let go
@@ -64,7 +69,7 @@ class Monitor:
 
         host, port = split_address(address)
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = _Server((host, port), Handler)
         except OSError as error:
             raise StartupError(
                 f"Cannot listen on {address} for metrics: {error.strerror}. Choose another --metrics-address."
@@ -76,6 +81,14 @@ class Monitor:
         """Close the port."""
         self._server.shutdown()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log what went wrong with a request, unless it is that the client has left."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError):
+            log(logger, logging.ERROR, "metrics request failed", exception=error)
 
 
 def _turns(loop: asyncio.AbstractEventLoop) -> bool:

@@ -68,7 +68,8 @@ class ServingPlan(_Model):
             while history and (history[-1] == served or history[-1] not in loaded):
                 history.pop()
         if by_itself or not history:
-            below = max((version for version in loaded if served is not None and version < served), default=None)
+            served_to_all = loaded - self.on_trial
+            below = max((version for version in served_to_all if served is not None and version < served), default=None)
             if below is None:
                 return None
             history.append(below)
@@ -78,7 +79,15 @@ class ServingPlan(_Model):
 def plan_path(root: Path, name: str) -> Path | None:
     """Return where the plan of a policy belongs; None where it can have none: that folder is a bundle itself."""
     folder = root / name
-    return None if (root / MANIFEST).exists() or (folder / MANIFEST).exists() else folder / PLAN
+    return None if _holds_bundle(root) or _holds_bundle(folder) else folder / PLAN
+
+
+def _holds_bundle(folder: Path) -> bool:
+    """Whether a folder is a bundle; one that cannot be read is none."""
+    try:
+        return (folder / MANIFEST).exists()
+    except OSError:
+        return False
 
 
 def read_plan(path: Path) -> ServingPlan:

@@ -79,7 +79,7 @@ class RunningServer:
         await asyncio.gather(*(server.stop(drain_seconds - notice) for server in self._servers))
         self._workers.close()
         self._shadow.close()
-        await asyncio.to_thread(self.watcher.stop)
+        self.watcher.stop()
         if self._monitor is not None:
             self._monitor.close()
 
@@ -197,7 +197,7 @@ def _grpc_server(settings: Settings, metrics: Metrics, draining: asyncio.Event) 
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT, and return the exit status: 0 after a clean stop, 1 where it could not start.
+    """Serve until SIGTERM or SIGINT, which ends the process with status 0; return 1 where it could not start.
 
     Once it answers, one JSON line on stdout says where: {"event": "ready", "address": ..., "policies": [...]}.
     """
@@ -231,7 +231,8 @@ async def _run(settings: Settings) -> int:
     log(logger, logging.INFO, "stopping", signal=number.name, drain_seconds=settings.drain_seconds)
     await server.stop(settings.drain_seconds)
     log(logger, logging.INFO, "stopped")
-    return 0
+    logging.shutdown()
+    os._exit(0)  # Python would wait for threads that compute or load what nobody waits for any more
 
 
 def _trusted(path: Path | None) -> TrustedKeys | None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from operator import eq
 from typing import NamedTuple
 
+_MOST_STEPS = 2**32 - 1  # that are counted: more than any limit, and what four bytes of a state hold
+
 
 class Repeats(NamedTuple):
     """What was observed last, and how often in a row each value of it had been observed before."""
@@ -22,4 +24,6 @@ class Repeats(NamedTuple):
         if not any(map(eq, observation, self.observation)):  # as of sensors that all work
             return Repeats(observation, [0] * len(observation))
         before = zip(self.steps, observation, self.observation, strict=True)
-        return Repeats(observation, [steps + 1 if value == last else 0 for steps, value, last in before])
+        return Repeats(
+            observation, [steps + (steps < _MOST_STEPS) if value == last else 0 for steps, value, last in before]
+        )

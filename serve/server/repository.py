@@ -8,11 +8,9 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from serve.errors import FingerprintError, NotFoundError, PlanError, UnavailableError
+from serve.errors import RETRY_AFTER_SECONDS, FingerprintError, NotFoundError, PlanError, UnavailableError
 from serve.server.plan import ServingPlan
 from serve.server.runtime import PolicyRuntime
-
-_RETRY_AFTER_SECONDS = 1.0  # about when the folder is looked at again
 
 
 @dataclass(frozen=True)
@@ -79,13 +77,13 @@ class Repository:
         policy = policies.get(name)
         if policy is None:
             if not policies:
-                raise UnavailableError("No policy is loaded yet. Ask again.", _RETRY_AFTER_SECONDS)
+                raise UnavailableError("No policy is loaded yet. Ask again.", RETRY_AFTER_SECONDS)
             asked = f"There is no policy {name!r}" if name else "The request names no policy"
             raise NotFoundError(f"{asked}; this server has {', '.join(policies)}.")
         if version is None:
             runtime = policy.choose(name, key)
             if runtime is None:
-                raise UnavailableError(f"Policy {name!r}: {policy.problem}", _RETRY_AFTER_SECONDS)
+                raise UnavailableError(f"Policy {name!r}: {policy.problem}", RETRY_AFTER_SECONDS)
         else:
             named = policy.loaded.get(version)
             if named is None:
@@ -171,7 +169,9 @@ class RepositoryCollector(Collector):
             "cvpo_serve_plan_problem", "1 where a policy's serving.json is not followed, else 0.", labels=["policy"]
         )
         refused = GaugeMetricFamily(
-            "cvpo_serve_bundle_refused", "1 for each bundle in the repository that is not served.", labels=["path"]
+            "cvpo_serve_bundle_refused",
+            "1 for each bundle that is refused, and each folder that cannot be read.",
+            labels=["path"],
         )
         for name, policy in snapshot.policies.items():
             for version in policy.loaded:

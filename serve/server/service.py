@@ -40,7 +40,7 @@ class PolicyServicer(PolicyServiceServicer):
 
     def Act(self, request: pb.ActRequest, request_id: str | None) -> pb.ActResponse:  # noqa: N802
         policy = self._select(request.policy, request_id)
-        mode = _with_seed(decode_mode(request, self._limits))
+        mode = _with_seed(decode_mode(request, self._limits, situations=len(request.situations)))
         situations = decode_situations(request.situations, policy.frame, self._limits)
         result = policy.act(situations, mode)
         self._metrics.count_predictions(policy.served, result.prediction)

@@ -76,8 +76,7 @@ class Session:
         self._history = CostHistory(len(terms.cost_budget), steps_back, history)
         self._constraints = tuple(constraint.name for constraint in self.policy.manifest.constraints)
         self._observation_size = self.policy.frame.observation_size  # of every version with the fingerprint
-        self._repeats = Repeats.none(self._observation_size)  # counted anew wherever it goes on
-        self._packer = StatePacker(terms, len(self.policy.frame.action_low))
+        self._packer = StatePacker(terms, len(self.policy.frame.action_low), self._observation_size)
 
     @property
     def next_step(self) -> int:
@@ -137,7 +136,7 @@ class Session:
         """
         started = time.perf_counter()
         observation, cost_total = self._check(step, self._progress)
-        repeats = self._repeats.after(observation)
+        repeats = self._progress.repeats.after(observation)
         max_age = self._max_age_seconds
         if max_age is not None and queued_seconds > max_age:
             self._count(cost_total, repeats)
@@ -160,8 +159,8 @@ class Session:
                 cost_total=cost_total,
                 authority=decision.authority,
                 last_action=decision.action,
-            ),
-            repeats,
+                repeats=repeats,
+            )
         )
         return StepAnswer(
             step.number,
@@ -184,7 +183,7 @@ class Session:
             InvalidRequestError, HorizonError: as for step.
         """
         observation, cost_total = self._check(step, self._progress)
-        self._count(cost_total, self._repeats.after(observation))
+        self._count(cost_total, self._progress.repeats.after(observation))
 
     def newest(self, steps: Sequence[Step]) -> int:
         """The place of the newest that can be answered once those before it have been passed over; 0 where none can."""
@@ -247,11 +246,12 @@ class Session:
 
     def _count(self, cost_total: Costs, repeats: Repeats) -> None:
         """Go on without an answer."""
-        self._advance(self._progress._replace(next_step=self._progress.next_step + 1, cost_total=cost_total), repeats)
+        next_step = self._progress.next_step + 1
+        self._advance(self._progress._replace(next_step=next_step, cost_total=cost_total, repeats=repeats))
 
-    def _advance(self, progress: Progress, repeats: Repeats) -> None:
+    def _advance(self, progress: Progress) -> None:
         self._history.add(self._progress.next_step, self._progress.cost_total, progress.cost_total)
-        self._progress, self._repeats = progress, repeats
+        self._progress = progress
 
     def _state(self) -> bytes:
         return self._seal.seal(self._packer.pack(self._progress, self._history.packed))
@@ -302,7 +302,8 @@ def open_session(
         steps_ahead=steps_ahead(extent_steps, frame.window_steps) if rolling else None,
         seed=_seed(opening.mode),
     )
-    progress = Progress(policy.served.version, None, 0, (0.0,) * len(budget), Authority(), None)
+    observed = Repeats.none(frame.observation_size)
+    progress = Progress(policy.served.version, None, 0, (0.0,) * len(budget), Authority(), None, observed)
     return Session(opening, terms, progress, b"", policies, seal, strict_observations)
 
 

@@ -12,7 +12,8 @@ from serve.codec import Limits
 from serve.errors import StartupError
 from serve.server.tls import CertificateFiles
 
-Port = Annotated[int, Field(ge=0, le=65535)]
+# A year is longer than anybody means, and waits and timestamps bear it.
+Seconds = Annotated[float, Field(le=365 * 86_400, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -46,7 +47,8 @@ class Settings(BaseSettings):
         default=None, description="HOST:PORT or unix:PATH for PolicyAdminService; off where not given"
     )
     share_port: bool = Field(
-        default=False, description="let other processes with this flag listen on the same ports; each call goes to one"
+        default=False,
+        description="let other processes with this flag listen on the same ports; each connection goes to one",
     )
     tls_certificate: Path | None = Field(
         default=None, description="PEM file of the server's certificate and those up to its root; turns TLS on"
@@ -67,16 +69,22 @@ class Settings(BaseSettings):
         description="public key (PEM, Ed25519), or folder of *.pub: serve only bundles that one of them signed; "
         "without it, signatures are not looked at",
     )
-    poll_seconds: float = Field(
+    poll_seconds: Seconds = Field(
         default=1.0, gt=0, description="time between two looks at the repository for what is new or gone"
     )
     max_batch: int = Field(default=Limits.max_batch, ge=1, description="situations in one request, at most")
     max_candidates: int = Field(
         default=Limits.max_candidates, ge=2, description="candidates of a shielded request, at most"
     )
+    max_rows: int = Field(
+        default=Limits.max_rows, ge=2, description="situations times candidates of a shielded request, at most"
+    )
     max_message_bytes: int = Field(default=4 * 2**20, ge=1024, description="size of a request, at most")
     max_concurrent_requests: int = Field(
-        default=128, ge=1, description="requests in work or waiting at once, at most; more are refused"
+        default=128,
+        ge=1,
+        description="requests in work at once, and requests of one method that wait to be taken up, at most; more are "
+        "refused",
     )
     max_streams: int = Field(default=1024, ge=1, description="open streams, at most; more are refused")
     session_key_file: Path | None = Field(
@@ -84,7 +92,7 @@ class Settings(BaseSettings):
         description="file of a secret that authenticates sessions' state, the same for all replicas; a random one for "
         "each process where not given",
     )
-    session_idle_seconds: float = Field(
+    session_idle_seconds: Seconds = Field(
         default=60.0, gt=0, description="a stream without a step, and a session's state, last for this long"
     )
     strict_observations: bool = Field(
@@ -93,7 +101,7 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=4, ge=1, description="large requests computed at the same time, at most; small ones need no thread"
     )
-    drain_seconds: float = Field(
+    drain_seconds: Seconds = Field(
         default=10.0, ge=0, description="time that requests in flight are given when the server is told to stop"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -102,7 +110,7 @@ class Settings(BaseSettings):
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.max_batch, self.max_candidates, self.strict_observations)
+        return Limits(self.max_batch, self.max_candidates, self.max_rows, self.strict_observations)
 
     @property
     def certificate_files(self) -> CertificateFiles | None:

@@ -6,6 +6,7 @@ older than a session may be idle; all else is refused.
 
 import hashlib
 import hmac
+import itertools
 import struct
 import time
 from collections.abc import Callable
@@ -13,12 +14,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from serve.errors import SessionStateError
+from serve.server.repeats import Repeats
 from serve.server.safety import Authority, Costs
 
-_FORMAT = b"\2"
+_FORMAT = b"\3"
 _SEAL = struct.Struct("<cd")  # format, time of issue in seconds since 1970
 _TAG_BYTES = 32
-_SIZES = struct.Struct("<HHBB")  # constraints, actions, bytes of name and fingerprint
+_SIZES = struct.Struct("<HHIBB")  # constraints, actions, observed values, bytes of name and fingerprint
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Progress(NamedTuple):
     cost_total: Costs
     authority: Authority
     last_action: list[float] | None  # [A], that was answered last
+    repeats: Repeats  # of what was observed
 
 
 class StateSeal:
@@ -98,11 +101,11 @@ class StateSeal:
 class StatePacker:
     """Writes the states of one session; the part that does not change is written once."""
 
-    def __init__(self, terms: Terms, action_size: int) -> None:
+    def __init__(self, terms: Terms, action_size: int, observation_size: int) -> None:
         name, fingerprint = terms.name.encode(), terms.fingerprint.encode()
-        sizes = len(terms.cost_budget), action_size, len(name), len(fingerprint)
-        fixed = _fixed(*sizes)
-        self._fixed = _SIZES.pack(*sizes) + fixed.pack(
+        moving = len(terms.cost_budget), action_size, observation_size
+        fixed = _fixed(len(terms.cost_budget), len(name), len(fingerprint))
+        self._fixed = _SIZES.pack(*moving, len(name), len(fingerprint)) + fixed.pack(
             terms.session_id,
             terms.opening,
             name,
@@ -112,7 +115,7 @@ class StatePacker:
             terms.seed,
             *terms.cost_budget,
         )
-        self._moving = _moving(len(terms.cost_budget), action_size)
+        self._moving = _moving(*moving)
         self._no_action = [0.0] * action_size
 
     def pack(self, progress: Progress, history: bytes) -> bytes:
@@ -130,6 +133,8 @@ class StatePacker:
                     action is not None,
                     *(self._no_action if action is None else action),
                     *progress.cost_total,
+                    *progress.repeats.observation,
+                    *progress.repeats.steps,
                 ),
                 history,
             )
@@ -138,22 +143,31 @@ class StatePacker:
 
 def unpack(content: bytes) -> tuple[Terms, Progress, bytes]:
     """Read what StatePacker wrote, and StateSeal has vouched for."""
-    sizes = _SIZES.unpack_from(content)
-    fixed, moving = _fixed(*sizes), _moving(*sizes[:2])
+    constraints, actions, observed, *texts = _SIZES.unpack_from(content)
+    fixed, moving = _fixed(constraints, *texts), _moving(constraints, actions, observed)
     session_id, opening, name, fingerprint, extent, ahead, seed, *budget = fixed.unpack_from(content, _SIZES.size)
     terms = Terms(session_id, opening, name.decode(), fingerprint.decode(), tuple(budget), extent, ahead or None, seed)
     start = _SIZES.size + fixed.size
     version, backup, next_step, steps, clear, has_action, *rest = moving.unpack_from(content, start)
-    action, total = rest[: sizes[1]], rest[sizes[1] :]
+    vectors = iter(rest)
+    action, total, observation, repeated = (
+        list(itertools.islice(vectors, size)) for size in (actions, constraints, observed, observed)
+    )
     progress = Progress(
-        version, backup or None, next_step, tuple(total), Authority(steps, clear), action if has_action else None
+        version=version,
+        backup_version=backup or None,
+        next_step=next_step,
+        cost_total=tuple(total),
+        authority=Authority(steps, clear),
+        last_action=action if has_action else None,
+        repeats=Repeats(observation, repeated),
     )
     return terms, progress, content[start + moving.size :]
 
 
-def _fixed(constraints: int, actions: int, name: int, fingerprint: int) -> struct.Struct:
+def _fixed(constraints: int, name: int, fingerprint: int) -> struct.Struct:
     return struct.Struct(f"<16s32s{name}s{fingerprint}sIIQ{constraints}d")
 
 
-def _moving(constraints: int, actions: int) -> struct.Struct:
-    return struct.Struct(f"<QQQQQ?{actions}f{constraints}d")
+def _moving(constraints: int, actions: int, observed: int) -> struct.Struct:
+    return struct.Struct(f"<QQQQQ?{actions}f{constraints}d{observed}f{observed}I")

@@ -105,7 +105,8 @@ class Metrics:
         _of(self._requests, method, code).inc()
         _of(self._seconds, method).observe(seconds)
 
-    def count_stream(self, method: str, code: str) -> None:
+    def count_untimed(self, method: str, code: str) -> None:
+        """Count a call whose time says nothing: a stream, or one that was refused before its turn."""
         _of(self._requests, method, code).inc()
 
     def count_predictions(self, policy: ServedPolicy, prediction: PredictionLists) -> None:

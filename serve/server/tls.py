@@ -27,8 +27,8 @@ class CertificateFiles:
         Raises:
             StartupError: a file cannot be read, is no certificate or key, or the two do not belong together.
         """
+        taken = self._stamp()  # before they are read: what is replaced meanwhile is taken up at the next connection
         configuration = self._read()
-        taken = self._stamp()
 
         def renew() -> grpc.ServerCertificateConfiguration | None:
             """Return the files if they have changed and are whole; gRPC asks at each new connection."""
@@ -51,10 +51,13 @@ class CertificateFiles:
             require_client_authentication=self.client_ca is not None,
         )
 
-    def _stamp(self) -> list[tuple[int, int, int]]:
-        """Return what differs when a file was written or replaced."""
+    def _stamp(self) -> list[tuple[int, int, int]] | None:
+        """Return what differs when a file was written or replaced; None where one is not there to be read."""
         files = [self.certificate, self.key] + ([self.client_ca] if self.client_ca else [])
-        return [(s.st_mtime_ns, s.st_size, s.st_ino) for s in (file.stat() for file in files)]
+        try:
+            return [(s.st_mtime_ns, s.st_size, s.st_ino) for s in (file.stat() for file in files)]
+        except OSError:
+            return None
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
         certificate = _read(self.certificate, "--tls-certificate")

@@ -1,5 +1,6 @@
 """Follows the folder of bundles: what is new is verified, loaded and served; what is bad is refused, visibly."""
 
+import errno
 import logging
 import os
 import sys
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from cvpo.bundle import MANIFEST, Bundle, TrustedKeys, read_bundle
+from cvpo.bundle import MANIFEST, Bundle, Manifest, TrustedKeys, read_bundle
 from serve.errors import PlanError, RefusedBundleError, StartupError, UnavailableError
 from serve.server.plan import ServingPlan, plan_path, read_plan, write_plan
 from serve.server.repository import PolicyVersions, Repository, Snapshot, follow
@@ -36,7 +37,8 @@ class _Found:
     signature: Signature
     runtime: PolicyRuntime | None = None  # as it was verified, whatever happened to the folder since
     refused: str = ""  # why what is there now is not served
-    settled: bool = False  # nothing more to try until the files change
+    settled: bool = False  # nothing more to try until the files change, or the twin is gone
+    twin: Path | None = None  # the folder that has the same version, and is served instead
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,10 @@ class Watcher:
         self._found: dict[Path, _Found] = {}
         self._plans: dict[str, _Plan] = {}
         self._in_use: dict[tuple[str, int], weakref.ref[PolicyRuntime]] = {}  # by name and version
-        self._unreadable = ""  # why the repository itself cannot be read
+        self._unreadable: dict[Path, str] = {}  # why the repository, or a folder in it, cannot be read
         self._published = threading.Condition()
         self._wake = threading.Event()
         self._stopping = False
-        self._thread: threading.Thread | None = None
 
     def start(self, poll_seconds: float, published: Callable[[], object]) -> None:
         """Look again every so many seconds, until `stop`; `published` is called, in that thread, after each look."""
@@ -87,19 +88,17 @@ class Watcher:
                     return
                 try:
                     self.poll()
-                    published()
+                    if not self._stopping:
+                        published()
                 except Exception as error:  # what is served goes on, and the next look may be luckier
                     log(logger, logging.ERROR, "looking at the repository failed", exception=error)
 
-        self._thread = threading.Thread(target=run, name="watch", daemon=True)
-        self._thread.start()
+        threading.Thread(target=run, name="watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more; waits for a look that has begun."""
+        """Look no more; a look that has begun ends by itself."""
         self._stopping = True
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
 
     def gone(self) -> list[tuple[str, int]]:
         """Name and version of what is retired and used by nobody any more, each told once; not while it looks."""
@@ -135,29 +134,31 @@ class Watcher:
         """Look at the folder once, and serve what is asked for now.
 
         A bundle that fails while its files still change is being copied: it is looked at again before it is refused.
+        Bundles in a folder that cannot be read go on as they are.
 
         Args:
             first: take every file as it is, and refuse at once.
 
         Raises:
-            StartupError: at the first look, the folder cannot be read; later what is served goes on.
+            StartupError: at the first look, the repository cannot be read; later what is served goes on.
         """
         self._publish()  # plans before bundles: they take no time
         try:
-            paths = find_bundles(self._root)
+            paths, unreadable = find_bundles(self._root)
         except StartupError as error:
             if first:
                 raise
-            if str(error) != self._unreadable:
-                log(logger, logging.ERROR, "repository unreadable", reason=str(error))
-            self._unreadable = str(error)
-        else:
-            self._unreadable = ""
-            present = frozenset(paths)
-            for path in paths:
-                if self._look(path, present, first) and not first:
-                    self._publish()
-            self._found = {path: found for path, found in self._found.items() if path in present}
+            paths, unreadable = [], {self._root: str(error)}
+        for folder, reason in unreadable.items():
+            if self._unreadable.get(folder) != reason:
+                log(logger, logging.ERROR, "folder unreadable", path=str(folder), reason=reason)
+        self._unreadable = unreadable
+        unseen = (path for path in self._found if any(path.is_relative_to(folder) for folder in unreadable))
+        present = frozenset((*paths, *unseen))
+        for path in paths:
+            if self._look(path, present, first) and not first:
+                self._publish()
+        self._found = {path: found for path, found in self._found.items() if path in present}
         self._publish()
 
     def require_policies(self) -> None:
@@ -186,16 +187,25 @@ class Watcher:
         """
         before = self._found.get(path)
         signature = _sign(path)
-        unchanged = before is not None and before.signature == signature
+        unchanged = (
+            before is not None and before.signature == signature and (before.twin is None or before.twin in present)
+        )
         if before is not None and unchanged and before.settled:
             return False
         runtime = None if before is None else before.runtime
+        twin = None
         slice_seconds = sys.getswitchinterval()
         sys.setswitchinterval(_SLICE_SECONDS)
         try:
             bundle = read_bundle(path, self._trusted)
             if runtime is None:
-                runtime = self._load(bundle, present)
+                twin = self._find_twin(bundle.manifest, present)
+                if twin is not None:
+                    raise RefusedBundleError(
+                        f"Policy {bundle.manifest.name!r} version {bundle.manifest.version} is already served from "
+                        f"{twin}. Remove one of them."
+                    )
+                runtime = self._load(bundle)
                 self._found[path] = _Found(signature, runtime, settled=True)
                 served = runtime.served
                 log(logger, logging.INFO, "bundle loaded", path=str(path), policy=served.name, version=served.version)
@@ -208,16 +218,17 @@ class Watcher:
                 )
             self._found[path] = _Found(signature, runtime, settled=True)
         except Exception as error:  # whatever is wrong with one bundle, the others are looked at
-            settled = first or unchanged
-            self._found[path] = _Found(signature, runtime, str(error) if settled else "", settled)
-            if settled:
-                log(logger, logging.ERROR, "bundle refused", path=str(path), reason=str(error))
+            refused = (str(error) or repr(error)) if first or unchanged else ""
+            settled = bool(refused) and not _may_pass(error)
+            self._found[path] = _Found(signature, runtime, refused, settled, twin)
+            if refused and (before is None or refused != before.refused):
+                log(logger, logging.ERROR, "bundle refused", path=str(path), reason=refused)
         finally:
             sys.setswitchinterval(slice_seconds)
         return False
 
-    def _load(self, bundle: Bundle, present: frozenset[Path]) -> PolicyRuntime:
-        manifest = bundle.manifest
+    def _find_twin(self, manifest: Manifest, present: frozenset[Path]) -> Path | None:
+        """Return the folder whose bundle is loaded as the same version of the same policy."""
         for path, found in self._found.items():
             served = None if found.runtime is None else found.runtime.served
             if (
@@ -225,11 +236,11 @@ class Watcher:
                 and path in present
                 and (served.name, served.version) == (manifest.name, manifest.version)
             ):
-                raise RefusedBundleError(
-                    f"Policy {served.name!r} version {served.version} is already served from {path}. Remove one of "
-                    "them."
-                )
-        if manifest.calibration is None and not self._allow_uncalibrated:
+                return path
+        return None
+
+    def _load(self, bundle: Bundle) -> PolicyRuntime:
+        if bundle.manifest.calibration is None and not self._allow_uncalibrated:
             raise RefusedBundleError(
                 "It has no calibration, so nothing backs its predicted costs. Calibrate it, or start the server with "
                 "--allow-uncalibrated to serve it with every answer flagged."
@@ -252,15 +263,13 @@ class Watcher:
             if policy.loaded:
                 policies[name] = policy
             _log_changes(name, old, policy)
-        refused = {
-            _printable(str(path.relative_to(self._root))): _printable(found.refused)
-            for path, found in self._found.items()
-            if found.refused
+        refused = {path: found.refused for path, found in self._found.items() if found.refused}
+        reasons = {
+            _printable(str(path.relative_to(self._root))): _printable(reason)
+            for path, reason in sorted((refused | self._unreadable).items())
         }
-        if self._unreadable:
-            refused["."] = self._unreadable
         with self._published:
-            self.repository.snapshot = Snapshot(policies, refused)
+            self.repository.snapshot = Snapshot(policies, reasons)
             self._published.notify_all()
 
     def _follow(self, name: str, loaded: dict[int, PolicyRuntime], before: PolicyRuntime | None) -> PolicyVersions:
@@ -303,6 +312,20 @@ def _roles(policy: PolicyVersions) -> dict[str, object]:
     return {**versions, "share": share}
 
 
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether an error, or what it comes from, may pass although the files stay as they are: the machine's, not theirs.
+
+    A file that is missing, or a link, is theirs.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ELOOP):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _printable(text: str) -> str:
     """Return text in which the bytes of a file's name that are not UTF-8 are spelt out: messages must be UTF-8."""
     return os.fsencode(text).decode(errors="backslashreplace")
@@ -318,27 +341,38 @@ def _sign(folder: Path, name: str | None = None) -> Signature:
     return tuple((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in states)
 
 
-def find_bundles(root: Path) -> list[Path]:
-    """Return the bundles at or under `root`, at most two folders deep; names that begin with a dot are passed over.
+def find_bundles(root: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Return the bundles at or under `root`, at most two folders deep, and why a folder under it cannot be read.
+
+    Names that begin with a dot are passed over.
 
     Raises:
         StartupError: there is no such folder, or it cannot be read.
     """
+    unreadable: dict[Path, str] = {}
+    bundles = list(_walk(root, _DEPTH, unreadable))
+    if root in unreadable:
+        raise StartupError(unreadable[root])
+    if not root.is_dir():
+        raise StartupError(f"{root} is not a folder. Name a bundle or a folder of bundles.")
+    return bundles, unreadable
+
+
+def _walk(folder: Path, depth: int, unreadable: dict[Path, str]) -> Iterator[Path]:
+    """Yield the bundles, and write into `unreadable` why a folder cannot be read."""
     try:
-        if not root.is_dir():
-            raise StartupError(f"{root} is not a folder. Name a bundle or a folder of bundles.")
-        return list(_walk(root, _DEPTH))
+        if not folder.is_dir():
+            return
+        if (folder / MANIFEST).exists():
+            yield folder
+            return
+        children = sorted(folder.iterdir()) if depth > 0 else []
     except OSError as error:
-        raise StartupError(f"Cannot read {error.filename or root}: {error.strerror}.") from error
-
-
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / MANIFEST).exists():
-        yield folder
-    elif depth > 0:
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.name.startswith("."):
-                yield from _walk(child, depth - 1)
+        unreadable[folder] = f"Cannot read {folder}: {error.strerror}."
+        return
+    for child in children:
+        if not child.name.startswith("."):
+            yield from _walk(child, depth - 1, unreadable)
 
 
 def load_repository(root: Path, *, allow_uncalibrated: bool, trusted: TrustedKeys | None = None) -> Repository:

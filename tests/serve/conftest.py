@@ -44,6 +44,7 @@ def server(repository: Path) -> Iterator[ServerThread]:
         allow_uncalibrated=True,
         max_batch=16,
         max_candidates=32,
+        max_rows=128,
         max_message_bytes=64 * 1024,
     )
     running = ServerThread(settings)

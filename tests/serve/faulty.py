@@ -64,9 +64,10 @@ class Stall:
 class FaultyServer(ControlServiceServicer):
     """Listens at `address`, also after it was stopped and started again."""
 
-    def __init__(self, repository: Path, key: bytes = KEY) -> None:
+    def __init__(self, repository: Path, key: bytes = KEY, lifetime_seconds: float = 600.0) -> None:
         self._policies = load_repository(repository, allow_uncalibrated=True)
         self.key = key
+        self._lifetime_seconds = lifetime_seconds  # of states
         self.behave: list[Behavior] = []  # one per step to come; then `answer`
         self.refuse: grpc.StatusCode | None = None  # every opening, with this status
         self.opened = 0  # streams
@@ -108,7 +109,7 @@ class FaultyServer(ControlServiceServicer):
         self, opening: pb.OpenSession, requests: Iterator[pb.ControlRequest], context: grpc.ServicerContext
     ) -> Answers:
         decoded, digest = decode_opening(opening, Limits()), opening_digest(opening)
-        seal = StateSeal(self.key, lifetime_seconds=600.0)
+        seal = StateSeal(self.key, self._lifetime_seconds)
         try:
             session = (
                 resume_session(decoded, digest, opening.state, self._policies, seal)

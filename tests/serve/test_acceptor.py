@@ -84,13 +84,17 @@ def test_small_requests_that_wait_are_bounded_and_told_when_to_come_back(
             stub = PolicyServiceStub(channel)  # type: ignore[no-untyped-call]
             first = stub.Act.future(request, timeout=PATIENCE_SECONDS)
             assert begun.wait(PATIENCE_SECONDS)
-            calls = [stub.Act.future(request, timeout=PATIENCE_SECONDS) for _ in range(200)]
+            calls = {
+                named: stub.Act.future(request, timeout=PATIENCE_SECONDS, metadata=(("x-request-id", named),))
+                for named in map(str, range(200))
+            }
             time.sleep(1.0)  # they arrive while nobody looks
             release.set()
             assert list(first.result().results[0].action) == [0.25, -2.0]
-            codes = Counter(call.code() for call in calls)
+            codes = Counter(call.code() for call in calls.values())
             assert codes.keys() == {grpc.StatusCode.OK, FULL}
-            for call in calls:
+            for named, call in calls.items():
+                assert dict(call.trailing_metadata())["x-request-id"] == named
                 if call.code() is FULL:
                     assert retry_after_seconds(call_details(call)) == pytest.approx(0.1)
                     assert "4 requests wait" in call.details()

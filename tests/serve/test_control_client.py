@@ -351,6 +351,18 @@ def test_a_session_that_no_server_goes_on_with_is_lost_and_says_why(control: Ope
         assert lost.action.tolist() == SAFE
 
 
+def test_a_session_is_lost_also_where_one_of_the_servers_is_dead(control: Open, faulty: Start) -> None:
+    server, dead = faulty(lifetime_seconds=0.5), faulty()
+    dead.stop()
+    session = control([server.address, dead.address], watchdog=PATIENT)
+    server.behave = [answer_and_break_off]
+    server.key = b"the key of another server"
+    session.step(OBSERVATION, cost=[0, 0])
+    lost = session.step(OBSERVATION, cost=[0, 0])
+    assert lost.watchdog is not None
+    assert lost.watchdog.reason is WatchdogReason.SESSION_LOST
+
+
 def test_a_server_with_another_key_is_passed_over(control: Open, faulty: Start) -> None:
     servers = [faulty(), faulty(key=b"the key of another server"), faulty()]
     session = control([server.address for server in servers], watchdog=PATIENT)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from google.rpc import code_pb2
 from google.rpc.status_pb2 import Status
+from numpy.typing import ArrayLike
 
 from serve.client.answer import ControlAnswer, Source
 from serve.client.channel import Addresses
@@ -69,12 +70,15 @@ class Robot:
         description: PolicyDescription,
         opening: Opening = Opening(),  # noqa: B008  # frozen
         watchdog: Watchdog = Watchdog(),  # noqa: B008  # frozen
+        idle_timeout_seconds: int = 0,
     ) -> None:
         self.now = 0.0
         self.addresses = Addresses(["a", "b"])
         self.conversation = Conversation(opening, description, watchdog, self.addresses, 3.0, lambda: self.now)
         self.stream = self.connect("a")
-        self.receive(self.stream, opened=pb.SessionOpened(session_id="s", cost_budget=[9, 9], state=b"opened"))
+        opened = pb.SessionOpened(session_id="s", cost_budget=[9, 9], state=b"opened")
+        opened.idle_timeout.seconds = idle_timeout_seconds
+        self.receive(self.stream, opened=opened)
 
     def connect(self, address: str) -> FakeStream:
         link = FakeLink(address)
@@ -202,6 +206,21 @@ def test_a_refusal_counts_until_a_server_goes_on_with_the_session(description: P
     assert robot.conversation.lost is refused
 
 
+def test_one_refusal_is_enough_where_the_state_is_older_than_servers_go_on_from(description: PolicyDescription) -> None:
+    robot = Robot(description, idle_timeout_seconds=60)
+    robot.now = 100.0
+    robot.begin()
+    assert robot.answer(robot.stream, 0, 0.1) is not None  # its state is 60 s old at 160
+    robot.conversation.handle(Ended(robot.stream, UnavailableError("gone")))
+    refused = FingerprintError("another key")
+    for robot.now in (100.1, 130.0, 160.0):
+        robot.conversation.handle(Ended(robot.connect("a"), refused))
+        assert robot.conversation.lost is None  # b, which cannot be reached, may yet go on with it
+    robot.now = 160.1
+    robot.conversation.handle(Ended(robot.connect("a"), refused))
+    assert robot.conversation.lost is refused
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -260,6 +279,17 @@ def test_a_total_that_is_refused_does_not_become_the_one_that_costs_are_added_to
     assert caught.value.field == "cost_total[0]"
     robot.conversation.begin(OBSERVATION, [1, 1], None)
     assert robot.stream.sent[-1].step.cost_total == [2, 1]
+
+
+@pytest.mark.parametrize("observation", ["north", [[1, 2, -1]], 3.0])
+def test_a_cost_counts_whose_observation_is_no_vector(description: PolicyDescription, observation: ArrayLike) -> None:
+    robot = Robot(description)
+    for number in range(2):
+        with pytest.raises(InvalidRequestError, match="observation"):
+            robot.conversation.begin(observation, [1, 0.5], None)
+        robot.begin()
+        assert robot.stream.sent[-1].step.cost_total == [number + 1, 0.5 * (number + 1)]
+        robot.answer(robot.stream, number, 0.1)
 
 
 def test_what_comes_for_a_step_that_its_caller_has_left_is_for_no_other(description: PolicyDescription) -> None:

@@ -38,6 +38,13 @@ def test_a_session_spends_its_budget_and_then_its_fallback_acts(policy: LocalPol
             session.step(OBSERVATION, cost=[0, 0])
 
 
+def test_the_cost_of_a_step_whose_observation_is_no_vector_counts(policy: LocalPolicy) -> None:
+    with policy.control(cost_budget=[9, 9]) as session:
+        with pytest.raises(InvalidRequestError, match="observation"):
+            session.step([OBSERVATION], cost=[0.5, 0])
+        assert session.step(OBSERVATION, cost=[0.25, 0]).cost_spent.tolist() == [0.75, 0]
+
+
 def test_an_opening_that_cannot_be_met_is_refused_as_by_a_server(policy: LocalPolicy, repository: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"open\.cost_budget\[1\]"):
         policy.control(cost_budget=[1, -1])

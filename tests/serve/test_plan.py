@@ -114,6 +114,14 @@ def test_a_rollback_of_a_plan_without_history_goes_to_the_next_below() -> None:
     )
 
 
+def test_a_rollback_without_history_passes_over_versions_on_trial() -> None:
+    # Served to everybody before 4 was 1; 2 and 3 were only tried.
+    plan = ServingPlan(canary=Canary(version=3, share=0.5), shadow=2)
+    loaded = frozenset({1, 2, 3, 4})
+    assert plan.rolled_back(served=4, loaded=loaded) == ServingPlan(pinned=1, history=(1,))
+    assert plan.rolled_back(served=4, loaded=loaded - {1}) is None
+
+
 def test_there_is_no_rollback_from_the_first_version() -> None:
     assert ServingPlan().rolled_back(served=1, loaded=frozenset({1})) is None
     assert ServingPlan(pinned=1, history=(1,)).rolled_back(served=1, loaded=frozenset({1, 2})) is None

@@ -184,9 +184,11 @@ def test_two_processes_share_a_port_only_where_both_say_so(repository: Path, ser
 def test_a_flag_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CVPO_SERVE_MAX_BATCH", "7")
     monkeypatch.setenv("CVPO_SERVE_MAX_CANDIDATES", "9")
+    monkeypatch.setenv("CVPO_SERVE_MAX_ROWS", "11")
     settings = parse([str(tmp_path), "--max-batch", "8"], "test")
     assert settings.limits.max_batch == 8
     assert settings.limits.max_candidates == 9
+    assert settings.limits.max_rows == 11
     monkeypatch.setenv("CVPO_SERVE_MAX_BATCH", "many")
     with pytest.raises(StartupError, match="--max-batch: "):
         parse([str(tmp_path)], "test")
@@ -196,6 +198,21 @@ def test_help_names_every_option_and_exits_clean() -> None:
     run = subprocess.run([sys.executable, "-m", "serve", "--help"], capture_output=True, text=True, check=True)
     for option in ("REPOSITORY", "--address", "--allow-plaintext-network", "--allow-uncalibrated", "--drain-seconds"):
         assert option in run.stdout
+
+
+@pytest.mark.parametrize("flag", ["--poll-seconds", "--session-idle-seconds", "--drain-seconds"])
+def test_times_that_no_wait_bears_are_refused(flag: str, tmp_path: Path) -> None:
+    for value in ("inf", "nan", "1e10"):
+        with pytest.raises(StartupError, match=f"^{flag}: Input should be "):
+            parse([str(tmp_path), flag, value], "test")
+    assert parse([str(tmp_path), flag, "31536000"], "test")
+
+
+def test_the_path_of_a_socket_has_at_most_107_bytes(repository: Path, tmp_path: Path, serve_process: Serve) -> None:
+    room = 107 - len(str(tmp_path)) - 1
+    serve_process(str(repository / "goal"), "--address", f"unix:{tmp_path / ('a' * room)}")
+    too_long = f"unix:{tmp_path / ('é' * room)}"
+    assert "at most 107 bytes. Choose another --address." in refused(str(repository / "goal"), "--address", too_long)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +231,7 @@ def test_which_hosts_only_this_machine_reaches(host: str, loopback: bool) -> Non
     assert split_address(f"[{host}]:7" if ":" in host else f"{host}:7") == (host, 7)
 
 
-@pytest.mark.parametrize("mode", [None, Shielded(256, seed=1)], ids=["single", "batch"])
+@pytest.mark.parametrize("mode", [None, Shielded(64, seed=1)], ids=["single", "batch"])
 def test_sigterm_in_the_middle_of_requests_loses_none(
     repository: Path, serve_process: Serve, mode: Mode | None
 ) -> None:
@@ -368,12 +385,53 @@ def test_it_stops_when_the_kernel_hands_the_signal_to_another_thread(repository:
             process.kill()
 
 
+HANGING = """
+import sys, threading
+import serve.server.watch
+from serve.__main__ import main
+from serve.server.service import PolicyServicer
+
+def hang(*_):
+    print("hangs", flush=True)
+    threading.Event().wait()
+
+def read_bundle(path, trusted):
+    return hang() if path.name == "2" else read(path, trusted)
+
+read, serve.server.watch.read_bundle = serve.server.watch.read_bundle, read_bundle
+PolicyServicer.Act = hang
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("what", ["request", "look"])
+def test_it_ends_when_the_drain_time_is_up_whatever_its_threads_do(tmp_path: Path, what: str) -> None:
+    bundles.write(tmp_path / "goal" / "1")
+    arguments = [str(tmp_path), "--address", "127.0.0.1:0", "--drain-seconds", "0.5"]
+    with subprocess.Popen([sys.executable, "-c", HANGING, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = json.loads(process.stdout.readline())["address"]
+            with PolicyClient(address, timeout_seconds=PATIENCE_SECONDS) as client, ThreadPoolExecutor(1) as pool:
+                if what == "look":
+                    bundles.write(tmp_path / "goal" / "2", bundles.manifest(version=2))
+                else:
+                    answer = pool.submit(client.act, LARGE)
+                assert process.stdout.readline() == "hangs\n"
+                process.terminate()
+                assert process.wait(PATIENCE_SECONDS) == 0
+                if what == "request":
+                    assert type(answer.exception(PATIENCE_SECONDS)) is UnavailableError
+        finally:
+            process.kill()
+
+
 COLLECTING = """
-import gc, sys
+import gc, os, sys
 from serve.__main__ import main
 
+os._exit = lambda status: print(gc.get_freeze_count(), len(gc.get_objects()))
 main(sys.argv[1:])
-print(gc.get_freeze_count(), len(gc.get_objects()))
 """
 
 

@@ -85,6 +85,7 @@ REJECTIONS = [
     ("shielded.candidates", act(shielded=pb.Shielded(candidates=0))),
     ("shielded.candidates", act(shielded=pb.Shielded(candidates=1))),
     ("shielded.candidates", act(shielded=pb.Shielded(candidates=33))),
+    ("shielded.candidates", act(*[good] * 5, shielded=pb.Shielded(candidates=26))),
     ("situated_actions", evaluate()),
     ("situated_actions", evaluate(*[(good, (0, 0))] * 17)),
     ("situated_actions[0].situation.observation", evaluate((situation((1, 2)), (0, 0)))),
@@ -108,6 +109,15 @@ def test_a_bad_request_names_its_field(stub: PolicyServiceStub, field: str, requ
     assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert refused_field(status) == field
     assert str(call.details()).startswith(field)
+
+
+def test_situations_and_candidates_are_bounded_together(stub: PolicyServiceStub) -> None:
+    """The server takes 16 situations, 32 candidates, and 128 of both: 4 * 32, and not 16 * 32 = 512."""
+    most = act(*[good] * 4, shielded=pb.Shielded(candidates=32))
+    assert len(stub.Act(most, timeout=30).results) == 4
+    call, status = refusal(stub, act(*[good] * 16, shielded=pb.Shielded(candidates=32)))
+    assert refused_field(status) == "shielded.candidates"
+    assert "is 32 for 16 situations, 512 in all; this server takes 128" in str(call.details())
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ from serve.errors import (
 )
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
+from serve.server.repeats import Repeats
 from serve.server.runtime import PolicyRuntime, load
 from serve.server.session import Session, open_session, resume_session
 from serve.server.state import StateSeal
@@ -505,9 +506,25 @@ def test_steps_without_an_answer_count_and_those_that_are_refused_do_not(served:
     assert statuses(session, [CALM, CALM]) == [CALIBRATED, SHIFTED]
 
 
-def test_repeats_are_counted_anew_where_a_session_goes_on(served: Served, seal: StateSeal) -> None:
-    state = answers(begin(served, seal, SENSED), 4)[-1].state
-    assert statuses(begin(served, seal, SENSED, state), [CALM] * 4) == [*[CALIBRATED] * 3, SHIFTED]
+def test_what_is_frozen_stays_so_where_a_session_goes_on(served: Served, seal: StateSeal) -> None:
+    opening = replace(SENSED, fallback=Fallback(ConstantAction(), frozenset({FallbackReason.SHIFTED}), 2))
+    seen = [CALM, CALM, CALM, CALM, CALM, (0.3, 0.2, 0.0), *[(0.3, 0.1, 0.1)] * 3, *[CALM] * 3]
+    undisturbed = begin(served, seal, opening)
+    opened = undisturbed.opened().state
+    taken = [take(undisturbed, observation) for observation in seen]
+    reasons = [result.fallback and result.fallback.reason.name for result in taken]
+    # x repeats three times and more, then z five times, then nothing for two steps, x three times, and again nothing.
+    recovering = ["RECOVERING"] * 2
+    assert reasons == [*[None] * 3, *["SHIFTED"] * 3, *recovering, "SHIFTED", *recovering, None]
+    for cut, state in enumerate([opened, *(result.state for result in taken[:-1])]):
+        session = begin(served, seal, opening, state)
+        again = [take(session, observation) for observation in seen[cut:]]
+        assert [comparable(result) for result in again] == [comparable(result) for result in taken[cut:]]
+
+
+def test_a_value_that_rests_for_years_is_counted_no_further_than_its_state_holds() -> None:
+    resting = Repeats((0.5, 0.5), [2**32 - 2, 2**32 - 1]).after((0.5, 0.5))
+    assert resting.steps == [2**32 - 1, 2**32 - 1]
 
 
 def test_a_flagged_action_is_the_policys_own_whatever_its_flags(served: Served, seal: StateSeal) -> None:
@@ -656,7 +673,7 @@ def test_a_session_goes_on_from_each_of_its_answers(served: Served, seal: StateS
 observations = st.sampled_from([CALM, CALM, GREEDY, OUTSIDE, NONSENSE, (0.3, -0.1, 0.2)])
 openings = st.builds(
     Opening,
-    policy=st.sampled_from([PolicySelector("goal"), PolicySelector("goal", version=1)]),
+    policy=st.sampled_from([PolicySelector("goal"), PolicySelector("goal", version=1), PolicySelector("sensed")]),
     cost_budget=st.sampled_from([None, (1.0, 0.5), (30.0, INF), FREE]),
     extent=st.sampled_from([None, Horizon(40), RollingWindow(7), RollingWindow(30)]),
     mode=st.sampled_from([Deterministic(), Sampled(5), Sampled(), Shielded(4, 5), Shielded(4)]),
@@ -704,13 +721,13 @@ def test_a_session_that_goes_on_elsewhere_answers_as_the_undisturbed_one(
             assert moved.session_id == undisturbed.session_id
             assert moved.next_step == answered
             for again in range(answered, undisturbed.next_step):
-                moved.pass_over(Step(again, *sent[again]))
+                moved.pass_over(as_sent(again, *sent[again]))
         total = (total[0] + cost, total[1] + cost / 3)
         number = undisturbed.next_step
         sent[number] = (observation, total)
         outcomes: list[object] = []
         for session in (undisturbed, moved):
-            step = Step(number, observation, total)
+            step = as_sent(number, observation, total)
             try:
                 if fate == "pass":
                     session.pass_over(step)

@@ -109,6 +109,29 @@ def test_a_renewed_certificate_is_taken_up_and_a_broken_one_is_not(
         server.stop(drain_seconds=0)
 
 
+def test_a_certificate_that_is_renewed_while_the_server_starts_is_taken_up(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = Authority(tmp_path, "old"), Authority(tmp_path, "new")
+    certificate, key = old.issue("first")
+    read = CertificateFiles._read
+
+    def read_and_renew(self: CertificateFiles) -> grpc.ServerCertificateConfiguration:
+        configuration = read(self)
+        monkeypatch.undo()
+        for source, target in zip(new.issue("second"), (certificate, key), strict=True):
+            source.rename(target)
+        return configuration
+
+    monkeypatch.setattr(CertificateFiles, "_read", read_and_renew)
+    settings = Settings(repository=repository / "goal", address="127.0.0.1:0", tls_certificate=certificate, tls_key=key)
+    server = ServerThread(settings)
+    try:
+        assert ask(server.address, trust(new)) == ["goal"]
+    finally:
+        server.stop(drain_seconds=0)
+
+
 def test_files_that_will_not_do_are_one_sentence(authority: Authority, tmp_path: Path) -> None:
     certificate, key = authority.issue("mine")
     other, _ = authority.issue("other")

@@ -1,5 +1,6 @@
 """What happens to a server's versions when the files of its repository change."""
 
+import errno
 import gc
 import logging
 import os
@@ -57,12 +58,14 @@ def test_bundles_are_found_at_most_two_folders_deep(tmp_path: Path) -> None:
         if name != "plain":
             (tmp_path / name / MANIFEST).write_text("{}")
     (tmp_path / "file").write_text("")
-    assert [str(path.relative_to(tmp_path)) for path in find_bundles(tmp_path)] == ["a", "b/1", "b/2"]
+    found, unreadable = find_bundles(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["a", "b/1", "b/2"]
+    assert not unreadable
 
 
 def test_a_bundle_is_a_repository_of_one(tmp_path: Path) -> None:
     path = bundles.write(tmp_path / "bundle", bundles.manifest("goal", 3))
-    assert find_bundles(path) == [path]
+    assert find_bundles(path) == ([path], {})
     repository = load_repository(path, allow_uncalibrated=False)
     assert {name: list(policy.loaded) for name, policy in repository.snapshot.policies.items()} == {"goal": [3]}
 
@@ -216,6 +219,73 @@ def test_a_refused_bundle_is_tried_again_when_its_files_change(watcher: Watcher,
     assert not watcher.repository.snapshot.refused
 
 
+def test_the_second_folder_of_a_version_is_served_once_the_first_is_gone(
+    watcher: Watcher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = add(tmp_path, 2)
+    bundles.write(tmp_path / "goal" / "two", bundles.manifest(version=2))
+    for _ in range(4):
+        watcher.poll()
+    assert list(watcher.repository.snapshot.refused) == ["goal/two"]
+    assert caplog.messages.count("bundle refused") == 1
+    shutil.rmtree(first)
+    watcher.poll()
+    assert served(watcher) == 2
+    assert not watcher.repository.snapshot.refused
+    assert not problem(watcher)  # it is the second folder's, not the first one's that goes on from memory
+
+
+@pytest.mark.parametrize(
+    ("fails", "error"),
+    [
+        ("cvpo.bundle.storage.os.open", OSError(errno.EMFILE, "Too many open files")),
+        ("cvpo.bundle.storage.os.fdopen", OSError(errno.EIO, "Input/output error")),
+        ("serve.server.watch.read_bundle", OSError(errno.EIO, "Input/output error")),
+        ("serve.server.graph.ort.InferenceSession", MemoryError("std::bad_alloc")),
+        ("serve.server.graph.ort.InferenceSession", MemoryError()),
+    ],
+)
+def test_a_bundle_that_the_machine_could_not_read_is_refused_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: str, error: Exception
+) -> None:
+    add(tmp_path, 1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fails, fail)
+    watcher = Watcher(tmp_path, allow_uncalibrated=False)
+    watcher.poll(first=True)
+    for _ in range(3):
+        watcher.poll()
+        assert watcher.repository.snapshot.refused["goal/1"]
+    assert caplog.messages.count("bundle refused") == 1
+    monkeypatch.undo()
+    watcher.poll()
+    assert served(watcher) == 1
+    assert not watcher.repository.snapshot.refused
+
+
+@pytest.mark.parametrize("wrong", ["missing", "a link"])
+def test_a_bundle_without_one_of_its_files_is_not_tried_again_until_it_is_there(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    file = add(tmp_path, 2) / "critic.onnx"
+    file.rename(tmp_path / "critic.onnx")
+    if wrong == "a link":
+        file.symlink_to(tmp_path / "critic.onnx")
+    for _ in range(2):
+        watcher.poll()
+    assert "critic.onnx" in watcher.repository.snapshot.refused["goal/2"]
+    with monkeypatch.context() as patched:
+        patched.delattr("serve.server.watch.read_bundle")
+        watcher.poll()
+    assert "critic.onnx" in watcher.repository.snapshot.refused["goal/2"]
+    (tmp_path / "critic.onnx").rename(file)
+    watcher.poll()
+    assert served(watcher) == 2
+
+
 def test_a_bundle_that_is_being_copied_is_waited_for(
     watcher: Watcher, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -271,6 +341,67 @@ def test_a_repository_that_is_gone_for_a_while_changes_nothing(watcher: Watcher,
     watcher.poll()
     assert loaded(watcher) == [1, 2]
     assert not watcher.repository.snapshot.refused
+
+
+def lock(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Have nobody read a folder: no mode of it would keep root out."""
+    iterdir, stat = Path.iterdir, Path.stat
+
+    def check(path: Path) -> None:
+        if path.is_relative_to(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def checked_iterdir(self: Path) -> Iterator[Path]:
+        check(self)
+        return iterdir(self)
+
+    def checked_stat(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        check(self.parent)
+        return stat(self, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "iterdir", checked_iterdir)
+    monkeypatch.setattr(Path, "stat", checked_stat)
+
+
+def test_a_folder_that_cannot_be_read_is_refused_and_all_else_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(tmp_path, 1)
+    (tmp_path / "lost+found").mkdir()
+    lock(monkeypatch, tmp_path / "lost+found")
+    watcher = Watcher(tmp_path, allow_uncalibrated=False)
+    watcher.poll(first=True)
+    assert served(watcher) == 1
+    add(tmp_path, 2)
+    watcher.poll()
+    assert served(watcher) == 2
+    why = f"Cannot read {tmp_path / 'lost+found'}: Permission denied."
+    assert watcher.repository.snapshot.refused == {"lost+found": why}
+    assert caplog.messages.count("folder unreadable") == 1
+    monkeypatch.undo()
+    watcher.poll()
+    assert not watcher.repository.snapshot.refused
+
+
+@pytest.mark.parametrize("folder", ["goal", "goal/1", "."])
+def test_versions_in_a_folder_that_cannot_be_read_go_on(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    add(tmp_path, 2)
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    watcher.poll()
+    lock(monkeypatch, tmp_path / folder)
+    for _ in range(2):
+        watcher.poll()
+        assert loaded(watcher) == [1, 2]
+        assert served(watcher) == 1
+        assert list(watcher.repository.snapshot.refused) == [folder]
+
+
+def test_a_repository_that_cannot_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock(monkeypatch, tmp_path)
+    with pytest.raises(StartupError, match=f"^Cannot read {tmp_path}: Permission denied.$"):
+        load_repository(tmp_path, allow_uncalibrated=False)
 
 
 def test_a_bundle_that_moves_is_the_same_version(watcher: Watcher, tmp_path: Path) -> None:
@@ -422,7 +553,9 @@ def start(watcher: Watcher) -> Iterator[Callable[[float], threading.Semaphore]]:
 
     yield start
     watcher.stop()
-    assert "watch" not in {thread.name for thread in set(threading.enumerate()) - before}
+    for thread in set(threading.enumerate()) - before:
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive(), thread.name
 
 
 def test_the_thread_finds_what_is_new(
