@@ -155,6 +155,18 @@ def test_diff_names_what_changed_and_measures_how_far(bundle: Path, tmp_path: Pa
     assert same.startswith("The manifests say the same.")
 
 
+def test_bundles_that_hold_other_numbers_of_candidates_are_asked_with_as_many_as_both_have(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cvpo.exporting.record.CANDIDATES", 2)  # instead of 4
+    other = bundles.write(tmp_path / "other")
+    succeed("verify", other)
+    for pair in ((bundle, other), (other, bundle)):
+        document = json.loads(succeed("diff", *pair, "--json").out)
+        assert document["situations"] == 32
+        assert [entry["largest"] for entry in document["distances"]] == [0.0] * 10
+
+
 def test_another_learning_curve_is_one_change(tmp_path: Path) -> None:
     drawn = bundles.drawn(bundles.manifest())
     document = json.loads(drawn.model_dump_json())
