@@ -167,6 +167,18 @@ def test_bundles_that_hold_other_numbers_of_candidates_are_asked_with_as_many_as
         assert [entry["largest"] for entry in document["distances"]] == [0.0] * 10
 
 
+def test_a_distance_without_end_is_null_in_json(bundle: Path, tmp_path: Path) -> None:
+    # 3e38 times a cost above 1.14 is more than any float32.
+    endless = bundles.policy_graph(
+        lambda text: text.replace("two = Constant <value = float {2.0}>", "two = Constant <value = float {3e38}>")
+    )
+    other = bundles.write(tmp_path / "other", policy=endless)
+    document = json.loads(succeed("diff", bundle, other, "--json").out, parse_constant=pytest.fail)
+    (upper,) = [entry for entry in document["distances"] if entry["output"] == "cost_upper"]
+    assert (upper["largest"], upper["mean"]) == (None, None)
+    assert upper["size"] < 1_000
+
+
 def test_another_learning_curve_is_one_change(tmp_path: Path) -> None:
     drawn = bundles.drawn(bundles.manifest())
     document = json.loads(drawn.model_dump_json())
