@@ -42,7 +42,8 @@ METRICS = {
     "estep/cost_residual_max/NAME": "largest excess of E_q over the threshold, standard deviations of Q_c over actions",
     "estep/infeasibility/NAME": "E_q[Q_c] over the threshold where no q could meet it, mean over updates, cost units",
     "estep/infeasible_share": "share of updates whose thresholds no q in the KL ball could meet",
-    "estep/share/NAME": "share of the reachable cost change that was asked for; negative: allowed to grow",
+    "estep/share/NAME": "share of the reachable cost change that was asked for; negative: allowed to grow; "
+    "not with estep.constraint=critic",
     "mstep/kl_mean": "achieved KL of the mean over its bound, last period",
     "mstep/kl_covariance": "achieved KL of the covariance over its bound, last period",
     "mstep/gap/NAME": "|E[Q_c] of the policy − of q| on recent states after a period, mean over periods, cost units",

@@ -9,7 +9,6 @@ import pytest
 from cvpo.errors import ConfigError
 from cvpo.learning.config import TrainConfig, parse_config
 
-
 SCHEDULE = {"steps": 1000, "warmup_steps": 100}
 
 
