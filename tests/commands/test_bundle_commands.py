@@ -34,6 +34,12 @@ def test_inspect_says_what_a_person_asks_first(bundle: Path) -> None:
     assert json.loads(succeed("inspect", bundle, "--json").out)["name"] == "goal"
 
 
+def test_inspect_of_a_cost_without_a_limit_says_so(tmp_path: Path) -> None:
+    said = succeed("inspect", bundles.write(tmp_path / "bundle", bundles.manifest(cost_limit=(None, 8.0)))).out
+    assert "heat 5 (4 to 6), no limit; CVaR 0.9 9\n" in said
+    assert "wear 5 (4 to 6), under the limit of 8; CVaR 0.9 9; 0% of episodes over\n" in said
+
+
 def test_inspect_of_what_was_not_measured_says_so(tmp_path: Path) -> None:
     document = bundles.manifest(calibration=None).model_copy(update={"evaluations": ()})
     path = bundles.write(tmp_path / "bundle", document)
