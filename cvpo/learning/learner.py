@@ -352,7 +352,7 @@ def _projection_gap(state: LearnerState, observation: Tensor, sample: Tensor, we
     """|E_π[Q_c] − E_q[Q_c]| of the policy that the M-step ended in, mean over states, [C].
 
     Args:
-        observation: normalized, [B, O].
+        observation: as the networks see it, [B, F].
         sample: u, that the E-step gave weights to, [B, K, A].
         weights: q, [B, K].
         noise: of the policy's samples, [B, K, A].
