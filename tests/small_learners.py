@@ -17,7 +17,7 @@ B = 32
 def config(cost_limits: tuple[float, ...] = (10.0,), **settings: dict[str, Any]) -> TrainConfig:
     groups: dict[str, dict[str, Any]] = {
         "environment": {"env_id": "none"},
-        "schedule": {"steps": 1_000, "warmup_updates": 0},
+        "schedule": {"steps": 1_000, "warmup_steps": 100, "warmup_updates": 0},
         "network": {"hidden": 32},
         "critic": {"learning_rate": 3e-3, "target_rate": 0.1},
         "limit": {"aim": 1.0},

@@ -22,6 +22,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Step = Annotated[int, Field(ge=0, lt=2**31)]  # of an episode, counted from 0
+Count = Annotated[int, Field(ge=0, lt=2**31)]  # of episodes, steps or candidates: messages have 32 bits for it
 
 
 class _Model(BaseModel):
@@ -60,7 +61,7 @@ class Constraint(_Model):
     cost_limit: NonNegative | None  # expected undiscounted cost of one episode; None: unconstrained
     discount: Annotated[float, Field(gt=0, lt=1)]  # of the cost critic
     horizon_steps: Annotated[int, Field(gt=0, lt=2**31)]  # steps of one episode, T
-    window_steps: Annotated[int, Field(gt=0)]  # steps that a request without steps_left is judged over, W
+    window_steps: Annotated[Count, Field(gt=0)]  # steps that a request without steps_left is judged over, W
 
     def threshold(self) -> float:
         """Discounted threshold d·(1 − γ^T)/((1 − γ)·T) that stands for the episodic limit d.
@@ -89,7 +90,7 @@ class Evaluation(_Model):
     """Episodes of the exported policy that nothing was chosen or fitted on."""
 
     mode: Mode
-    episodes: Annotated[int, Field(gt=0)]
+    episodes: Annotated[Count, Field(gt=0)]
     episode_return: Interval
     episode_cost: tuple[Interval, ...]  # [C]
     cost_cvar90: tuple[Finite, ...]  # [C], mean cost of the worst tenth of episodes
@@ -109,7 +110,7 @@ class CalibratedMode(_Model):
     """A way of choosing actions whose rollouts the calibration saw."""
 
     mode: Mode
-    candidates: Annotated[int, Field(ge=1)] = 1  # K; 1 unless shielded
+    candidates: Annotated[Count, Field(ge=1)] = 1  # K; 1 unless shielded
 
     def __str__(self) -> str:
         return self.mode if self.mode != "shielded" else f"shielded of {self.candidates}"
@@ -161,7 +162,7 @@ class CalibrationResult(_Model):
     """
 
     constraint: str
-    test_episodes: int
+    test_episodes: Count
     coverage: Probability  # share of test steps whose realized cost was within cost_upper
     coverage_by_bound: tuple[BoundCoverage, ...] = ()  # from low bounds to high ones
     missed_share: Probability | None  # of sessions over budget, those without a flag in time; None: there were none
@@ -178,7 +179,7 @@ class ModeResult(_Model):
     """What held in a mode that was calibrated beside the first one."""
 
     mode: CalibratedMode
-    episodes: dict[str, int]  # what each group of its rollouts was used for
+    episodes: dict[str, Count]  # what each group of its rollouts was used for
     results: tuple[CalibrationResult, ...]  # [C]
 
 
@@ -189,9 +190,9 @@ class Calibration(_Model):
     modes: tuple[CalibratedMode, ...] = Field(min_length=1)  # bounds and probabilities hold in each of them
     confidence: Probability  # P(cost <= cost_upper) is at least this
     miss_rate: Probability  # of sessions over budget, what alarm_levels were chosen for
-    lead_steps: Annotated[int, Field(ge=1)] = 1  # before the budget is exceeded: a flag any later counts as missed
+    lead_steps: Annotated[Count, Field(ge=1)] = 1  # before the budget is exceeded: a flag any later counts as missed
     alarm_levels: tuple[Probability, ...]  # [C]
-    episodes: dict[str, int]  # what each group of rollouts was used for, in the first mode
+    episodes: dict[str, Count]  # what each group of rollouts was used for, in the first mode
     results: tuple[CalibrationResult, ...]  # [C], in the first mode
     other_modes: tuple[ModeResult, ...] = ()
     not_claimed: tuple[str, ...] = ()  # what the episodes were too few to promise, in sentences
@@ -206,7 +207,7 @@ class ObservationStatistics(_Model):
     high: tuple[Finite, ...]
     shift_threshold: NonNegative
     shift_false_alarm_rate: Probability | None = None  # of a fresh episode's steps, expected; None: nothing is claimed
-    shift_episodes: Annotated[int, Field(ge=0)] = 0  # that the threshold was set on
+    shift_episodes: Count = 0  # that the threshold was set on
     frozen_after_steps: tuple[Step | None, ...] = ()  # [O] that a value may repeat exactly; None: any, (): all of them
 
 
@@ -231,8 +232,8 @@ class Provenance(_Model):
     """Where the policy comes from: enough to train it again."""
 
     environment: str
-    seed: int
-    steps: int
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+    steps: Annotated[int, Field(ge=0, lt=2**63)]
     selection: str  # which checkpoint was taken, and how
     created: str  # ISO 8601, UTC
     packages: dict[str, str]
@@ -326,10 +327,11 @@ class Manifest(_Model):
         calibration = self.calibration
         if calibration and not len(calibration.alarm_levels) == len(calibration.results) == len(self.constraints):
             raise ValueError("calibration: alarm_levels and results need one entry for each constraint")
-        costs: list[Sized] = [row for evaluation in self.evaluations for row in evaluation.costs]
-        costs += [point.episode_cost for point in self.provenance.learning_curve]
-        if any(len(row) != len(self.constraints) for row in costs):
-            raise ValueError("evaluations.costs and provenance.learning_curve need one cost for each constraint")
+        rows: list[Sized] = [point.episode_cost for point in self.provenance.learning_curve]
+        for evaluation in self.evaluations:
+            rows += [evaluation.episode_cost, evaluation.cost_cvar90, evaluation.over_limit_share, *evaluation.costs]
+        if any(len(row) != len(self.constraints) for row in rows):
+            raise ValueError("evaluations and provenance.learning_curve need one cost for each constraint")
         fingerprint = self.compute_fingerprint()
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", fingerprint)

@@ -27,11 +27,11 @@ class CostForecast(nn.Module):
 
     typical_value: Tensor  # [C, 1, 1], of cost values
 
-    def __init__(self, observation_size: int, horizon: int, typical_value: Array) -> None:
+    def __init__(self, features: int, horizon: int, typical_value: Array) -> None:
         """Fresh parameters, from torch's global generator.
 
         Args:
-            observation_size: O.
+            features: F, how many values the networks see of an observation.
             horizon: T, the most steps that a cost is forecast of.
             typical_value: of each critic's cost values, [C], positive.
         """
@@ -39,8 +39,8 @@ class CostForecast(nn.Module):
         C = len(typical_value)
         self.horizon = horizon
         self.register_buffer("typical_value", torch.as_tensor(typical_value[:, None, None], dtype=torch.float32))
-        inputs = observation_size + TIMES + 1
-        self.state_weight = _uniform((C, observation_size + TIMES, HIDDEN), inputs)
+        inputs = features + TIMES + 1
+        self.state_weight = _uniform((C, features + TIMES, HIDDEN), inputs)
         self.value_weight = _uniform((C, 1, HIDDEN), inputs)
         self.first_bias = _uniform((C, 1, HIDDEN), inputs)
         self.second_weight = _uniform((C, HIDDEN, HIDDEN), HIDDEN)
@@ -53,7 +53,7 @@ class CostForecast(nn.Module):
         """The relative forecast, [N, C, K]: the mean of the quantiles.
 
         Args:
-            observation: normalized, [N, O].
+            observation: as the networks see it, [N, F].
             cost_value: of K actions, [N, C, K].
             steps_left: [N] int64, at least 1.
         """
@@ -65,7 +65,7 @@ class CostForecast(nn.Module):
         """Of the relative quantiles, [N, C, K, Q], never negative."""
         N, C, K = cost_value.shape
         value = cost_value.transpose(0, 1).reshape(C, N * K, 1)
-        state = torch.cat([observation, self.times(steps_left)], 1) @ self.state_weight + self.first_bias  # [C, N, F]
+        state = torch.cat([observation, self.times(steps_left)], 1) @ self.state_weight + self.first_bias  # [C, N, H]
         first = state.repeat_interleave(K, 1) + value / (value + self.typical_value) * self.value_weight
         hidden = self.dropout(first.relu())
         hidden = self.dropout((hidden @ self.second_weight + self.second_bias).relu())

@@ -85,12 +85,13 @@ def diff(
     What they say of themselves, and how far they act and predict otherwise: both are asked about the observations that
     are stored in them.
     """
+    from cvpo.commands.document import json_text
     from cvpo.commands.inspection import describe_difference
     from cvpo.exporting.difference import compare_bundles
     from cvpo.exporting.verify import verify_bundle
 
     difference = compare_bundles(verify_bundle(a, None), verify_bundle(b, None))
-    typer.echo(json.dumps(difference.document()) if as_json else describe_difference(difference))
+    typer.echo(json_text(difference.document()) if as_json else describe_difference(difference))
 
 
 @app.command(epilog="Example: cvpo keygen keys/release")

@@ -1,7 +1,5 @@
 """A bundle in words, for a terminal."""
 
-import math
-
 from cvpo.bundle import (
     Bundle,
     Calibration,
@@ -81,14 +79,12 @@ def _evaluations(evaluations: tuple[Evaluation, ...], constraints: tuple[Constra
         for constraint, cost, worst, over in zip(
             constraints, evaluation.episode_cost, evaluation.cost_cvar90, evaluation.over_limit_share, strict=True
         ):
-            limit = math.inf if constraint.cost_limit is None else constraint.cost_limit
-            verdict = "under" if cost.mean <= limit else "OVER"
+            against, share = "no limit", ""
+            if constraint.cost_limit is not None:
+                verdict = "under" if cost.mean <= constraint.cost_limit else "OVER"
+                against, share = f"{verdict} the limit of {constraint.cost_limit:g}", f"; {over:.0%} of episodes over"
             lines.append(
-                _row(
-                    "  cost",
-                    f"{plain(constraint.name)} {_interval(cost)}, {verdict} the limit of {limit:g}; CVaR 0.9 "
-                    f"{worst:.4g}; {over:.0%} of episodes over",
-                )
+                _row("  cost", f"{plain(constraint.name)} {_interval(cost)}, {against}; CVaR 0.9 {worst:.4g}{share}")
             )
     return lines
 

@@ -1,12 +1,11 @@
 """Asking a policy service from a shell, as a robot would, and saying the answer to people."""
 
 import dataclasses
-import json
-from typing import Any
 
 import numpy as np
 
 from cvpo.bundle import Mode
+from cvpo.commands.document import json_text
 from cvpo.errors import ServiceError
 from serve.client import PolicyClient
 from serve.client.channel import Tls
@@ -34,7 +33,7 @@ def describe(address: str, timeout_seconds: float, as_json: bool, tls: Tls | Non
     except PolicyServiceError as error:
         raise ServiceError(str(error)) from error
     if as_json:
-        return json.dumps([_plain(dataclasses.asdict(policy)) for policy in policies])
+        return json_text([dataclasses.asdict(policy) for policy in policies])
     return "\n".join(_description(policy) for policy in policies)
 
 
@@ -69,9 +68,9 @@ def ask(
         raise ServiceError(str(error)) from error
     if not as_json:
         return _answer(result)
-    document = _plain(dataclasses.asdict(result))
+    document = dataclasses.asdict(result)
     document["prediction"]["calibration_status"] = CalibrationStatus(int(result.prediction.calibration_status)).name
-    return json.dumps(document)
+    return json_text(document)
 
 
 def _description(policy: PolicyDescription) -> str:
@@ -103,16 +102,3 @@ def _answer(result: ActResult) -> str:
             f"{prediction.cost_allowed[i]:.3g}, probability {prediction.violation_probability[i]:.3g}: {flag}"
         )
     return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it; an infinity becomes null, which JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value

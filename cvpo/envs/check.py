@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from cvpo.envs import snapshot
 from cvpo.envs.base import CostEnv, as_number, describe, flatten, missing_cost
-from cvpo.envs.make import DEFAULT_COST_NAMES, action_bounds, horizon, make_env, make_gymnasium_env, observation_size
+from cvpo.envs.make import (
+    DEFAULT_COST_NAMES,
+    action_bounds,
+    closeness,
+    horizon,
+    make_env,
+    make_gymnasium_env,
+    observation_size,
+)
 from cvpo.errors import EnvError
 
 REPEATED_STEPS = 300  # how much of the rollout is repeated with the same seed
@@ -55,7 +63,8 @@ def check_env(
         return [Finding("error", str(error))]
     with contextlib.closing(env):
         report.errors_of(lambda: action_bounds(env_id, env.action_space))
-        report.errors_of(lambda: observation_size(env_id, env.observation_space))
+        size = report.errors_of(lambda: observation_size(env_id, env.observation_space))
+        named = () if size is None else report.errors_of(lambda: closeness(env_id, env, size)) or ()
         length = report.errors_of(lambda: max_episode_steps or horizon(env_id, env)) or steps
         rows = _rollout(env, names, steps, length, seed, report)
         if report.has_errors:
@@ -64,6 +73,7 @@ def check_env(
     if not np.array_equal(np.stack(repeated), np.stack(rows[: len(repeated)])):
         report.error("seed", f"The same seed ({seed}) does not give the same episode; draw from self.np_random only.")
         return report.findings
+    _check_closeness(np.stack(rows)[:, named], named, report)
     costs = np.stack(rows)[:, -len(names) :]
     for name, column in zip(names, costs.T, strict=True):
         if not column.any():
@@ -207,6 +217,18 @@ def _check_costs(info: Any, names: tuple[str, ...], where: str, report: _Report)
             continue
         costs.append(value)
     return np.array(costs) if len(costs) == len(names) else None
+
+
+def _check_closeness(seen: NDArray[np.float64], named: tuple[int, ...], report: _Report) -> None:
+    """Entries [T, N] of the observations that are named as closeness, which the networks see clamped to [0, 1]."""
+    for index, column in zip(named, seen.T, strict=True):
+        low, high = column.min(), column.max()
+        if low < 0 or high > 1:
+            report.warning(
+                "closeness",
+                f'metadata["closeness"] names observation[{index}], which goes from {low:g} to {high:g}; beyond 0 to 1 '
+                f"the networks cannot tell how near something is.",
+            )
 
 
 def _check_snapshot(env: CostEnv, seed: int, report: _Report) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import operator
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,19 +53,24 @@ def make_env(
         cost_names=cost_names or DEFAULT_COST_NAMES,
         max_episode_steps=max_episode_steps or horizon(env_id, env),
         control_period_ms=_control_period_ms(env),
-        closeness=_closeness(env_id, env, size),
+        closeness=closeness(env_id, env, size),
     )
     return CostEnv(env, spec)
 
 
-def _closeness(env_id: str, env: gymnasium.Env[Any, Any], size: int) -> tuple[int, ...]:
+def closeness(env_id: str, env: gymnasium.Env[Any, Any], size: int) -> tuple[int, ...]:
     """What the environment says in its metadata; EnvError where that is no entry of an observation."""
     named = env.metadata.get("closeness", ())
-    if not all(isinstance(index, int) and 0 <= index < size for index in named):
-        raise EnvError(
-            f'metadata["closeness"] of {env_id} is {named}; its entries must be indices from 0 to {size - 1}.'
-        )
-    return tuple(sorted(set(named)))
+    wrong = EnvError(
+        f'metadata["closeness"] of {env_id} is {named!r}; it must be a list of indices, each from 0 to {size - 1}.'
+    )
+    try:
+        indices = sorted({operator.index(entry) for entry in named})
+    except TypeError as error:
+        raise wrong from error
+    if indices and not 0 <= indices[0] <= indices[-1] < size:
+        raise wrong
+    return tuple(indices)
 
 
 def make_gymnasium_env(env_id: str, *, max_episode_steps: int | None, render: bool) -> gymnasium.Env[Any, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvpo.bundle import CRITIC_GRAPH, GRAPHS, INPUTS, OUTPUTS, POLICY_GRAPH, Bundle, scale
+from cvpo.bundle import CRITIC_GRAPH, GRAPHS, OUTPUTS, POLICY_GRAPH, Bundle, scale
 from cvpo.exporting.record import ask, open_graph
 
 _MISSING = "(none)"
@@ -64,9 +64,13 @@ def compare_bundles(a: Bundle, b: Bundle) -> Difference:
 
 
 def _joined(a: Bundle, b: Bundle, graph: str) -> dict[str, NDArray[Any]]:
-    one, other = a.golden.inputs[graph], b.golden.inputs[graph]
-    joined = {name: np.concatenate([one[name], other[name]]) for name in INPUTS[graph] if name != "alarm_level"}
-    return {**joined, "alarm_level": one["alarm_level"]}
+    """The inputs of both golden requests, of as many candidates as both have."""
+    one, other = dict(a.golden.inputs[graph]), dict(b.golden.inputs[graph])
+    alarm_level = one.pop("alarm_level")
+    if graph == POLICY_GRAPH:
+        K = min(one["noise"].shape[1], other["noise"].shape[1])
+        one["noise"], other["noise"] = one["noise"][:, :K], other["noise"][:, :K]
+    return {**{name: np.concatenate([one[name], other[name]]) for name in one}, "alarm_level": alarm_level}
 
 
 def _distance(name: str, before: NDArray[Any], after: NDArray[Any]) -> Distance:

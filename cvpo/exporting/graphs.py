@@ -42,13 +42,11 @@ from cvpo.learning.networks import (
     MAX_SPREAD,
     MIN_STANDARD_DEVIATION,
     NEAREST,
+    NORM_EPSILON,
     NORMALIZED_BOUND,
     VARIANCE_FLOOR,
     GaussianPolicy,
 )
-
-LAYER_NORM_EPSILON = 1e-5  # torch's default
-
 
 # What the networks compute, by fixed names: all that the rest of a graph is made from, as in `NetworkValues`.
 NORMALIZED, CANDIDATE_ACTION = "normalized", "candidate_action"
@@ -211,7 +209,7 @@ class _Graph:
 
     def norm_relu(self, value: str, width: int) -> str:
         scale = self.array(np.ones(width, np.float32))
-        return self.node("Relu", self.node("LayerNormalization", value, scale, axis=-1, epsilon=LAYER_NORM_EPSILON))
+        return self.node("Relu", self.node("LayerNormalization", value, scale, axis=-1, epsilon=NORM_EPSILON))
 
     def serialize(self, name: str, inputs: Iterable[str], outputs: Iterable[str]) -> bytes:
         """The graph with these of PORTS and NETWORK_VALUES as its interface."""

@@ -17,7 +17,7 @@ from cvpo.learning.networks import Model
 class NetworkValues(NamedTuple):
     """What the networks compute of K actions in each of N situations: all that an answer is made from."""
 
-    normalized: Tensor  # [N, O], the observation as the networks see it
+    normalized: Tensor  # [N, F], the observation as the networks see it
     action: Tensor  # [N, K, A], in [-1, 1]
     reward_value: Tensor  # [N, K], environment reward units
     cost_value: Tensor  # [N, C, K]

@@ -165,6 +165,13 @@ class TrainConfig(_Group):
                 f"schedule.warmup_steps is {self.schedule.warmup_steps}, but the first returns over "
                 f"{self.critic.n_step} steps of {self.environment.num_envs} environments take {first_return}"
             )
+        warmup = -(-self.schedule.warmup_steps // self.environment.num_envs) * self.environment.num_envs
+        if self.schedule.steps <= warmup:
+            raise ValueError(
+                f"schedule.steps is {self.schedule.steps}, but nothing is learned in the first {warmup}, of uniform "
+                f"random actions (schedule.warmup_steps is {self.schedule.warmup_steps}); give more steps, or a "
+                f"shorter warm-up"
+            )
         return self
 
     @model_validator(mode="after")

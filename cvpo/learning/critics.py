@@ -10,8 +10,8 @@ def bootstrap_target(total: Tensor, discount: Tensor, value: Tensor) -> Tensor:
     Args:
         total: discounted sum over the n steps, [B] or [B, C].
         discount: factor of the bootstrap value, of the same shape.
-        value: V(s') as the mean over actions and critic heads, [B] or [B, C]. Never the minimum: for a cost it would
-            be optimistic about danger.
+        value: V(s') of the policy that is judged: the mean over its actions, or that of its deterministic one. A mean
+            over critic heads, [B] or [B, C], never the minimum: for a cost it would be optimistic about danger.
     """
     return total + discount * value
 

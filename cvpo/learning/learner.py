@@ -61,7 +61,7 @@ class UpdateMetrics:
     cost_residual: Array  # [C]
     infeasibility: Array  # [C]
     feasible: bool
-    share: Array  # [C]
+    share: Array | None  # [C]; None where the constraint is the critics'
     cost_value: Array  # [C], mean over recent states, under the policy that `critic.cost_policy` names
     standard_deviation: float  # of the behavior policy, mean over states and dimensions
     kl_mean: float | None = None  # achieved by the M-step; once a period
@@ -151,7 +151,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         state.controller = state.controller.seeing(predicted_cost, measured_cost, state.measured_age, config.limit)
     present_gap = limit_gap(state.controller.present_cost(predicted_cost), cost_limit, config)
     share = state.controller.share(present_gap, config.limit)
-    dual, share = _solve(state, recent_reward, recent_cost, share, cost_limit, pace * config.estep.kl_bound, config)
+    dual, asked = _solve(state, recent_reward, recent_cost, share, cost_limit, pace * config.estep.kl_bound, config)
     weights = _weights(dual, reward_value, cost_value)
 
     new = policy(next_observation)
@@ -191,7 +191,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         dual.cost_residual,
         dual.infeasibility,
         dual.feasible,
-        share,
+        asked,
         predicted_cost,
         old.standard_deviation().mean().item(),
         *achieved,
@@ -298,16 +298,16 @@ def _solve(
     cost_limit: Array,
     kl_bound: float,
     config: TrainConfig,
-) -> tuple[DualSolution, Array]:
+) -> tuple[DualSolution, Array | None]:
     """Solve the dual on recent states, under the critics' threshold or a share of the reachable cost change.
 
     What several constraints can each reach alone may be out of reach for all of them together. So they ask for less, by
-    one factor: for the largest of their shares of what all can reach together. The shares asked are returned, too.
+    one factor: for the largest of their shares of what all can reach together. The shares asked are returned, too: None
+    under the critics' threshold.
     """
     if config.estep.constraint == "critic":
-        return solve_dual(
-            reward_value, cost_value, cost_limit * state.unit_threshold, kl_bound, state.dual_start
-        ), share
+        threshold = cost_limit * state.unit_threshold
+        return solve_dual(reward_value, cost_value, threshold, kl_bound, state.dual_start), None
     advantage = cost_value - cost_value.mean(1, keepdims=True)
     least, reward_only = np.zeros(len(share)), np.zeros(len(share))
     for i in np.flatnonzero(np.isfinite(cost_limit) & (share > 0)):
@@ -352,7 +352,7 @@ def _projection_gap(state: LearnerState, observation: Tensor, sample: Tensor, we
     """|E_π[Q_c] − E_q[Q_c]| of the policy that the M-step ended in, mean over states, [C].
 
     Args:
-        observation: normalized, [B, O].
+        observation: as the networks see it, [B, F].
         sample: u, that the E-step gave weights to, [B, K, A].
         weights: q, [B, K].
         noise: of the policy's samples, [B, K, A].

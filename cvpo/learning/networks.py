@@ -14,7 +14,7 @@ from cvpo.learning.gaussian import Gaussian
 VARIANCE_FLOOR = 1e-8  # added to the variance of each feature, so that a constant one divides by something
 NORMALIZED_BOUND = 10.0  # normalized features are clipped here
 NEAREST = 0.02  # of a lidar's reach: distances are told apart down to this
-NORM_EPSILON = 1e-5  # added to the variance of a layer: the default of layer_norm
+NORM_EPSILON = 1e-5  # added to the variance of a layer: torch's default
 MIN_STANDARD_DEVIATION = 1e-3  # of the policy, before tanh
 MAX_SPREAD = 4.0  # the rest bends towards it: three in five actions are then within 4 % of their bounds
 
@@ -89,14 +89,14 @@ class GaussianPolicy(nn.Module):
 
     def __init__(
         self,
-        observation_size: int,
+        features: int,
         action_size: int,
         hidden: int,
         covariance: Literal["diagonal", "full"] = "diagonal",
         initial_standard_deviation: float = 0.6,
     ) -> None:
         super().__init__()
-        self.first = nn.Linear(observation_size, hidden)
+        self.first = nn.Linear(features, hidden)
         self.second = nn.Linear(hidden, hidden)
         self.mean = nn.Linear(hidden, action_size)
         self.spread = nn.Linear(hidden, action_size)
@@ -111,7 +111,7 @@ class GaussianPolicy(nn.Module):
             nn.init.zeros_(self.correlation.bias)
 
     def forward(self, observation: Tensor) -> Gaussian:
-        """Distribution of u for normalized observations [B, O]."""
+        """Distribution of u for what the networks see of observations, [B, F]."""
         hidden = _norm_relu(self.second(_norm_relu(self.first(observation))))
         spread = F.softplus(self.spread(hidden))
         standard_deviation = MAX_SPREAD * torch.tanh(spread / MAX_SPREAD) + MIN_STANDARD_DEVIATION
@@ -135,7 +135,7 @@ class Critics(nn.Module):
 
     def __init__(
         self,
-        observation_size: int,
+        features: int,
         action_size: int,
         num_costs: int,
         hidden: int,
@@ -145,8 +145,8 @@ class Critics(nn.Module):
         super().__init__()
         self.num_costs, self.reward_heads, self.cost_heads = num_costs, reward_heads, cost_heads
         members = reward_heads + cost_heads * num_costs
-        inputs = observation_size + action_size
-        self.observation_weight = _uniform((members, observation_size, hidden), inputs)
+        inputs = features + action_size
+        self.observation_weight = _uniform((members, features, hidden), inputs)
         self.action_weight = _uniform((members, action_size, hidden), inputs)
         self.first_bias = _uniform((members, 1, hidden), inputs)
         self.second_weight = _uniform((members, hidden, hidden), hidden)
@@ -158,7 +158,7 @@ class Critics(nn.Module):
         """Values of K actions per state.
 
         Args:
-            observation: normalized, [B, O].
+            observation: as the networks see it, [B, F].
             action: in [-1, 1], [B, K, A].
 
         Returns:
@@ -260,7 +260,7 @@ def _inverse_spread(standard_deviation: float) -> float:
 
 
 def _norm_relu(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:]).relu_()
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPSILON).relu_()
 
 
 def _rms_norm_relu_(x: Tensor) -> Tensor:

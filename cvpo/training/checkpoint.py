@@ -145,17 +145,7 @@ def load_policy(run: Path, steps: int) -> TrainedPolicy:
         CheckpointError: it is missing, cut short or altered, or its config does not fit this version.
     """
     document = from_bytes(run, _read(run, steps)[POLICY])
-    spec = document["spec"]
-    env_spec = EnvSpec(
-        env_id=spec["env_id"],
-        observation_size=spec["observation_size"],
-        action_low=np.array(spec["action_low"], np.float64),
-        action_high=np.array(spec["action_high"], np.float64),
-        cost_names=tuple(spec["cost_names"]),
-        max_episode_steps=spec["max_episode_steps"],
-        control_period_ms=spec["control_period_ms"],
-        closeness=tuple(spec.get("closeness", ())),  # runs of before have none
-    )
+    env_spec = read_spec(document["spec"])
     config = _read_config(json.loads(document["config"]), run)
     constraints = tuple(Constraint.model_validate_json(text) for text in document["constraints"])
     model = build_model(
@@ -179,6 +169,20 @@ def spec_document(spec: EnvSpec) -> dict[str, Any]:
         "control_period_ms": spec.control_period_ms,
         "closeness": list(spec.closeness),
     }
+
+
+def read_spec(document: dict[str, Any]) -> EnvSpec:
+    """What `spec_document` was given, also by an earlier version."""
+    return EnvSpec(
+        env_id=document["env_id"],
+        observation_size=document["observation_size"],
+        action_low=np.array(document["action_low"], np.float64),
+        action_high=np.array(document["action_high"], np.float64),
+        cost_names=tuple(document["cost_names"]),
+        max_episode_steps=document["max_episode_steps"],
+        control_period_ms=document["control_period_ms"],
+        closeness=tuple(document.get("closeness", ())),  # runs of before have none
+    )
 
 
 def step_folder(run: Path, kind: str, steps: int) -> Path:

@@ -19,7 +19,6 @@ _MEANS = {  # metrics of each constraint, and the field of UpdateMetrics that th
     "critic/cost_value": "cost_value",
     "estep/cost_multiplier": "cost_multiplier",
     "estep/infeasibility": "infeasibility",
-    "estep/share": "share",
 }
 
 
@@ -165,6 +164,9 @@ class Rows:
         }
         for prefix, name in _MEANS.items():
             row.update(self._named(prefix, np.mean([getattr(m, name) for m in updates], axis=0)))
+        shares = [m.share for m in updates if m.share is not None]
+        if shares:
+            row.update(self._named("estep/share", np.mean(shares, axis=0)))
         residuals = self._named("estep/cost_residual_max", np.max([m.cost_residual for m in updates], axis=0))
         row.update({name: residual for name, residual in residuals.items() if math.isfinite(residual)})  # constrained
         periods = [m for m in updates if m.kl_mean is not None and m.kl_covariance is not None]

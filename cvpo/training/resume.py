@@ -24,7 +24,7 @@ from cvpo.envs import EnvSpec
 from cvpo.errors import CheckpointError
 from cvpo.files import read_verified, remove_directory, remove_leftovers, write_verified
 from cvpo.learning.replay import Replay
-from cvpo.training.checkpoint import from_bytes, spec_document, step_folder, steps_of, to_bytes
+from cvpo.training.checkpoint import from_bytes, read_spec, spec_document, step_folder, steps_of, to_bytes
 from cvpo.training.rowlog import RowFile, RowLog, read_rows
 
 FORMAT = 4  # 1 had the whole replay in its state; 2 no factors of the cost values that follow a transition; 3 no level
@@ -60,7 +60,7 @@ class ResumePoint:
             CheckpointError: says what differs.
         """
         now = spec_document(spec)
-        for name, value in self.spec.items():
+        for name, value in spec_document(read_spec(self.spec)).items():
             if now[name] != value:
                 raise CheckpointError(
                     f"{run} was trained in an environment with {name} {value}, and now {name} is {now[name]}. "

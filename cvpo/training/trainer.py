@@ -168,6 +168,7 @@ class _Loop:
         self.recent_size = max(1, round(config.replay.recent_episodes * spec.max_episode_steps))
         self.steps = 0
         self.unmet_steps = np.zeros(num_costs)  # in a row, with a cost over its limit and no more to ask for
+        self.feasible = np.zeros(num_costs, np.bool_)  # in an update since the last step, [C]
         self.running_return = np.zeros(num_envs)
         self.returns: deque[float] = deque(maxlen=10)
         self.last: UpdateMetrics | None = None
@@ -267,6 +268,7 @@ class _Loop:
             metrics.kl_residual,
             list(zip(metrics.cost_multiplier.tolist(), metrics.cost_residual.tolist(), strict=True)),
         )
+        self.feasible |= metrics.infeasibility <= 0
         self.rows.updates.append(metrics)
         self.last = metrics
 
@@ -286,8 +288,13 @@ class _Loop:
             limit = limit_at(self.config, self.steps)
             gap = learner.limit_gap(measured, limit, self.config)
             self.learner.controller = self.learner.controller.advanced(gap, self.env.num_envs, self.config.limit)
-            unmet = (measured > limit) & self.learner.controller.exhausted(gap, self.config.limit)
+            if self.config.estep.constraint == "critic":
+                exhausted = ~self.feasible
+            else:
+                exhausted = self.learner.controller.exhausted(gap, self.config.limit)
+            unmet = (measured > limit) & exhausted
             self.unmet_steps = np.where(unmet, self.unmet_steps + self.env.num_envs, 0.0)
+            self.feasible[:] = False
         return step.observation
 
     def _newly_unmet(self) -> list[str]:

@@ -336,6 +336,39 @@ def test_what_is_kept_to_be_drawn_is_small_finite_and_agrees(
         Manifest.model_validate(document)
 
 
+@pytest.mark.parametrize("field", ["episode_cost", "cost_cvar90", "over_limit_share"])
+def test_an_evaluation_needs_one_of_each_for_each_constraint(field: str) -> None:
+    document: Any = json.loads(manifest().model_dump_json())
+    document["evaluations"][0][field].pop()
+    with pytest.raises(ValidationError, match="one cost for each constraint"):
+        Manifest.model_validate(document)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("constraints", 0, "window_steps"),
+        ("evaluations", 0, "episodes"),
+        ("calibration", "modes", 1, "candidates"),
+        ("calibration", "lead_steps"),
+        ("calibration", "episodes", "fit"),
+        ("calibration", "results", 0, "test_episodes"),
+        ("observation_statistics", "shift_episodes"),
+        ("provenance", "seed"),
+        ("provenance", "steps"),
+    ],
+)
+def test_no_whole_number_of_a_manifest_is_without_bounds(place: tuple[str | int, ...]) -> None:
+    for value, says in ((10**400, "less than"), (-1, "greater than")):
+        document: Any = json.loads(manifest().model_dump_json())
+        inner = document
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        with pytest.raises(ValidationError, match=says):
+            Manifest.model_validate(document)
+
+
 def test_a_curve_of_more_points_than_are_drawn_is_refused() -> None:
     document: Any = json.loads(drawn(manifest()).model_dump_json())
     point = document["provenance"]["learning_curve"][0]

@@ -34,6 +34,12 @@ def test_inspect_says_what_a_person_asks_first(bundle: Path) -> None:
     assert json.loads(succeed("inspect", bundle, "--json").out)["name"] == "goal"
 
 
+def test_inspect_of_a_cost_without_a_limit_says_so(tmp_path: Path) -> None:
+    said = succeed("inspect", bundles.write(tmp_path / "bundle", bundles.manifest(cost_limit=(None, 8.0)))).out
+    assert "heat 5 (4 to 6), no limit; CVaR 0.9 9\n" in said
+    assert "wear 5 (4 to 6), under the limit of 8; CVaR 0.9 9; 0% of episodes over\n" in said
+
+
 def test_inspect_of_what_was_not_measured_says_so(tmp_path: Path) -> None:
     document = bundles.manifest(calibration=None).model_copy(update={"evaluations": ()})
     path = bundles.write(tmp_path / "bundle", document)
@@ -153,6 +159,30 @@ def test_diff_names_what_changed_and_measures_how_far(bundle: Path, tmp_path: Pa
     assert distances["cost_value"]["largest"] == pytest.approx(0.05 * distances["cost_value"]["size"], rel=1e-5)
     same = succeed("diff", bundle, bundle).out
     assert same.startswith("The manifests say the same.")
+
+
+def test_bundles_that_hold_other_numbers_of_candidates_are_asked_with_as_many_as_both_have(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cvpo.exporting.record.CANDIDATES", 2)  # instead of 4
+    other = bundles.write(tmp_path / "other")
+    succeed("verify", other)
+    for pair in ((bundle, other), (other, bundle)):
+        document = json.loads(succeed("diff", *pair, "--json").out)
+        assert document["situations"] == 32
+        assert [entry["largest"] for entry in document["distances"]] == [0.0] * 10
+
+
+def test_a_distance_without_end_is_null_in_json(bundle: Path, tmp_path: Path) -> None:
+    # 3e38 times a cost above 1.14 is more than any float32.
+    endless = bundles.policy_graph(
+        lambda text: text.replace("two = Constant <value = float {2.0}>", "two = Constant <value = float {3e38}>")
+    )
+    other = bundles.write(tmp_path / "other", policy=endless)
+    document = json.loads(succeed("diff", bundle, other, "--json").out, parse_constant=pytest.fail)
+    (upper,) = [entry for entry in document["distances"] if entry["output"] == "cost_upper"]
+    assert (upper["largest"], upper["mean"]) == (None, None)
+    assert upper["size"] < 1_000
 
 
 def test_another_learning_curve_is_one_change(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def write_run(
         {
             "environment": {"env_id": "Toy-v0", "cost_names": costs},
             "cost_limits": limits,
-            "schedule": {"steps": 3_000},
+            "schedule": {"steps": 3_000, "warmup_steps": 500},
             "limit": {"schedule": schedule},
         }
     )

@@ -1,5 +1,7 @@
 """The checker says what is wrong with an environment, and finds nothing in one that is right."""
 
+import re
+
 import pytest
 
 from cvpo.envs import Finding, check_env
@@ -51,6 +53,13 @@ def test_what_is_wrong_is_found(name: str, severity: str, says: str) -> None:
 )
 def test_nothing_else_is_found(name: str) -> None:
     assert len(toy(name)) == 1
+
+
+def test_closeness_that_leaves_0_to_1_is_a_warning() -> None:
+    # Drift begins near 0 and goes both ways.
+    (finding,) = toy("NearWalls")
+    assert finding.severity == "warning"
+    assert re.match(r'metadata\["closeness"\] names observation\[0\], which goes from -\d\S* to \d\S*;', finding.text)
 
 
 def test_a_missing_time_limit_is_an_error() -> None:

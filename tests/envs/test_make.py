@@ -8,8 +8,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from cvpo.envs import make_env, safety_tasks
+from cvpo.envs import check_env, make_env, safety_tasks
 from cvpo.errors import EnvError
+from tests.envs.toys import NearWalls
 
 
 def message(env_id: str, **options: int) -> str:
@@ -35,14 +36,25 @@ def test_an_environment_says_where_in_its_observation_closeness_is() -> None:
     assert make_env("tests.envs.toys:NearWalls", max_episode_steps=5).spec.closeness == (0, 1)
 
 
-@pytest.mark.parametrize("named", [[2], [-1], ["x"]])
-def test_closeness_that_is_no_entry_of_the_observation_is_refused(
-    named: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tests.envs.toys import NearWalls
-
+@pytest.mark.parametrize("named", [np.array([1]), (np.int64(1),), {1}])
+def test_indices_of_closeness_are_any_that_python_takes(named: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(NearWalls.metadata, "closeness", named)
-    assert 'metadata["closeness"]' in message("tests.envs.toys:NearWalls", max_episode_steps=5)
+    found = make_env("tests.envs.toys:NearWalls", max_episode_steps=5).spec.closeness
+    assert found == (1,)
+    assert type(found[0]) is int  # a checkpoint keeps it as JSON
+
+
+@pytest.mark.parametrize("named", [[2], [-1], ["x"], [0.0], None, 1, np.array([0, 2])])
+def test_closeness_that_is_no_entry_of_the_observation_is_refused(
+    named: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NearWalls.metadata, "closeness", named)
+    assert message("tests.envs.toys:NearWalls", max_episode_steps=5) == (
+        f'metadata["closeness"] of tests.envs.toys:NearWalls is {named!r}; it must be a list of indices, each from 0 '
+        f"to 1."
+    )
+    finding, *_ = check_env("tests.envs.toys:NearWalls", max_episode_steps=5, steps=5)
+    assert 'metadata["closeness"]' in finding.text
 
 
 @pytest.mark.parametrize("render", [False, True])

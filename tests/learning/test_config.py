@@ -9,9 +9,11 @@ import pytest
 from cvpo.errors import ConfigError
 from cvpo.learning.config import TrainConfig, parse_config
 
+SCHEDULE = {"steps": 1000, "warmup_steps": 100}
+
 
 def document(**changes: Any) -> dict[str, Any]:
-    return {"environment": {"env_id": "Env-v0"}, "cost_limits": [25], "schedule": {"steps": 1000}} | changes
+    return {"environment": {"env_id": "Env-v0"}, "cost_limits": [25], "schedule": SCHEDULE} | changes
 
 
 @pytest.mark.parametrize("limits", [[25], [0], [math.inf], [25, math.inf]])
@@ -60,7 +62,7 @@ def test_there_is_one_limit_per_named_cost() -> None:
     ],
 )
 def test_a_bad_setting_is_named(group: str, setting: str, value: Any) -> None:
-    settings = {"steps": 1000} if group == "schedule" else {}
+    settings = SCHEDULE if group == "schedule" else {}
     with pytest.raises(ConfigError, match=rf"^{group}\.{setting}: "):
         parse_config(document(**{group: settings | {setting: value}}))
 
@@ -70,6 +72,19 @@ def test_the_warm_up_gives_every_environment_its_first_n_step_return() -> None:
     with pytest.raises(ConfigError, match="warmup_steps is 24"):
         parse_config(document(schedule={"steps": 1000, "warmup_steps": 24}))
     parse_config(document(schedule={"steps": 1000, "warmup_steps": 25}))
+
+
+@pytest.mark.parametrize(("steps", "num_envs", "warmup"), [(4_000, 5, 5_000), (5_000, 5, 5_000), (5_001, 3, 5_001)])
+def test_a_run_that_ends_with_its_warm_up_is_refused(steps: int, num_envs: int, warmup: int) -> None:
+    # With 3 environments the warm-up ends at 5,001: the first multiple of 3 from 5,000 on.
+    environment = {"env_id": "Env-v0", "num_envs": num_envs}
+    with pytest.raises(
+        ConfigError,
+        match=rf"^schedule\.steps is {steps}, but nothing is learned in the first {warmup}, .*"
+        r"\(schedule\.warmup_steps is 5000\); give more steps, or a shorter warm-up\.$",
+    ):
+        parse_config(document(environment=environment, schedule={"steps": steps}))
+    parse_config(document(environment=environment, schedule={"steps": warmup + 1}))
 
 
 def test_every_cost_has_a_discount_the_rewards_unless_it_is_given() -> None:

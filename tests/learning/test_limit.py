@@ -191,7 +191,7 @@ def scheduled(limits: list[float], *points: tuple[int, list[float]]) -> TrainCon
         {
             "environment": {"env_id": "none"},
             "cost_limits": limits,
-            "schedule": {"steps": 1_000},
+            "schedule": {"steps": 1_000, "warmup_steps": 100},
             "limit": {"schedule": points},
         }
     )

@@ -93,6 +93,24 @@ def test_a_limit_that_no_policy_can_meet_is_told_once_and_training_goes_on(const
     assert row["mstep/standard_deviation"] < 2
 
 
+def test_under_the_critics_threshold_a_limit_that_updates_can_meet_is_not_said_to_be_out_of_reach(
+    tmp_path: Path,
+) -> None:
+    # The policy does not move, and costs 20 an episode. One action of less effort is 18 to the critics, so updates are
+    # feasible once these have learned; the controller, which decides nothing here, would soon have no more to ask for.
+    limit = {"integral_steps": 500, "integral_gain": 50.0}
+    estep = {"constraint": "critic", "kl_bound": 2.0}
+    config = small_config(18.0, 1_000, limit=limit, estep=estep, mstep={"learning_rate": 1e-9})
+    reports = Reports()
+    train(config, tmp_path, reports, never)
+    (row,) = read_metrics(tmp_path)
+    assert row["train/cost/cost"] == pytest.approx(20, abs=1)
+    assert row["estep/infeasible_share"] < 0.5
+    assert not [text for text in reports.said if text.startswith("limit")]
+    assert row["limit/unmet_steps/cost"] < 500
+    assert "estep/share/cost" not in row
+
+
 def test_nothing_is_said_of_a_limit_that_is_met(tmp_path: Path) -> None:
     reports = Reports()
     config = small_config(20.0, 600, environment=TOLL, limit={"integral_steps": 100}, schedule=FEW_UPDATES)

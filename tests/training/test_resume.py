@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,15 @@ def test_another_environment_is_refused_with_what_differs(
     point.check_spec(tmp_path, SPEC)
     with pytest.raises(CheckpointError, match=sentence):
         point.check_spec(tmp_path, EnvSpec(**(vars(SPEC) | change)))
+
+
+def test_a_point_from_before_closeness_goes_on_where_the_environment_names_none(tmp_path: Path) -> None:
+    filled(tmp_path)
+    point = newest(tmp_path)
+    del point.spec["closeness"]
+    point.check_spec(tmp_path, SPEC)
+    with pytest.raises(CheckpointError, match=r"with closeness \[\], and now closeness is \[1\]. Put the environment"):
+        point.check_spec(tmp_path, replace(SPEC, closeness=(1,)))
 
 
 def test_what_the_run_was_made_with_before_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
