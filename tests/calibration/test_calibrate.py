@@ -450,6 +450,36 @@ def test_a_further_mode_that_costs_more_raises_the_bound_and_one_that_costs_less
     assert dearer.record.alarm_levels[0] <= first.record.alarm_levels[0]
 
 
+def test_figures_of_every_mode_are_of_the_last_map_at_the_last_levels() -> None:
+    # Sampled episodes cost several times as much, all of it in their second half: the last map is more careful. Before
+    # they begin to cost anything they look safe, so that its level is lower.
+    sampled = CalibratedMode(mode="sampled")
+    late = [episode([0.0] * (T // 2) + [1.0 + i % 3] * (T // 2), [1.0] * T) for i in range(200)]
+    first = calibrate(noisy(0.3, 200, seed=0), [constraint()], seed=0, miss_rate=0.2)
+    found = calibrate_also(first, sampled, noisy(0.4, 200, seed=1), [constraint()], as_it_is, seed=0)
+    last = calibrate_also(found, sampled, late, [constraint()], as_it_is, seed=0)
+    before, between, after = first.record, found.record, last.record
+    (level,) = after.alarm_levels
+    assert level < before.alarm_levels[0]
+    assert f"cost: {level:.3g}, chosen on 50 episodes that exceed a budget (sampled)." in after.method
+
+    (result,) = after.results
+    tested = first.tested[0].episodes
+    tried = [session for e in tested for session in sessions(last.cost_map, e, constraint(), 0)]
+    crossed, clean = ([s for s in tried if (s.crossing is None) == within] for within in (False, True))
+    assert result.flagged_share == pytest.approx(np.mean([s.flagged_share(level) for s in clean]))
+    assert result.missed_share == pytest.approx(np.mean([s.announced(1) <= level for s in crossed]))
+    assert result.reliability == reliability(tried)
+    assert result.example is not None
+    assert result.example.violation_probability in [
+        tuple(budget_sessions(last.cost_map, e, constraint(), 0, np.array([6.0]))[0].probability) for e in tested
+    ]
+    assert result.coverage > before.results[0].coverage
+    assert (len(between.other_modes), len(after.other_modes)) == (1, 2)
+    assert after.other_modes[0].results[0].coverage > between.other_modes[0].results[0].coverage
+    assert after.other_modes[0].episodes == between.other_modes[0].episodes
+
+
 def test_a_shield_keeps_the_levels_that_it_chose_by() -> None:
     first = calibrate(noisy(0.3, 60, seed=0), [constraint()], seed=0)
     shielded = CalibratedMode(mode="shielded", candidates=8)
