@@ -148,9 +148,10 @@ def calibrate_also(
 ) -> CalibratedMap:
     """Make bounds and probabilities hold in a further mode, too, by episodes of it: of each the more careful counts.
 
-    A shielded policy chooses by flags, so the map and the levels that it was rolled out with must be those of
-    `calibrated`. Its episodes can only make the map more careful, and leave the alarm levels as they are; a sampled
-    policy's may lower them.
+    A shielded policy chooses by flags, with the map and the levels that stand before the first shield. It must have
+    been rolled out with those, and they stay: its episodes make what is predicted of the chosen action more careful,
+    and nothing else, so that shields of several K are all served as they were rolled out. Therefore they come last.
+    A sampled policy's episodes may lower the alarm levels.
 
     Args:
         calibrated: so far; what the episodes were rolled out with, where they are shielded.
@@ -164,11 +165,13 @@ def calibrate_also(
     """
     _check(episodes, len(constraints), constraints[0].horizon_steps)
     record, shielded = calibrated.record, mode.mode == "shielded"
+    assert shielded or record.modes[-1].mode != "shielded", "it would change what a shield was rolled out with"
     order = np.random.default_rng(seed).permutation(len(episodes))
     followed = [ForecastEpisode(episodes[i], calibrated.forecast, normalize) for i in order]
     ends = len(followed) // 2, len(followed) // 2 + (0 if shielded else len(followed) // 4)
     groups = {"calibrate": followed[: ends[0]], "alarm": followed[ends[0] : ends[1]], "test": followed[ends[1] :]}
-    cost_map = calibrated.cost_map.also_covering(covered(groups["calibrate"], calibrated.cost_map, constraints[0]))
+    within = covered(groups["calibrate"], calibrated.cost_map, constraints[0])
+    cost_map = calibrated.cost_map.also_covering(within, shielded)
     alarms = list(calibrated.alarms)
     not_claimed = [f"{mode}: {sentence}" for sentence in _no_bound(len(groups["calibrate"]), record.confidence)]
     for index, constraint in enumerate(constraints):
@@ -180,7 +183,7 @@ def calibrate_also(
             alarms[index] = replace(alarm, note=f"{alarm.note} ({mode})")
         not_claimed += [f"{mode}, {constraint.name}: {alarm.shortage}"] if alarm.shortage else []
     if shielded:
-        not_claimed.append(f"{mode}: no miss rate; its flags are those it chooses by, at the level of the first mode.")
+        not_claimed.append(f"{mode}: no miss rate, for its alarm levels are those it chooses by.")
     uses = {use: len(group) for use, group in groups.items() if group}
     tested = (*calibrated.tested, Tested(mode, uses, groups["test"]))
     further = _record(cost_map, alarms, tested, constraints, record.miss_rate, (*record.not_claimed, *not_claimed))

@@ -491,6 +491,28 @@ def test_a_shield_keeps_the_levels_that_it_chose_by() -> None:
         calibrate_also(first, shielded, noisy(0.9, 7, seed=1), [constraint()], as_it_is, seed=0)
 
 
+def test_shields_of_several_sizes_choose_by_what_stood_before_the_first() -> None:
+    first = calibrate(noisy(0.3, 60, seed=0), [constraint()], seed=0)
+    found = calibrate_also(
+        first, CalibratedMode(mode="sampled"), noisy(0.5, 60, seed=1), [constraint()], as_it_is, seed=0
+    )
+    chosen_by, told = [], []
+    for candidates, rate in ((4, 0.7), (8, 0.9)):
+        shielded = CalibratedMode(mode="shielded", candidates=candidates)
+        for each in (
+            found,
+            found := calibrate_also(found, shielded, noisy(rate, 60, seed=2), [constraint()], as_it_is, seed=0),
+        ):
+            forecast = each.forecast(torch.zeros(1, 1), torch.ones(1, 1, 1), torch.tensor([T]))
+            asked = forecast, torch.tensor([T]), torch.tensor([[6.0]])
+            chosen_by.append(each.cost_map.choosing_probability(*asked).item())
+            told.append(each.cost_map(*asked).violation_probability.item())
+    assert len(set(chosen_by)) == 1
+    assert chosen_by[0] == told[0] < told[1] == told[2] < told[3]
+    with pytest.raises(AssertionError, match="what a shield was rolled out with"):
+        calibrate_also(found, CalibratedMode(mode="sampled"), noisy(0.9, 60, seed=3), [constraint()], as_it_is, seed=0)
+
+
 @pytest.mark.parametrize(("mode", "candidates"), [("shielded", 1), ("sampled", 2), ("deterministic", 8)])
 def test_only_a_shield_has_candidates(mode: Literal["deterministic", "sampled", "shielded"], candidates: int) -> None:
     with pytest.raises(ValidationError, match="two candidates or more"):
