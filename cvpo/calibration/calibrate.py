@@ -42,6 +42,7 @@ MINIMUM_EPISODES = 8
 DETERMINISTIC = CalibratedMode(mode="deterministic")
 
 BUDGETS = np.geomspace(0.25, 2, 7)  # of the limit: alarm levels must serve sessions that may spend more or less than it
+SHIELDED_BUDGETS = np.ones(1)  # of the limit: what shielded episodes were rolled out with
 MOST_LEAD_STEPS = 20
 HEADROOM = 0.5  # of the misses that are right on average; with all of them every other level misses more than stated
 ENOUGH_CALIBRATE, ENOUGH_ALARM = 100, 80  # episodes: of those beyond, most fit
@@ -151,7 +152,8 @@ def calibrate_also(
     A shielded policy chooses by flags, with the map and the levels that stand before the first shield. It must have
     been rolled out with those, and they stay: its episodes make what is predicted of the chosen action more careful,
     and nothing else, so that shields of several K are all served as they were rolled out. Therefore they come last.
-    A sampled policy's episodes may lower the alarm levels.
+    Each of their episodes had the limits for its budgets, with which alone they are tested. A sampled policy's
+    episodes may lower the alarm levels.
 
     Args:
         calibrated: so far; what the episodes were rolled out with, where they are shielded.
@@ -183,7 +185,10 @@ def calibrate_also(
             alarms[index] = replace(alarm, note=f"{alarm.note} ({mode})")
         not_claimed += [f"{mode}, {constraint.name}: {alarm.shortage}"] if alarm.shortage else []
     if shielded:
-        not_claimed.append(f"{mode}: no miss rate, for its alarm levels are those it chooses by.")
+        not_claimed.append(
+            f"{mode}: no miss rate, for its alarm levels are those it chooses by; and nothing with another budget than "
+            "the limit, which all its episodes had."
+        )
     uses = {use: len(group) for use, group in groups.items() if group}
     tested = (*calibrated.tested, Tested(mode, uses, groups["test"]))
     further = _record(cost_map, alarms, tested, constraints, record.miss_rate, (*record.not_claimed, *not_claimed))
@@ -204,7 +209,7 @@ def _record(
         ModeResult(
             mode=each.mode,
             episodes=each.uses,
-            results=tuple(_result(cost_map, each.episodes, index, c, alarm.level) for index, (c, alarm) in limited),
+            results=tuple(_result(cost_map, each, index, c, alarm.level) for index, (c, alarm) in limited),
         )
         for each in tested
     )
@@ -312,14 +317,16 @@ def _no_bound(count: int, confidence: float) -> tuple[str, ...]:
     )
 
 
-def sessions(cost_map: CostMap, episode: ForecastEpisode, constraint: Constraint, index: int) -> list[Session]:
-    """The episode with each of BUDGETS, asked as the service asks: what is left to spend, over the steps left.
+def sessions(
+    cost_map: CostMap, episode: ForecastEpisode, constraint: Constraint, index: int, budgets: Array = BUDGETS
+) -> list[Session]:
+    """The episode with each budget, a share of the limit, asked as the service asks: what is left, over the steps left.
 
     None without a limit.
     """
     if constraint.cost_limit is None:
         return []
-    return budget_sessions(cost_map, episode, constraint, index, constraint.cost_limit * BUDGETS)
+    return budget_sessions(cost_map, episode, constraint, index, constraint.cost_limit * budgets)
 
 
 def budget_sessions(
@@ -390,14 +397,15 @@ def choose_level(episodes: Sequence[Sequence[Session]], lead_steps: int, confide
 
 def _result(
     cost_map: CostMap,
-    episodes: Sequence[ForecastEpisode],
+    tested: Tested,
     index: int,
     constraint: Constraint,
     alarm_level: float,
 ) -> CalibrationResult:
     """Means over test episodes, each of which counts the same however many of its steps were asked about."""
+    episodes, budgets = tested.episodes, SHIELDED_BUDGETS if tested.mode.mode == "shielded" else BUDGETS
     bounds = [bound_coverage(cost_map, episode, constraint, index) for episode in episodes]
-    tried = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index)]
+    tried = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index, budgets)]
     crossed = [session for session in tried if session.crossing is not None]
     leads = [steps for session in crossed if (steps := session.lead_steps(alarm_level)) is not None]
     missed = [session.announced(lead(constraint.window_steps)) <= alarm_level for session in crossed]

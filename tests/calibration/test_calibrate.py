@@ -513,6 +513,26 @@ def test_shields_of_several_sizes_choose_by_what_stood_before_the_first() -> Non
         calibrate_also(found, CalibratedMode(mode="sampled"), noisy(0.9, 60, seed=3), [constraint()], as_it_is, seed=0)
 
 
+def test_a_shield_is_tried_with_the_limit_alone_which_its_episodes_had() -> None:
+    # Of episodes that cost 4 or 7, each is tried with a limit of 6, and one of 7 exceeds it at its last step: by then
+    # with less than 1 left to spend it is always flagged. With a quarter of the limit those of 4 would exceed it, too.
+    first = calibrate(noisy(0.5, 60, seed=0), [constraint()], seed=0)
+    cheap, dear = (episode([0.0] * (T - cost) + [1.0] * cost, [1.0] * T) for cost in (4, 7))
+    found = calibrate_also(
+        first, CalibratedMode(mode="shielded", candidates=8), [cheap, dear] * 20, [constraint()], as_it_is, seed=0
+    )
+    (level,), (result,) = found.record.alarm_levels, found.record.other_modes[0].results
+    tested = found.tested[1].episodes
+    tried = [budget_sessions(found.cost_map, e, constraint(), 0, np.array([6.0]))[0] for e in tested]
+    assert {session.crossing for session in tried} == {None, T - 1}
+    clean = [session.flagged_share(level) for session in tried if session.crossing is None]
+    assert result.flagged_share == pytest.approx(np.mean(clean))
+    assert result.reliability == reliability(tried)
+    assert found.record.not_claimed[-1].endswith(
+        "nothing with another budget than the limit, which all its episodes had."
+    )
+
+
 @pytest.mark.parametrize(("mode", "candidates"), [("shielded", 1), ("sampled", 2), ("deterministic", 8)])
 def test_only_a_shield_has_candidates(mode: Literal["deterministic", "sampled", "shielded"], candidates: int) -> None:
     with pytest.raises(ValidationError, match="two candidates or more"):
