@@ -158,7 +158,8 @@ class EpisodeExample(_Model):
 class CalibrationResult(_Model):
     """What held on test episodes, for one constraint.
 
-    Flags are tried in sessions: each episode with budgets from a quarter of the limit to twice the limit.
+    Flags are tried in sessions: each episode with budgets from a quarter of the limit to twice the limit; a shielded
+    one with the limit alone, which it was shielded for.
     """
 
     constraint: str

@@ -7,7 +7,7 @@ probability over which the flag is raised, and `test` shows what came of it.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ MINIMUM_EPISODES = 8
 DETERMINISTIC = CalibratedMode(mode="deterministic")
 
 BUDGETS = np.geomspace(0.25, 2, 7)  # of the limit: alarm levels must serve sessions that may spend more or less than it
+SHIELDED_BUDGETS = np.ones(1)  # of the limit: what shielded episodes were rolled out with
 MOST_LEAD_STEPS = 20
 HEADROOM = 0.5  # of the misses that are right on average; with all of them every other level misses more than stated
 ENOUGH_CALIBRATE, ENOUGH_ALARM = 100, 80  # episodes: of those beyond, most fit
@@ -50,12 +51,32 @@ BINS = 10  # of probabilities, equally wide, and of bounds, equally full
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """The probability over which the flag is raised, and how it was found."""
+
+    level: float
+    note: str
+    shortage: str | None = None  # why the miss rate is not claimed
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A mode, and the episodes that its figures are of."""
+
+    mode: CalibratedMode
+    uses: dict[str, int]  # how many of its episodes were for what
+    episodes: Sequence[ForecastEpisode]
+
+
+@dataclass(frozen=True)
 class CalibratedMap:
-    """What goes into the graphs, and what the manifest says of it."""
+    """What goes into the graphs, what the manifest says of it, and what a further mode takes to say it anew."""
 
     forecast: CostForecast
     cost_map: CostMap
     record: Calibration
+    alarms: tuple[Alarm, ...]  # of each constraint the lowest so far
+    tested: tuple[Tested, ...]  # by mode
 
 
 def calibrate(
@@ -99,7 +120,7 @@ def calibrate(
     }
     cost_map = conformal_map(groups["fit"], groups["calibrate"], constraints, confidence)
     lead_steps = lead(constraints[0].window_steps)
-    alarms = [
+    alarms = tuple(
         choose_level(
             [sessions(cost_map, episode, constraint, index) for episode in groups["alarm"]],
             lead_steps,
@@ -107,32 +128,14 @@ def calibrate(
             miss_rate,
         )
         for index, constraint in enumerate(constraints)
-    ]
-    notes = [f"{c.name}: {alarm.note}" for c, alarm in zip(constraints, alarms, strict=True)]
-    record = Calibration(
-        method=(
-            "Conformal predictive distribution of the cost of the next steps, tabled over steps left and a forecast "
-            "from observation and cost value; episodes weigh the same, each shared by its steps (Lee, Barber and "
-            f"Willett, arXiv 2306.06342). Alarm levels: {'; '.join(notes)}."
-        ),
-        modes=(mode,),
-        confidence=confidence,
-        miss_rate=miss_rate,
-        lead_steps=lead_steps,
-        alarm_levels=tuple(alarm.level for alarm in alarms),
-        episodes={name: len(group) for name, group in groups.items()},
-        results=tuple(
-            _result(cost_map, groups["test"], index, constraint, alarm.level, lead_steps).model_copy(
-                update={"example": _example(cost_map, groups["test"], index, constraint)}
-            )
-            for index, (constraint, alarm) in enumerate(zip(constraints, alarms, strict=True))
-        ),
-        not_claimed=(
-            *_no_bound(len(groups["calibrate"]), confidence),
-            *(f"{c.name}: {alarm.shortage}" for c, alarm in zip(constraints, alarms, strict=True) if alarm.shortage),
-        ),
     )
-    return CalibratedMap(forecast, cost_map, record)
+    tested = (Tested(mode, {name: len(group) for name, group in groups.items()}, groups["test"]),)
+    not_claimed = (
+        *_no_bound(len(groups["calibrate"]), confidence),
+        *(f"{c.name}: {alarm.shortage}" for c, alarm in zip(constraints, alarms, strict=True) if alarm.shortage),
+    )
+    record = _record(cost_map, alarms, tested, constraints, miss_rate, not_claimed)
+    return CalibratedMap(forecast, cost_map, record, alarms, tested)
 
 
 def calibrate_also(
@@ -146,9 +149,11 @@ def calibrate_also(
 ) -> CalibratedMap:
     """Make bounds and probabilities hold in a further mode, too, by episodes of it: of each the more careful counts.
 
-    A shielded policy chooses by flags, so the map and the levels that it was rolled out with must be those of
-    `calibrated`. Its episodes can only make the map more careful, and leave the alarm levels as they are; a sampled
-    policy's may lower them.
+    A shielded policy chooses by flags, with the map and the levels that stand before the first shield. It must have
+    been rolled out with those, and they stay: its episodes make what is predicted of the chosen action more careful,
+    and nothing else, so that shields of several K are all served as they were rolled out. Therefore they come last.
+    Each of their episodes had the limits for its budgets, with which alone they are tested. A sampled policy's
+    episodes may lower the alarm levels.
 
     Args:
         calibrated: so far; what the episodes were rolled out with, where they are shielded.
@@ -162,36 +167,73 @@ def calibrate_also(
     """
     _check(episodes, len(constraints), constraints[0].horizon_steps)
     record, shielded = calibrated.record, mode.mode == "shielded"
+    assert shielded or record.modes[-1].mode != "shielded", "it would change what a shield was rolled out with"
     order = np.random.default_rng(seed).permutation(len(episodes))
     followed = [ForecastEpisode(episodes[i], calibrated.forecast, normalize) for i in order]
     ends = len(followed) // 2, len(followed) // 2 + (0 if shielded else len(followed) // 4)
     groups = {"calibrate": followed[: ends[0]], "alarm": followed[ends[0] : ends[1]], "test": followed[ends[1] :]}
-    cost_map = calibrated.cost_map.also_covering(covered(groups["calibrate"], calibrated.cost_map, constraints[0]))
-    levels = list(record.alarm_levels)
+    within = covered(groups["calibrate"], calibrated.cost_map, constraints[0])
+    cost_map = calibrated.cost_map.also_covering(within, shielded)
+    alarms = list(calibrated.alarms)
     not_claimed = [f"{mode}: {sentence}" for sentence in _no_bound(len(groups["calibrate"]), record.confidence)]
     for index, constraint in enumerate(constraints):
         if shielded:
             continue
         tried = [sessions(cost_map, episode, constraint, index) for episode in groups["alarm"]]
         alarm = choose_level(tried, record.lead_steps, record.confidence, record.miss_rate)
-        levels[index] = min(levels[index], alarm.level)
+        if alarm.level < alarms[index].level:
+            alarms[index] = replace(alarm, note=f"{alarm.note} ({mode})")
         not_claimed += [f"{mode}, {constraint.name}: {alarm.shortage}"] if alarm.shortage else []
     if shielded:
-        not_claimed.append(f"{mode}: no miss rate; its flags are those it chooses by, at the level of the first mode.")
-    results = tuple(
-        _result(cost_map, groups["test"], index, constraint, levels[index], record.lead_steps)
-        for index, constraint in enumerate(constraints)
-    )
+        not_claimed.append(
+            f"{mode}: no miss rate, for its alarm levels are those it chooses by; and nothing with another budget than "
+            "the limit, which all its episodes had."
+        )
     uses = {use: len(group) for use, group in groups.items() if group}
-    further = record.model_copy(
-        update={
-            "modes": (*record.modes, mode),
-            "alarm_levels": tuple(levels),
-            "other_modes": (*record.other_modes, ModeResult(mode=mode, episodes=uses, results=results)),
-            "not_claimed": (*record.not_claimed, *not_claimed),
-        }
+    tested = (*calibrated.tested, Tested(mode, uses, groups["test"]))
+    further = _record(cost_map, alarms, tested, constraints, record.miss_rate, (*record.not_claimed, *not_claimed))
+    return CalibratedMap(calibrated.forecast, cost_map, further, tuple(alarms), tested)
+
+
+def _record(
+    cost_map: CostMap,
+    alarms: Sequence[Alarm],
+    tested: Sequence[Tested],
+    constraints: Sequence[Constraint],
+    miss_rate: float,
+    not_claimed: tuple[str, ...],
+) -> Calibration:
+    """What the manifest says. Every figure, of whichever mode, is of this map at these levels."""
+    limited = list(enumerate(zip(constraints, alarms, strict=True)))
+    first, *others = (
+        ModeResult(
+            mode=each.mode,
+            episodes=each.uses,
+            results=tuple(_result(cost_map, each, index, c, alarm.level) for index, (c, alarm) in limited),
+        )
+        for each in tested
     )
-    return CalibratedMap(calibrated.forecast, cost_map, further)
+    examples = [_example(cost_map, tested[0].episodes, index, c) for index, (c, _) in limited]
+    notes = [f"{c.name}: {alarm.note}" for _, (c, alarm) in limited]
+    return Calibration(
+        method=(
+            "Conformal predictive distribution of the cost of the next steps, tabled over steps left and a forecast "
+            "from observation and cost value; episodes weigh the same, each shared by its steps (Lee, Barber and "
+            f"Willett, arXiv 2306.06342). Alarm levels: {'; '.join(notes)}."
+        ),
+        modes=tuple(each.mode for each in tested),
+        confidence=cost_map.confidence,
+        miss_rate=miss_rate,
+        lead_steps=lead(constraints[0].window_steps),
+        alarm_levels=tuple(alarm.level for alarm in alarms),
+        episodes=first.episodes,
+        results=tuple(
+            result.model_copy(update={"example": example})
+            for result, example in zip(first.results, examples, strict=True)
+        ),
+        other_modes=tuple(others),
+        not_claimed=not_claimed,
+    )
 
 
 def lead(window_steps: int) -> int:
@@ -275,14 +317,16 @@ def _no_bound(count: int, confidence: float) -> tuple[str, ...]:
     )
 
 
-def sessions(cost_map: CostMap, episode: ForecastEpisode, constraint: Constraint, index: int) -> list[Session]:
-    """The episode with each of BUDGETS, asked as the service asks: what is left to spend, over the steps left.
+def sessions(
+    cost_map: CostMap, episode: ForecastEpisode, constraint: Constraint, index: int, budgets: Array = BUDGETS
+) -> list[Session]:
+    """The episode with each budget, a share of the limit, asked as the service asks: what is left, over the steps left.
 
     None without a limit.
     """
     if constraint.cost_limit is None:
         return []
-    return budget_sessions(cost_map, episode, constraint, index, constraint.cost_limit * BUDGETS)
+    return budget_sessions(cost_map, episode, constraint, index, constraint.cost_limit * budgets)
 
 
 def budget_sessions(
@@ -307,15 +351,6 @@ def budget_sessions(
         probability = cost_map(forecast, torch.from_numpy(steps), allowed).violation_probability[:, index, 0]
         found.append(Session(np.asarray(probability.double()), crossing(cost, budget)))
     return found
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """The probability over which the flag is raised, and how it was found."""
-
-    level: float
-    note: str
-    shortage: str | None = None  # why the miss rate is not claimed
 
 
 def choose_level(episodes: Sequence[Sequence[Session]], lead_steps: int, confidence: float, miss_rate: float) -> Alarm:
@@ -362,18 +397,18 @@ def choose_level(episodes: Sequence[Sequence[Session]], lead_steps: int, confide
 
 def _result(
     cost_map: CostMap,
-    episodes: Sequence[ForecastEpisode],
+    tested: Tested,
     index: int,
     constraint: Constraint,
     alarm_level: float,
-    lead_steps: int,
 ) -> CalibrationResult:
     """Means over test episodes, each of which counts the same however many of its steps were asked about."""
+    episodes, budgets = tested.episodes, SHIELDED_BUDGETS if tested.mode.mode == "shielded" else BUDGETS
     bounds = [bound_coverage(cost_map, episode, constraint, index) for episode in episodes]
-    tried = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index)]
+    tried = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index, budgets)]
     crossed = [session for session in tried if session.crossing is not None]
     leads = [steps for session in crossed if (steps := session.lead_steps(alarm_level)) is not None]
-    missed = [session.announced(lead_steps) <= alarm_level for session in crossed]
+    missed = [session.announced(lead(constraint.window_steps)) <= alarm_level for session in crossed]
     flagged = [session.flagged_share(alarm_level) for session in tried if session.crossing is None]
     bins = reliability(tried)
     horizon = constraint.horizon_steps

@@ -40,6 +40,7 @@ class CostMap(nn.Module):
     node_width: Tensor  # [C, 1, B]
     table: Tensor  # [H, C·B·(M + 1)], increments along H and B of the atoms, then the mean
     tail: Tensor  # [H + 1, C, M + 1], probability beyond the first m atoms
+    choosing_tail: Tensor  # the same, as a shield chooses by it: `tail` of before any shield was calibrated
     bound: Tensor  # [H + 1, C, M], 0 up to the atom that is the bound and -inf after it; all +inf: no bound
 
     def __init__(
@@ -82,10 +83,15 @@ class CostMap(nn.Module):
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
         self._set_covered(covered, confidence)
 
-    def also_covering(self, covered: NDArray[np.float64]) -> "CostMap":
-        """The map of which every probability holds as `covered` has it, too, [C, H, M]: of each the lesser."""
+    def also_covering(self, covered: NDArray[np.float64], shielded: bool) -> "CostMap":
+        """The map of which every probability holds as `covered` has it, too, [C, H, M]: of each the lesser.
+
+        Where that is of shielded episodes, what a shield chooses by stays: by another choice they would be others.
+        """
         other = copy.deepcopy(self)
         other._set_covered(np.minimum(self.covered, covered), self.confidence)
+        if shielded:
+            other.choosing_tail = self.choosing_tail
         return other
 
     def _set_covered(self, covered: NDArray[np.float64], confidence: float) -> None:
@@ -97,7 +103,8 @@ class CostMap(nn.Module):
         bound = np.full((H + 1, C, M), np.inf)
         bound[1:] = np.where(np.cumsum(enough, axis=-1) <= 1, 0.0, -np.inf)
         bound[1:][~enough.any(axis=-1)] = np.inf
-        self.register_buffer("tail", torch.as_tensor(tail, dtype=torch.float32))
+        for name in ("tail", "choosing_tail"):
+            self.register_buffer(name, torch.as_tensor(tail, dtype=torch.float32))
         self.register_buffer("bound", torch.as_tensor(bound, dtype=torch.float32))
 
     def forward(self, forecast: Tensor, steps_left: Tensor, cost_allowed: Tensor) -> CostPrediction:
@@ -109,12 +116,23 @@ class CostMap(nn.Module):
             cost_allowed: [N, C], undiscounted; +inf: unconstrained.
         """
         atoms, cost_to_go = self.atoms(forecast, steps_left)
-        cell = (steps_left[:, None] > self.horizon_lower).sum(-1)
+        cost_upper = (atoms + self.bound[self._cell(steps_left)].unsqueeze(2)).amax(-1)
+        return CostPrediction(cost_to_go, cost_upper, self._beyond(self.tail, atoms, steps_left, cost_allowed))
+
+    def choosing_probability(self, forecast: Tensor, steps_left: Tensor, cost_allowed: Tensor) -> Tensor:
+        """The violation probability that a shield chooses by, [N, C, K]; for the arguments see `forward`."""
+        atoms, _ = self.atoms(forecast, steps_left)
+        return self._beyond(self.choosing_tail, atoms, steps_left, cost_allowed)
+
+    def _beyond(self, tail: Tensor, atoms: Tensor, steps_left: Tensor, cost_allowed: Tensor) -> Tensor:
+        """Probability beyond what is allowed, [N, C, K]."""
         within = (atoms <= cost_allowed[..., None, None]).sum(-1)
-        probability = torch.gather(self.tail[cell], 2, within)
-        probability = torch.where((cost_allowed == torch.inf).unsqueeze(-1), 0.0, probability)
-        cost_upper = (atoms + self.bound[cell].unsqueeze(2)).amax(-1)
-        return CostPrediction(cost_to_go, cost_upper, probability)
+        probability = torch.gather(tail[self._cell(steps_left)], 2, within)
+        return torch.where((cost_allowed == torch.inf).unsqueeze(-1), 0.0, probability)
+
+    def _cell(self, steps_left: Tensor) -> Tensor:
+        """Rows of `tail` and `bound`, [N]."""
+        return (steps_left[:, None] > self.horizon_lower).sum(-1)
 
     def atoms(self, forecast: Tensor, steps_left: Tensor) -> tuple[Tensor, Tensor]:
         """The possible costs, [N, C, K, M], and their mean, [N, C, K]."""

@@ -79,7 +79,7 @@ def fit_forecast(
     order = [episodes[i] for i in generator.permutation(len(episodes))]
     held = round(HELD_OUT * len(order))
     window, horizon = constraints[0].window_steps, constraints[0].horizon_steps
-    learning, checking = _Steps(order[held:], window, normalize), _Steps(order[:held], window, normalize)
+    learning, checking = (_Steps(part, horizon, window, normalize) for part in (order[held:], order[:held]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         forecast = CostForecast(
@@ -112,8 +112,10 @@ def fit_forecast(
 class _Steps:
     """All steps of some episodes, to draw situations from."""
 
-    def __init__(self, episodes: Sequence[Episode], window: int, normalize: Callable[[Tensor], Tensor]) -> None:
-        self.window, self._episodes = window, episodes
+    def __init__(
+        self, episodes: Sequence[Episode], horizon: int, window: int, normalize: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.window = window
         self._start = np.cumsum([0, *(len(episode.cost) for episode in episodes)])
         inputs = [_inputs(episode, normalize) for episode in episodes]
         self.observation = torch.cat([observation for observation, _ in inputs]) if inputs else torch.empty(0, 0)
@@ -121,6 +123,8 @@ class _Steps:
         totals = [np.concatenate([np.zeros((1, e.cost.shape[1])), e.cost.cumsum(0)]) for e in episodes]
         self._total = np.concatenate(totals) if totals else np.empty((0, 0))  # one row more for each episode
         self._length = np.array([len(episode.cost) for episode in episodes], np.int64)
+        # Steps whose cost is known: after a termination nothing costs anything, what follows a truncation is unknown.
+        self._known = np.array([horizon if e.terminated else len(e.cost) for e in episodes], np.int64)
 
     def __len__(self) -> int:
         return int(self._start[-1])
@@ -128,19 +132,20 @@ class _Steps:
     def draw(self, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Observation [N, O], cost value [N, C], a number of steps [N] and the cost [N, C] that came in them.
 
-        Episodes are drawn alike, however long.
+        Episodes are drawn alike, however long. What is left of an episode is what is left of the horizon, as it is
+        asked for, also where it terminated.
         """
         which = generator.integers(0, len(self._length), count)
-        length = self._length[which]
-        ahead = np.exp(generator.random(count) * np.log(length + 1)).astype(np.int64).clip(1, length)
+        length, known = self._length[which], self._known[which]
+        ahead = np.exp(generator.random(count) * np.log(known + 1)).astype(np.int64).clip(1, known)
         kind = generator.random(count)
-        ahead = np.where(kind < 0.75, np.minimum(self.window, length), ahead)
-        start = (generator.random(count) * (length - ahead + 1)).astype(np.int64)
+        ahead = np.where(kind < 0.75, np.minimum(self.window, known), ahead)
+        start = (generator.random(count) * np.minimum(known - ahead + 1, length)).astype(np.int64)
         rest = kind < 0.5
         start = np.where(rest, (generator.random(count) * length).astype(np.int64), start)
-        ahead = np.where(rest, length - start, ahead)
+        ahead = np.where(rest, known - start, ahead)
         row, first = self._start[which] + start, self._start[which] + which + start
-        cost = self._total[first + ahead] - self._total[first]
+        cost = self._total[first + np.minimum(ahead, length - start)] - self._total[first]
         return (
             self.observation[row],
             self.cost_value[row],

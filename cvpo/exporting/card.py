@@ -162,7 +162,8 @@ def _predictions(calibration: Calibration | None, constraints: tuple[Constraint,
 
 def _other_mode(other: ModeResult, levels: tuple[float, ...]) -> str:
     rows = [_result(result, level) for result, level in zip(other.results, levels, strict=True)]
-    return "\n".join([f"On {other.episodes['test']} test episodes, {other.mode}:\n", *_HEADER, *rows])
+    budget = ", each with the limit for its budget" if other.mode.mode == "shielded" else ""
+    return "\n".join([f"On {other.episodes['test']} test episodes, {other.mode}{budget}:\n", *_HEADER, *rows])
 
 
 def _shift(statistics: ObservationStatistics) -> str:

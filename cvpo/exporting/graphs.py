@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
@@ -238,7 +239,16 @@ def _fixed_sizes(graph: onnx.GraphProto) -> dict[str, int]:
     }
 
 
+class _Asked(NamedTuple):
+    """What is asked of a map of costs, as it finds it in its tables."""
+
+    cell: str  # [N], of steps left
+    within: str  # [N, C, K], how many atoms are at most what is allowed
+    unconstrained: str  # [N, C, 1]
+
+
 class _Judged(NamedTuple):
+    asked: _Asked
     probability: str  # [N, C, K]
     costs: str  # [N, 4·C, K]: cost_value, cost_to_go, cost_upper, violation_probability
 
@@ -323,8 +333,8 @@ def _shift_score(graph: _Graph, served: Served, standardized: str) -> None:
 
 def _judge(graph: _Graph, answering: Answering) -> _Judged:
     forecast = CANDIDATE_COST_VALUE if answering.forecast is None else _forecast(graph, answering.forecast)
-    predicted = _predict(graph, answering.cost_map, forecast)
-    return _Judged(predicted[-1], graph.node("Concat", CANDIDATE_COST_VALUE, *predicted, axis=1))
+    asked, *predicted = _predict(graph, answering.cost_map, forecast)
+    return _Judged(asked, predicted[-1], graph.node("Concat", CANDIDATE_COST_VALUE, *predicted, axis=1))
 
 
 def _forecast(graph: _Graph, forecast: CostForecast) -> str:
@@ -354,8 +364,8 @@ def _forecast(graph: _Graph, forecast: CostForecast) -> str:
     return graph.node("Transpose", relative, perm=[1, 0, 2])
 
 
-def _predict(graph: _Graph, cost_map: CostMap, forecast: str) -> tuple[str, str, str]:
-    """`CostMap.forward`: the fields of CostPrediction, [N, C, K] each."""
+def _predict(graph: _Graph, cost_map: CostMap, forecast: str) -> tuple[_Asked, str, str, str]:
+    """`CostMap.forward`: what it was asked, and the fields of CostPrediction, [N, C, K] each."""
     C, B, M = cost_map.num_costs, cost_map.num_nodes, cost_map.num_atoms
     steps_left = graph.unsqueeze(graph.cast("steps_left", FLOAT), 1)
     lower = graph.tensor(cost_map.horizon_lower)
@@ -370,13 +380,19 @@ def _predict(graph: _Graph, cost_map: CostMap, forecast: str) -> tuple[str, str,
     cell = graph.reduce("ReduceSum", graph.cast(graph.node("Greater", steps_left, lower), INT64), 1)  # [N]
     within = graph.node("LessOrEqual", atoms, graph.unsqueeze("cost_allowed", 2, 3))
     within = graph.reduce("ReduceSum", graph.cast(within, INT64), 3)
-    tail = graph.node("Gather", graph.tensor(cost_map.tail), cell, axis=0)
-    probability = graph.node("GatherElements", tail, within, axis=2)
     unconstrained = graph.unsqueeze(graph.node("Equal", "cost_allowed", graph.floats(np.inf)), 2)
-    probability = graph.node("Where", unconstrained, graph.floats(0.0), probability)
+    asked = _Asked(cell, within, unconstrained)
+    probability = _beyond(graph, cost_map.tail, asked)
     bound = graph.unsqueeze(graph.node("Gather", graph.tensor(cost_map.bound), cell, axis=0), 2)
     cost_upper = graph.reduce("ReduceMax", graph.node("Add", atoms, bound), 3)
-    return graph.node("Squeeze", mean, graph.integers(3)), cost_upper, probability
+    return asked, graph.node("Squeeze", mean, graph.integers(3)), cost_upper, probability
+
+
+def _beyond(graph: _Graph, tail: Tensor, asked: _Asked) -> str:
+    """Probability beyond what is allowed, [N, C, K]."""
+    rows = graph.node("Gather", graph.tensor(tail), asked.cell, axis=0)
+    probability = graph.node("GatherElements", rows, asked.within, axis=2)
+    return graph.node("Where", asked.unconstrained, graph.floats(0.0), probability)
 
 
 def _finish(name: str, graph: _Graph, answering: Answering) -> bytes:
@@ -391,7 +407,10 @@ def _finish(name: str, graph: _Graph, answering: Answering) -> bytes:
 
 def _choose(graph: _Graph, answering: Answering, judged: _Judged) -> str:
     """The action of `Answering.act`; its costs are returned, [N, 4·C]."""
-    flags = graph.cast(graph.node("Greater", judged.probability, graph.unsqueeze("alarm_level", 1)), FLOAT)  # [N, C, K]
+    cost_map, probability = answering.cost_map, judged.probability
+    if not torch.equal(cost_map.choosing_tail, cost_map.tail):  # a shield was calibrated
+        probability = _beyond(graph, cost_map.choosing_tail, judged.asked)
+    flags = graph.cast(graph.node("Greater", probability, graph.unsqueeze("alarm_level", 1)), FLOAT)  # [N, C, K]
     of_first = graph.node("Gather", flags, graph.integers(0), axis=2)  # [N, C, 1]
     below = graph.node("Neg", graph.reduce("ReduceSum", flags, 1))  # minus their number, [N, K]
     fewest = graph.reduce("ReduceMax", below, 1)

@@ -82,7 +82,7 @@ def measure(
             confidence=plan.confidence,
             miss_rate=plan.miss_rate,
         )
-        # What samples comes first: it may lower the alarm levels that a shield chooses by.
+        # What samples comes first: its map and levels are those that every shield chooses by.
         for mode in sorted(plan.modes, key=lambda mode: (mode.mode == "shielded", mode.candidates)):
             say(f"rollout {plan.calibration_episodes} episodes, {mode}")
             with tempfile.TemporaryDirectory() as scratch:

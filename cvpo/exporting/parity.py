@@ -132,12 +132,13 @@ def _check_choice(where: str, answering: Answering, case: _Case, values: Network
     """The chosen candidate is the one by torch's values, or cannot be told from it within TOLERANCE."""
     forecast = answering.forecasts(values.normalized, values.cost_value, case.steps_left)
     slack = TOLERANCE * forecast.amax()
-    least, most = (
-        answering.cost_map(forecast + sign * slack, case.steps_left, _moved(case.cost_allowed, -sign))
+    surely, maybe = (  # flagged, [N, C, K]
+        answering.cost_map.choosing_probability(
+            forecast + sign * slack, case.steps_left, _moved(case.cost_allowed, -sign)
+        )
+        > case.alarm_level[:, None]
         for sign in (-1, 1)
     )
-    level = case.alarm_level[:, None]
-    surely, maybe = (predicted.violation_probability > level for predicted in (least, most))  # flagged, [N, C, K]
     wrong = torch.where(found.feasible, surely.any(1).all(1), ~maybe.any(1).all(1))
     _equal(where, "feasible", int(wrong.sum()), len(wrong))
 

@@ -40,7 +40,7 @@ class PolicyOutput(NamedTuple):
 
     action: Tensor  # [N, A], environment units
     chosen: Tensor  # [N] int64
-    feasible: Tensor  # [N] bool
+    feasible: Tensor  # [N] bool: it raised no flag that a shield chooses by
     reward_value: Tensor  # [N]
     cost_value: Tensor  # [N, C]
     cost_to_go: Tensor  # [N, C]
@@ -105,7 +105,8 @@ class Answering(nn.Module, ABC):
 
         The first candidate, as long as it raises no flag; else, of those that raise the fewest flags, the one with the
         least cost value. Of several constraints the largest counts, relative to `typical_cost_value`, among those that
-        the first candidate is flagged for. The lowest index wins a tie.
+        the first candidate is flagged for. The lowest index wins a tie. These flags are of the map's
+        `choosing_probability`, and what is predicted of the chosen action is of the map itself.
 
         Args:
             observation: [N, O].
@@ -115,13 +116,16 @@ class Answering(nn.Module, ABC):
             alarm_level: [C].
         """
         values = self.policy_values(observation, noise)
-        judged = self.judge(values, steps_left, cost_allowed, alarm_level)
-        flags = judged.violation.sum(1)  # [N, K]
+        forecast = self.forecasts(values.normalized, values.cost_value, steps_left)
+        probability = self.cost_map.choosing_probability(forecast, steps_left, cost_allowed)
+        flagged = probability > alarm_level[:, None]  # [N, C, K]
+        flags = flagged.sum(1)  # [N, K]
         fewest = flags.amin(1, keepdim=True)
         relative = values.cost_value / self.typical_cost_value  # [N, C, K]
-        worst = (relative * judged.violation[..., :1]).amax(1)  # [N, K]; 0 throughout where the first raises no flag
+        worst = (relative * flagged[..., :1]).amax(1)  # [N, K]; 0 throughout where the first raises no flag
         chosen = worst.masked_fill(flags > fewest, torch.inf).argmin(1)
         rows = torch.arange(len(chosen))
+        judged = self.judge(values, steps_left, cost_allowed, alarm_level)
         return PolicyOutput(
             self.environment_action(values.action[rows, chosen]),
             chosen,

@@ -450,6 +450,36 @@ def test_a_further_mode_that_costs_more_raises_the_bound_and_one_that_costs_less
     assert dearer.record.alarm_levels[0] <= first.record.alarm_levels[0]
 
 
+def test_figures_of_every_mode_are_of_the_last_map_at_the_last_levels() -> None:
+    # Sampled episodes cost several times as much, all of it in their second half: the last map is more careful. Before
+    # they begin to cost anything they look safe, so that its level is lower.
+    sampled = CalibratedMode(mode="sampled")
+    late = [episode([0.0] * (T // 2) + [1.0 + i % 3] * (T // 2), [1.0] * T) for i in range(200)]
+    first = calibrate(noisy(0.3, 200, seed=0), [constraint()], seed=0, miss_rate=0.2)
+    found = calibrate_also(first, sampled, noisy(0.4, 200, seed=1), [constraint()], as_it_is, seed=0)
+    last = calibrate_also(found, sampled, late, [constraint()], as_it_is, seed=0)
+    before, between, after = first.record, found.record, last.record
+    (level,) = after.alarm_levels
+    assert level < before.alarm_levels[0]
+    assert f"cost: {level:.3g}, chosen on 50 episodes that exceed a budget (sampled)." in after.method
+
+    (result,) = after.results
+    tested = first.tested[0].episodes
+    tried = [session for e in tested for session in sessions(last.cost_map, e, constraint(), 0)]
+    crossed, clean = ([s for s in tried if (s.crossing is None) == within] for within in (False, True))
+    assert result.flagged_share == pytest.approx(np.mean([s.flagged_share(level) for s in clean]))
+    assert result.missed_share == pytest.approx(np.mean([s.announced(1) <= level for s in crossed]))
+    assert result.reliability == reliability(tried)
+    assert result.example is not None
+    assert result.example.violation_probability in [
+        tuple(budget_sessions(last.cost_map, e, constraint(), 0, np.array([6.0]))[0].probability) for e in tested
+    ]
+    assert result.coverage > before.results[0].coverage
+    assert (len(between.other_modes), len(after.other_modes)) == (1, 2)
+    assert after.other_modes[0].results[0].coverage > between.other_modes[0].results[0].coverage
+    assert after.other_modes[0].episodes == between.other_modes[0].episodes
+
+
 def test_a_shield_keeps_the_levels_that_it_chose_by() -> None:
     first = calibrate(noisy(0.3, 60, seed=0), [constraint()], seed=0)
     shielded = CalibratedMode(mode="shielded", candidates=8)
@@ -459,6 +489,48 @@ def test_a_shield_keeps_the_levels_that_it_chose_by() -> None:
     assert "shielded of 8: no miss rate" in found.record.not_claimed[-1]
     with pytest.raises(ExportError, match=r"at least 8 episodes.* it got 7"):
         calibrate_also(first, shielded, noisy(0.9, 7, seed=1), [constraint()], as_it_is, seed=0)
+
+
+def test_shields_of_several_sizes_choose_by_what_stood_before_the_first() -> None:
+    first = calibrate(noisy(0.3, 60, seed=0), [constraint()], seed=0)
+    found = calibrate_also(
+        first, CalibratedMode(mode="sampled"), noisy(0.5, 60, seed=1), [constraint()], as_it_is, seed=0
+    )
+    chosen_by, told = [], []
+    for candidates, rate in ((4, 0.7), (8, 0.9)):
+        shielded = CalibratedMode(mode="shielded", candidates=candidates)
+        for each in (
+            found,
+            found := calibrate_also(found, shielded, noisy(rate, 60, seed=2), [constraint()], as_it_is, seed=0),
+        ):
+            forecast = each.forecast(torch.zeros(1, 1), torch.ones(1, 1, 1), torch.tensor([T]))
+            asked = forecast, torch.tensor([T]), torch.tensor([[6.0]])
+            chosen_by.append(each.cost_map.choosing_probability(*asked).item())
+            told.append(each.cost_map(*asked).violation_probability.item())
+    assert len(set(chosen_by)) == 1
+    assert chosen_by[0] == told[0] < told[1] == told[2] < told[3]
+    with pytest.raises(AssertionError, match="what a shield was rolled out with"):
+        calibrate_also(found, CalibratedMode(mode="sampled"), noisy(0.9, 60, seed=3), [constraint()], as_it_is, seed=0)
+
+
+def test_a_shield_is_tried_with_the_limit_alone_which_its_episodes_had() -> None:
+    # Of episodes that cost 4 or 7, each is tried with a limit of 6, and one of 7 exceeds it at its last step: by then
+    # with less than 1 left to spend it is always flagged. With a quarter of the limit those of 4 would exceed it, too.
+    first = calibrate(noisy(0.5, 60, seed=0), [constraint()], seed=0)
+    cheap, dear = (episode([0.0] * (T - cost) + [1.0] * cost, [1.0] * T) for cost in (4, 7))
+    found = calibrate_also(
+        first, CalibratedMode(mode="shielded", candidates=8), [cheap, dear] * 20, [constraint()], as_it_is, seed=0
+    )
+    (level,), (result,) = found.record.alarm_levels, found.record.other_modes[0].results
+    tested = found.tested[1].episodes
+    tried = [budget_sessions(found.cost_map, e, constraint(), 0, np.array([6.0]))[0] for e in tested]
+    assert {session.crossing for session in tried} == {None, T - 1}
+    clean = [session.flagged_share(level) for session in tried if session.crossing is None]
+    assert result.flagged_share == pytest.approx(np.mean(clean))
+    assert result.reliability == reliability(tried)
+    assert found.record.not_claimed[-1].endswith(
+        "nothing with another budget than the limit, which all its episodes had."
+    )
 
 
 @pytest.mark.parametrize(("mode", "candidates"), [("shielded", 1), ("sampled", 2), ("deterministic", 8)])

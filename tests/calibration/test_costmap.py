@@ -101,6 +101,20 @@ def test_an_uncalibrated_map_knows_only_a_mean_under_evenly_spread_cost() -> Non
     assert ask(cost_map, 0.0, 100, math.inf)[2] == 0
 
 
+def test_what_a_shield_chooses_by_stays_where_shielded_episodes_make_the_map_more_careful() -> None:
+    # Of 2 steps, 0.6 of the probability is at the first atom, 0, and 0.95 at the second, 1.
+    covered = np.array([[[0.3, 0.92], [0.5, 0.9]]])
+    further, shielded = (HAND_MADE.also_covering(covered, shielded) for shielded in (False, True))
+    twice = shielded.also_covering(np.array([[[0.2, 0.8], [0.5, 0.9]]]), shielded=True)
+    situation = torch.zeros(1, 1, 1), torch.tensor([2]), torch.zeros(1, 1)
+    told = [ask(each, 0.0, 2, 0.0)[2] for each in (HAND_MADE, further, shielded, twice)]
+    chosen_by = [each.choosing_probability(*situation).item() for each in (HAND_MADE, further, shielded, twice)]
+    assert told == pytest.approx([0.4, 0.7, 0.7, 0.8])
+    assert chosen_by == pytest.approx([0.4, 0.7, 0.4, 0.4])
+    assert ask(twice, 0.0, 2, 0.0)[1] == math.inf  # the bound is of what is told
+    assert HAND_MADE.choosing_probability(*situation[:2], torch.full((1, 1), math.inf)).item() == 0
+
+
 def test_constraints_do_not_mix() -> None:
     cost_map, steps = random_map(2), torch.tensor([7])
     before = cost_map(torch.tensor([[[0.7], [0.0]]]), steps, torch.tensor([[3.0, 5.0]]))

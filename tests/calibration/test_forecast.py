@@ -23,10 +23,10 @@ def as_it_is(observation: torch.Tensor) -> torch.Tensor:
     return observation
 
 
-def episode(observation: float, cost: np.ndarray) -> Episode:
+def episode(observation: float, cost: np.ndarray, terminated: bool = False) -> Episode:
     seen = np.full((len(cost), 1), observation, np.float32)
     column = cost.astype(np.float64)[:, None]
-    return Episode(seen, np.zeros(len(cost)), column, False, np.ones_like(column), None, None)
+    return Episode(seen, np.zeros(len(cost)), column, terminated, np.ones_like(column), None, None)
 
 
 def test_the_observation_tells_what_the_cost_value_does_not() -> None:
@@ -52,6 +52,19 @@ def test_what_is_near_is_told_apart_from_what_is_far() -> None:
     assert window[10] < 3
     assert window[STEPS - 10] > 40
     assert followed.forecast(np.full(STEPS, STEPS))[0, 0] * STEPS == pytest.approx(60, rel=0.3)
+
+
+def test_what_is_left_of_an_episode_that_ends_for_good_is_told_of_the_steps_that_are_asked_about() -> None:
+    # Those that end after twelve steps cost 1 at each, the others 0.5 at each of 60: a mean cost of 0.75 a step. The
+    # service cannot know when one will end: it asks about what is left of the horizon, or about a window.
+    short, whole = episode(1.0, np.ones(12), terminated=True), episode(-1.0, np.full(STEPS, 0.5))
+    short.observation[:, 0] = np.linspace(0, 2, 12)
+    forecast = fit_forecast([short, whole] * 20, [constraint()], as_it_is, seed=0)
+    followed = ForecastEpisode(short, forecast, as_it_is)
+    left, window = STEPS - np.arange(12), np.full(12, WINDOW)
+    rest, near = (0.75 * steps * followed.forecast(steps)[:, 0] for steps in (left, window))
+    assert rest == pytest.approx(np.arange(12, 0, -1), abs=1.5)
+    assert near == pytest.approx(np.minimum(np.arange(12, 0, -1), WINDOW), abs=1.5)
 
 
 @given(seed=st.integers(0, 30), left=st.integers(1, T), value=st.floats(0, 100))

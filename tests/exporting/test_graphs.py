@@ -1,5 +1,6 @@
 """Both graphs against torch at every kind of N and K, and the rule by which an action is chosen."""
 
+import copy
 import math
 import os
 from typing import Literal
@@ -178,6 +179,35 @@ def test_the_first_candidate_stands_unless_it_raises_a_flag_else_the_least_cost_
         seen.add((len(flagged), min(flags), len(eligible) < 6))
     # Flags of the first candidate, the fewest of any, and whether that left some out.
     assert seen >= {(0, 0, False), (0, 0, True), (1, 0, True), (1, 1, True), (2, 1, True), (2, 2, False)}
+
+
+def test_a_shield_is_served_as_it_was_rolled_out_and_judged_by_all_that_was_measured_of_it() -> None:
+    # Its own episodes make the map more careful: that raises what is told of the chosen action, and not the choice.
+    rolled_out = served(2)
+    inputs = situations(200, 2)
+    noise = 2 * torch.randn(200, 6, ACTION_SIZE, generator=torch.Generator().manual_seed(2))
+    dearer = 0.7 * rolled_out.cost_map.covered
+    found, policies = {}, {}
+    for name, shielded in (("shielded", True), ("sampled", False)):
+        policies[name] = copy.deepcopy(rolled_out)
+        policies[name].cost_map = rolled_out.cost_map.also_covering(dearer, shielded)
+    for name, policy in {"before": rolled_out, **policies}.items():
+        graph = session(policy_graph(policy))
+        found[name] = PolicyOutput(*run(graph, PolicyOutput._fields, {**inputs, "noise": noise}))
+    for output in ("action", "chosen", "feasible", "cost_value", "cost_to_go"):
+        assert torch.equal(getattr(found["shielded"], output), getattr(found["before"], output)), output
+    before, after = (found[name].violation_probability for name in ("before", "shielded"))
+    limited = inputs["cost_allowed"] < math.inf
+    # 0.7 of the probability that was below any cost is left there, so 0.3 and 0.7 of what was beyond it are beyond.
+    torch.testing.assert_close(after[limited], 0.3 + 0.7 * before[limited])
+    assert (found["shielded"].violation & found["shielded"].feasible[:, None]).any()
+    assert not torch.equal(found["sampled"].chosen, found["before"].chosen)
+    # A second table is only where it must be: what is told of an action from elsewhere takes the one.
+    assert critic_graph(policies["shielded"]) == critic_graph(policies["sampled"])
+    with torch.no_grad():
+        expected = policies["shielded"].act(**inputs, noise=noise)
+    for output, value in expected._asdict().items():
+        np.testing.assert_allclose(getattr(found["shielded"], output), value, rtol=1e-5, atol=1e-4, err_msg=output)
 
 
 def test_without_calibration_the_least_cost_value_is_chosen_and_the_lowest_index_of_equals() -> None:

@@ -117,6 +117,17 @@ def test_a_graph_that_chooses_by_another_rule_is_named() -> None:
         check_parity(policy, reversed_rule, critic_graph(policy), observations(), manifest(policy, (20.0,)))
 
 
+def test_a_shield_that_chooses_by_another_map_than_it_was_rolled_out_with_is_named() -> None:
+    policy = served(1)
+    rolled_out = policy.cost_map
+    policy.cost_map = rolled_out.also_covering(0.5 * rolled_out.covered, shielded=True)
+    check(policy, policy, (20.0,))
+    other = copy.deepcopy(policy)
+    other.cost_map = rolled_out.also_covering(0.5 * rolled_out.covered, shielded=False)
+    with pytest.raises(ExportError, match=r"policy.onnx, \w+: (chosen|feasible) differs"):
+        check(other, policy, (20.0,))
+
+
 def test_candidates_that_float32_cannot_tell_apart_may_be_chosen_either_way() -> None:
     policy = served(1)
     with torch.no_grad():  # all candidates within a thousandth of each other, and rewards that hardly differ

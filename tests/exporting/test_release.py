@@ -149,7 +149,7 @@ def test_every_mode_that_is_asked_for_is_calibrated_by_its_own_episodes(run: Pat
     ]
     card = read_bundle(tmp_path / "drift").model_card
     assert "It holds in these modes: deterministic, sampled, shielded of 4." in card
-    assert "On 10 test episodes, shielded of 4:" in card
+    assert "On 10 test episodes, shielded of 4, each with the limit for its budget:" in card
 
 
 def test_the_bundle_keeps_the_runs_evaluations_and_what_single_episodes_cost(run: Path, tmp_path: Path) -> None:
