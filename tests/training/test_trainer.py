@@ -461,7 +461,7 @@ def test_the_replay_holds_the_returns_worked_out_by_hand(tmp_path: Path) -> None
     expected = [(time, total, total, factor, factor, then) for time, total, factor, then in following] + terminated
     # The first environment, whose episodes are never cut short.
     environment = {"env_id": "tests.training.test_trainer:Corridor", "max_episode_steps": 8, "num_envs": 1}
-    start(tmp_path / "run", small_config(steps=160, environment=environment))
+    start(tmp_path / "run", small_config(steps=162, environment=environment))
     stored = {name: torch.tensor(array).double() for name, array in transitions(tmp_path / "run").items()}
     columns = (
         stored["observation"][:, 0],
@@ -478,7 +478,7 @@ def test_the_replay_holds_the_returns_worked_out_by_hand(tmp_path: Path) -> None
 def test_the_newest_transitions_are_of_all_of_an_episode(tmp_path: Path) -> None:
     # Two environments whose episodes all take 8 steps: the newest 8 transitions are of half as many steps of time.
     class_name = "tests.training.test_trainer:Endless"
-    start(tmp_path / "run", small_config(steps=160, environment={"env_id": class_name, "max_episode_steps": 8}))
+    start(tmp_path / "run", small_config(steps=162, environment={"env_id": class_name, "max_episode_steps": 8}))
     times = transitions(tmp_path / "run")["observation"][-8:, 0]
     assert len(set(times.tolist())) >= 6
 
