@@ -59,7 +59,7 @@ _SLOW_COVARIANCE: Mapping[str, object] = {"mstep.kl_covariance_bound": 1e-4}
 
 # A policy that is held at its limit from the first update on takes to one of several paths, and keeps it: PointCircle1
 # ended at 49, 44 and 47 (seeds 10 to 12, at a cost of 20). One that circles first, and is then pushed inside of the
-# walls, came to 49.5 / 21, 49.6 / 13 and 49.5 / 23 (seeds 0, at 200,000 steps, and 1, by three slopes).
+# walls, came to 49.5 / 21, 49.6 / 13 and 49.5 / 23 (trials: seeds 0, at 200,000 steps, and 1, by three slopes).
 _LOOSE_AT_FIRST = ((0.0, 10.0), (0.15, 10.0), (0.3, 4.0), (0.5, 1.0))
 
 # Steps by task; the limits are those that results are published for. Where the steps of a task were not chosen by
