@@ -14,7 +14,7 @@ from cvpo.bundle import Evaluation, Interval, Mode
 from cvpo.envs import CostEnv, EnvSpec, Step, VectorEnv
 from cvpo.errors import BundleError, ServiceError
 from cvpo.learning.networks import Model
-from cvpo.learning.returns import discounted_returns
+from cvpo.learning.returns import seen_costs
 from serve.client import PolicyCaller
 from serve.errors import PolicyServiceError, StartupError
 from serve.local import LocalPolicy
@@ -177,11 +177,9 @@ class CostLevel:
 
 
 def cost_levels(episodes: Sequence[Episode], discounts: Sequence[float]) -> list[CostLevel]:
-    """The level of each cost critic.
+    """The level of each cost critic, over what was seen (`seen_costs`).
 
-    What follows the last step of an episode was not seen, so it is left out on both sides: from step t to the last one,
-    T, the critic predicts Q_t − γ^(T−t)·Q_T. A critic that is wrong by a factor gives that factor, however short the
-    episode is. After a termination, too, the critic's cost goes on, with that of the next episode.
+    After a termination the critic's cost goes on, with that of the next episode.
 
     Args:
         episodes: with predictions.
@@ -191,12 +189,9 @@ def cost_levels(episodes: Sequence[Episode], discounts: Sequence[float]) -> list
     for episode in episodes:
         if episode.cost_value is None:
             raise ValueError("these episodes carry no cost_value")
-        seen = len(episode.cost) - 1
-        steps += seen
-        for i, discount in enumerate(discounts):
-            value, cost = episode.cost_value[:, i], episode.cost[:seen, i]
-            predicted[i] += (value[:seen] - discount ** np.arange(seen, 0, -1) * value[-1]).sum()
-            realized[i] += discounted_returns(cost, discount).sum()
+        steps += len(episode.cost) - 1
+        seen = seen_costs(episode.cost_value, episode.cost, np.array(discounts))
+        predicted, realized = predicted + seen[0], realized + seen[1]
     means = np.stack([predicted, realized], axis=1) / max(steps, 1)
     return [CostLevel(*level) for level in means.tolist()]
 

@@ -39,6 +39,7 @@ def model(
         Normalizer(OBSERVATION_SIZE, closeness),
         GaussianPolicy(inputs, ACTION_SIZE, 16, covariance),
         Critics(inputs, ACTION_SIZE, num_costs, 16, reward_heads, cost_heads),
+        cost_factor=torch.linspace(0.6, 1.4, num_costs),
     ).eval()
     built.normalizer.update(torch.from_numpy(observations()))
     with torch.no_grad():  # actions that depend on what is seen, and differ

@@ -319,6 +319,7 @@ def _value(graph: _Graph, served: Served) -> None:
     shape = graph.node("Concat", graph.integers(critics.cost_heads, C), candidates, axis=0)
     cost_value = graph.node("Reshape", graph.node("Softplus", cost_value), shape)
     cost_value = graph.reduce("ReduceMean", cost_value, 0)  # [C, N, K]
+    cost_value = graph.node("Mul", cost_value, graph.tensor(served.model.cost_factor.view(C, 1, 1)))
     graph.node("Transpose", cost_value, perm=[1, 0, 2], output=CANDIDATE_COST_VALUE)
 
 

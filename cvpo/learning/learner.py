@@ -214,6 +214,14 @@ def act(state: LearnerState, observation: NDArray[np.float32], deterministic: in
     return action
 
 
+@torch.no_grad()
+def cost_values(state: LearnerState, observation: NDArray[np.float32], action: NDArray[np.float32]) -> Array:
+    """What the target critics themselves say of actions [B, A], in [-1, 1], in raw observations [B, O]: [B, C]."""
+    seen = state.model.normalizer(state.tensor(observation))
+    cost_heads = state.target_critics(seen, state.tensor(action).unsqueeze(1))[1]
+    return np.asarray(cost_heads.mean(0)[:, 0].double().cpu().numpy())
+
+
 def require_finite_parameters(state: LearnerState) -> None:
     """Raise NonFiniteError where a parameter of any network is NaN or infinite; names it."""
     networks = {"policy": state.model.policy, "critics": state.model.critics}

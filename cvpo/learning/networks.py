@@ -222,9 +222,14 @@ class Critics(nn.Module):
 class Model(nn.Module):
     """Everything an exported policy is made of: it maps raw observations to distributions and values."""
 
-    def __init__(self, normalizer: Normalizer, policy: GaussianPolicy, critics: Critics) -> None:
+    cost_factor: Tensor  # [C], puts the level of the cost critics right (cvpo/learning/level.py)
+
+    def __init__(
+        self, normalizer: Normalizer, policy: GaussianPolicy, critics: Critics, cost_factor: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.normalizer, self.policy, self.critics = normalizer, policy, critics
+        self.register_buffer("cost_factor", torch.ones(critics.num_costs) if cost_factor is None else cost_factor)
 
     def distribution(self, observation: Tensor) -> Gaussian:
         """Of u, for raw observations [B, O]."""
@@ -237,7 +242,7 @@ class Model(nn.Module):
         Heads are averaged: their minimum would be optimistic about danger.
         """
         reward_value, cost_value = self.critics(self.normalizer(observation), action)
-        return reward_value.mean(0), cost_value.mean(0)
+        return reward_value.mean(0), cost_value.mean(0) * self.cost_factor
 
 
 def build_model(

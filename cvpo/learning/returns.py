@@ -57,6 +57,23 @@ def discounted_returns(reward: Array, discount: float, bootstrap: float = 0.0) -
     return returns
 
 
+def seen_costs(cost_value: Array, cost: Array, discounts: Array) -> tuple[Array, Array]:
+    """Discounted cost from each step of a segment up to its last one, summed over steps: predicted and realized, [C].
+
+    What follows the last step was not seen, so it is left out on both sides: from step t to the last one, T, a critic
+    predicts Q_t − γ^(T−t)·Q_T. One that is wrong by a factor gives that factor, however short the segment is.
+
+    Args:
+        cost_value: Q_t of each step, [T, C].
+        cost: of each step, [T, C].
+        discounts: γ of each cost, [C].
+    """
+    left = np.arange(len(cost) - 1, 0, -1)[:, None]
+    predicted = cost_value[:-1] - discounts**left * cost_value[-1]
+    realized = [discounted_returns(column[:-1], discount) for column, discount in zip(cost.T, discounts, strict=True)]
+    return predicted.sum(0), np.array([column.sum() for column in realized])
+
+
 def window_cost(cost: Array, steps: NDArray[np.int64], terminated: bool) -> tuple[Array, NDArray[np.bool_]]:
     """Undiscounted cost of the next steps[t] steps from step t of an episode on, [L, C], and whether it was seen, [L].
 

@@ -151,6 +151,7 @@ def load_policy(run: Path, steps: int) -> TrainedPolicy:
     model = build_model(
         config.network, env_spec.observation_size, env_spec.action_size, len(constraints), env_spec.closeness
     )
+    document["model"].setdefault("cost_factor", model.cost_factor)  # runs of before have none
     model.load_state_dict(document["model"])
     return TrainedPolicy(
         model.requires_grad_(False), env_spec, config, constraints, document["reward_scale"], document["steps"]

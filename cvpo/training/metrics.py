@@ -35,6 +35,7 @@ METRICS = {
     "train/cost_limit/NAME": "the limit on it at this step, which limit.schedule may change; not where there is none",
     "limit/unmet_steps/NAME": "steps in a row that it was over its limit, and no more could be asked of an update",
     "critic/loss": "mean squared error of reward and cost critics, summed over heads",
+    "critic/cost_factor/NAME": "what checkpoints multiply Q_c by, so that its level is right (cvpo/learning/level.py)",
     "critic/cost_value/NAME": "Q_c of recent states under critic.cost_policy's policy, mean, cost units, discounted",
     "estep/temperature": "eta, scaled reward units",
     "estep/cost_multiplier/NAME": "lambda, scaled reward per cost unit",

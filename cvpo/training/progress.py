@@ -162,6 +162,7 @@ class Rows:
             "mstep/pulled_back": state.pulled_back_periods,
             "mstep/standard_deviation": _mean(m.standard_deviation for m in updates),
         }
+        row.update(self._named("critic/cost_factor", state.model.cost_factor.cpu().double().numpy()))
         for prefix, name in _MEANS.items():
             row.update(self._named(prefix, np.mean([getattr(m, name) for m in updates], axis=0)))
         shares = [m.share for m in updates if m.share is not None]

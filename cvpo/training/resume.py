@@ -27,7 +27,9 @@ from cvpo.learning.replay import Replay
 from cvpo.training.checkpoint import from_bytes, read_spec, spec_document, step_folder, steps_of, to_bytes
 from cvpo.training.rowlog import RowFile, RowLog, read_rows
 
-FORMAT = 4  # 1 had the whole replay in its state; 2 no factors of the cost values that follow a transition; 3 no level
+# 1 had the whole replay in its state; 2 no factors of the cost values that follow a transition; 3 no measured level in
+# the controller; 4 none of the critics
+FORMAT = 5
 KEPT = 2
 REPLAY = "replay"
 POINT = "point.json"

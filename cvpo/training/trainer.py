@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from cvpo.bundle import Constraint
-from cvpo.envs import EnvSpec, VectorEnv
+from cvpo.envs import EnvSpec, VectorEnv, VectorStep
 from cvpo.errors import CheckpointError, ConfigError, EnvError, NonFiniteError, WorkerError
 from cvpo.evaluate import EpisodeRunner, TorchActor, cost_levels, summarize, to_environment
 from cvpo.learning import learner
 from cvpo.learning.config import TrainConfig, parse_config
 from cvpo.learning.learner import UpdateMetrics
+from cvpo.learning.level import LevelMeter
 from cvpo.learning.limit import CostMeter, limit_at
 from cvpo.learning.networks import Model
 from cvpo.learning.replay import NStepCollector, Replay
@@ -164,6 +165,11 @@ class _Loop:
         self.deterministic = min(config.limit.deterministic_envs, num_envs - 1)
         self.measured = slice(0, self.deterministic or num_envs)  # environments whose cost is held
         self.meter = CostMeter.start(window, self.measured.stop, num_costs)
+        self.level = LevelMeter.start(num_costs)
+        # Observation, action in [-1, 1] and cost of the measured episodes under way; empty where the level stays.
+        self.measured_steps: list[list[tuple[NDArray[np.float32], NDArray[np.float32], Array]]] = [
+            [] for _ in range(self.measured.stop)
+        ]
         self.generator = np.random.default_rng(config.seed)
         self.recent_size = max(1, round(config.replay.recent_episodes * spec.max_episode_steps))
         self.steps = 0
@@ -278,6 +284,7 @@ class _Loop:
         self.collector.add(observation, action.astype(np.float32), step)
         self.learner.model.normalizer.update(self.learner.tensor(step.observation))
         self.meter.add(step.cost[self.measured])
+        self._measure_level(observation, action.astype(np.float32), step)
         self.running_return += step.reward
         for i in np.flatnonzero(step.terminated | step.truncated):
             self.returns.append(float(self.running_return[i]))
@@ -296,6 +303,19 @@ class _Loop:
             self.unmet_steps = np.where(unmet, self.unmet_steps + self.env.num_envs, 0.0)
             self.feasible[:] = False
         return step.observation
+
+    def _measure_level(self, observation: NDArray[np.float32], action: NDArray[np.float32], step: VectorStep) -> None:
+        """Take in a step of the measured episodes; where one ends, compare what the critics say with what came."""
+        if not self.learner.updates or self.config.estep.constraint == "critic":
+            return  # random actions; the paper's own form takes the critics as they are
+        for i, steps in enumerate(self.measured_steps):
+            steps.append((observation[i].copy(), action[i].copy(), step.cost[i].copy()))
+            if step.terminated[i] or step.truncated[i]:
+                seen, done, cost = map(np.array, zip(*steps, strict=True))
+                said = learner.cost_values(self.learner, seen, done)
+                self.level = self.level.seeing(said, cost, np.array(self.config.cost_discounts))
+                self.learner.model.cost_factor.copy_(self.learner.tensor(self.level.factor()))
+                steps.clear()
 
     def _newly_unmet(self) -> list[str]:
         """A sentence for each limit that, with this step, has been out of reach for long."""
@@ -334,7 +354,7 @@ class _Loop:
     def _model(self) -> Model:
         """What checkpoints hold and evaluations judge."""
         state = self.learner
-        return Model(state.model.normalizer, state.behavior_policy, state.target_critics)
+        return Model(state.model.normalizer, state.behavior_policy, state.target_critics, state.model.cost_factor)
 
     def _save(self, run: Path, points: ResumePoints, writer: MetricsWriter) -> int:
         began, scale = time.monotonic(), self.learner.reward_scale
@@ -356,6 +376,10 @@ class _Loop:
             "generator": self.generator.bit_generator.state,
             "cost_window": torch.from_numpy(self.meter.window.copy()),
             "cost_count": self.meter.count,
+            "level": {field.name: np.asarray(getattr(self.level, field.name)).tolist() for field in fields(LevelMeter)},
+            "measured_steps": [
+                [torch.from_numpy(np.array(part)) for part in zip(*steps, strict=True)] for steps in self.measured_steps
+            ],
             "unmet_steps": self.unmet_steps.tolist(),
             "running_return": torch.from_numpy(self.running_return.copy()),
             "returns": list(self.returns),
@@ -371,6 +395,10 @@ class _Loop:
         self.collector.restore(state["pending"])
         self.generator.bit_generator.state = state["generator"]
         self.meter = CostMeter(state["cost_window"].numpy(), state["cost_count"])
+        self.level = LevelMeter(**{name: np.array(value) for name, value in state["level"].items()})
+        self.measured_steps = [
+            list(zip(*(part.numpy() for part in parts), strict=True)) for parts in state["measured_steps"]
+        ]
         self.unmet_steps = np.array(state["unmet_steps"])
         self.running_return = state["running_return"].numpy()
         self.returns.extend(state["returns"])
@@ -381,6 +409,8 @@ class _Loop:
         for i in np.flatnonzero(restarted):
             self.collector.pending[i].clear()
             self.running_return[i] = 0.0
+            if i < len(self.measured_steps):
+                self.measured_steps[i].clear()
 
 
 class _Evaluator:

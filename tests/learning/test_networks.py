@@ -99,6 +99,16 @@ def test_heads_are_averaged_and_never_their_minimum() -> None:
     assert (cost_value > cost_heads.amin(0)).all()
 
 
+def test_costs_are_read_at_their_measured_level() -> None:
+    parts = Normalizer(S).double(), GaussianPolicy(S, A, H).double(), critics()
+    factor = torch.linspace(0.5, 2.0, critics().num_costs).double()
+    observation, action = inputs()
+    reward_value, cost_value = Model(*parts, cost_factor=factor).values(observation, action)
+    as_they_are = Model(*parts).values(observation, action)
+    torch.testing.assert_close(reward_value, as_they_are[0])
+    torch.testing.assert_close(cost_value, factor * as_they_are[1])
+
+
 def test_the_normalizer_in_pieces_equals_numpy_on_the_whole() -> None:
     data = np.random.default_rng(0).normal([3.0, -100.0, 0.01], [2.0, 30.0, 0.001], (1000, 3))
     normalizer = Normalizer(3)

@@ -43,6 +43,7 @@ def policy(steps: int = 100) -> TrainedPolicy:
     constraint = Constraint(name="cost", cost_limit=None, discount=0.8, horizon_steps=40, window_steps=5)
     model = build_model(CONFIG.network, 3, 2, 1)
     model.normalizer.update(torch.randn(50, 3))
+    model.cost_factor.fill_(1.5)
     return TrainedPolicy(model, spec, CONFIG, (constraint,), 2.5, steps)
 
 
@@ -77,6 +78,16 @@ def test_a_policy_comes_back_with_all_that_is_needed_to_run_it(tmp_path: Path) -
     )
     for name, value in vars(saved.spec).items():
         np.testing.assert_array_equal(getattr(loaded.spec, name), value)
+
+
+def test_a_checkpoint_from_before_the_cost_factor_has_its_critics_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = policy()
+    before = {name: value for name, value in saved.model.state_dict().items() if name != "cost_factor"}
+    monkeypatch.setattr(saved.model, "state_dict", lambda: before)
+    save_policy(tmp_path, saved)
+    assert load_policy(tmp_path, 100).model.cost_factor.tolist() == [1.0]
 
 
 def test_a_loaded_model_does_not_learn(tmp_path: Path) -> None:

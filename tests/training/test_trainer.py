@@ -21,7 +21,7 @@ import torch
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
-from cvpo.envs import VectorEnv
+from cvpo.envs import VectorEnv, VectorStep
 from cvpo.errors import CheckpointError, ConfigError, EnvError, NonFiniteError, WorkerError
 from cvpo.files import read_verified, write_verified
 from cvpo.learning import learner
@@ -515,6 +515,24 @@ def test_environments_that_act_as_the_served_policy_are_those_whose_cost_is_held
         same = (loop._choose(observation) == loop._choose(observation)).all(1)
     assert same.tolist() == [True] * deterministic + [False] * (4 - deterministic)
     assert loop.meter.window.shape == (2 * STEPS, measured, 1)
+
+
+@pytest.mark.parametrize("constraint", ["measured", "critic"])
+def test_checkpoints_have_their_critics_at_the_level_of_the_measured_episodes(tmp_path: Path, constraint: str) -> None:
+    """They say a tenth of what comes of the served policy, and less of what comes of the explorers."""
+    settings = small_config(estep={"constraint": constraint})
+    with VectorEnv("tests.budget:make", num_envs=4, workers=0, seed=0) as env:
+        loop = trainer._Loop(settings, trainer.constraints_of(settings, env.spec), env)
+        loop.learner.updates = 1
+        observation, action, discount = np.zeros((4, 1), np.float32), np.zeros((4, 1), np.float32), 0.8
+        said = learner.cost_values(loop.learner, observation[:1], action[:1])[0]
+        for t in range(10 * STEPS):
+            ends = np.full(4, t % STEPS == STEPS - 1)
+            cost = np.array([[1.0], [1.0], [99.0], [99.0]]) * 10 * (1 - discount) * said  # the last two explore
+            step = VectorStep(observation, observation, np.zeros(4), cost, np.zeros(4, bool), ends)
+            loop._measure_level(observation, action, step)
+        factor = loop._model().cost_factor.tolist()
+    assert factor == ([1.0] if constraint == "critic" else [pytest.approx(5.0)])  # the bound of it
 
 
 @pytest.mark.parametrize(
