@@ -64,8 +64,8 @@ class UpdateMetrics:
     share: Array | None  # [C]; None where the constraint is the critics'
     cost_value: Array  # [C], mean over recent states, under the policy that `critic.cost_policy` names
     standard_deviation: float  # of the behavior policy, mean over states and dimensions
-    kl_mean: float | None = None  # achieved by the M-step; once a period
-    kl_covariance: float | None = None
+    kl_mean: float | None = None  # achieved by the M-step, over the bound that held; once a period
+    kl_covariance: float | None = None  # the same
     kept_share: float | None = None  # below 1: the step was pulled back
     projection_gap: Array | None = None  # between the policy that the M-step ended in and q, [C]
 
@@ -309,9 +309,9 @@ def _solve(
 ) -> tuple[DualSolution, Array | None]:
     """Solve the dual on recent states, under the critics' threshold or a share of the reachable cost change.
 
-    What several constraints can each reach alone may be out of reach for all of them together. So they ask for less, by
-    one factor: for the largest of their shares of what all can reach together. The shares asked are returned, too: None
-    under the critics' threshold.
+    What several constraints can each reach alone may be out of reach for all of them together. So those that are to
+    fall ask for less, by one factor: for the largest of their shares of what all can reach together. The shares asked
+    are returned, too: None under the critics' threshold.
     """
     if config.estep.constraint == "critic":
         threshold = cost_limit * state.unit_threshold
@@ -326,7 +326,7 @@ def _solve(
     asking = np.isfinite(threshold)
     if asking.sum() > 1 and np.any(threshold < 0):
         reachable = reachable_share(advantage[..., asking], threshold[asking], kl_bound)
-        factor = share[asking].max() * reachable
+        factor = np.where(threshold < 0, share[asking].max() * reachable, 1.0)  # what may grow may grow as far
         threshold, share = factor * threshold, factor * share
     return solve_dual(reward_value, advantage, threshold, kl_bound, state.dual_start), share
 
@@ -340,19 +340,23 @@ def _weights(dual: DualSolution, reward_value: Tensor, cost_value: Tensor) -> Te
 
 @torch.no_grad()
 def _end_period(state: LearnerState, observation: Tensor, pace: float) -> tuple[float, float, float]:
-    """Measure the KL that the M-step achieved, pull it back when it is far over a bound, and copy the policy."""
+    """Measure the KL that the M-step achieved, pull it back when it is far over a bound, and copy the policy.
+
+    Returns:
+        KL of mean and of covariance over the bounds that held, and the share of the step that was kept.
+    """
     policy = state.model.policy
     kl_mean, kl_covariance = (
-        float(kl.mean()) for kl in gaussian_kl(state.behavior_policy(observation), policy(observation))
+        float(kl.mean()) / pace for kl in gaussian_kl(state.behavior_policy(observation), policy(observation))
     )
-    kept = min(state.mean_region.pull_back(kl_mean / pace), state.covariance_region.pull_back(kl_covariance / pace))
+    kept = min(state.mean_region.pull_back(kl_mean), state.covariance_region.pull_back(kl_covariance))
     if kept < 1:
         interpolate(state.behavior_policy, policy, kept)
         state.pulled_back_periods += 1
-    state.mean_region = state.mean_region.adapted(kl_mean / pace)
-    state.covariance_region = state.covariance_region.adapted(kl_covariance / pace)
+    state.mean_region = state.mean_region.adapted(kl_mean)
+    state.covariance_region = state.covariance_region.adapted(kl_covariance)
     state.behavior_policy.load_state_dict(policy.state_dict())
-    return kl_mean, kl_covariance, kept
+    return kl_mean / state.mean_region.bound, kl_covariance / state.covariance_region.bound, kept
 
 
 @torch.no_grad()

@@ -113,10 +113,16 @@ def limit_at(config: TrainConfig, steps: int) -> Array:
 
 
 def relative_gap(measured_cost: Array, cost_limit: Array) -> Array:
-    """(J − d)/max(d, 10), [C]; an unconstrained cost counts as far below its limit, -1."""
+    """(J − d)/max(d, 10), [C]; an unconstrained cost counts as far below its limit, -1.
+
+    No cost at all counts as at least 0.1 below any limit: under a limit of zero nothing else would take back what was
+    asked for, and reward would be forgotten for the rest of a run.
+    """
     finite = np.isfinite(cost_limit)
     limit = np.where(finite, cost_limit, 0.0)
-    return np.where(finite, (measured_cost - limit) / np.maximum(limit, 10.0), -1.0)
+    gap = (measured_cost - limit) / np.maximum(limit, 10.0)
+    gap = np.where(measured_cost <= 0, np.minimum(gap, -0.1), gap)
+    return np.where(finite, gap, -1.0)
 
 
 def advantage_threshold(share: Array, least_cost: Array, reward_only_cost: Array, cost_limit: Array) -> Array:

@@ -172,8 +172,8 @@ class Rows:
         row.update({name: residual for name, residual in residuals.items() if math.isfinite(residual)})  # constrained
         periods = [m for m in updates if m.kl_mean is not None and m.kl_covariance is not None]
         if periods:
-            row["mstep/kl_mean"] = _mean(m.kl_mean or 0.0 for m in periods) / state.mean_region.bound
-            row["mstep/kl_covariance"] = _mean(m.kl_covariance or 0.0 for m in periods) / state.covariance_region.bound
+            row["mstep/kl_mean"] = _mean(m.kl_mean or 0.0 for m in periods)
+            row["mstep/kl_covariance"] = _mean(m.kl_covariance or 0.0 for m in periods)
             gaps = [m.projection_gap for m in periods if m.projection_gap is not None]
             row.update(self._named("mstep/gap", np.mean(gaps, axis=0)))
         return row

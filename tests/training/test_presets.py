@@ -195,7 +195,11 @@ def test_presets_are_shown_to_machines() -> None:
     assert settings["critic.discount"] == 0.98
     assert shown == {"SafetyCarRun-v0": {"cost_limits": [10.0], "steps": 100_000, "settings": settings, "opening": []}}
     shown = json.loads(succeed("presets", "SafetyPointCircle1-v0", "--json").out)["SafetyPointCircle1-v0"]
-    assert (shown["cost_limits"], shown["steps"], shown["settings"]) == ([25.0], 300_000, {"schedule.updates_per_step": 0.4})
+    assert (shown["cost_limits"], shown["steps"], shown["settings"]) == (
+        [25.0],
+        300_000,
+        {"schedule.updates_per_step": 0.4},
+    )
     assert shown["opening"] == [list(point) for point in PRESETS["SafetyPointCircle1-v0"].opening]
 
 
