@@ -99,7 +99,7 @@ class AsyncPolicyClient:
             fallback=fallback,
         )
         conversation = Conversation(opening, await self.get_policy(), watchdog, self._addresses, self._timeout_seconds)
-        session = AsyncControlSession(conversation, self._addresses, self._dialer, self._selector)
+        session = AsyncControlSession(conversation, self._addresses, self._dialer)
         await session.open(self._timeout_seconds)
         return session
 

@@ -196,6 +196,6 @@ class PolicyClient(PolicyCaller):
 
     def _open(self, opening: Opening, watchdog: Watchdog) -> ControlSession:
         conversation = Conversation(opening, self.get_policy(), watchdog, self._addresses, self._timeout_seconds)
-        session = RemoteControlSession(conversation, self._addresses, self._dialer, self._selector)
+        session = RemoteControlSession(conversation, self._addresses, self._dialer)
         session.open(self._timeout_seconds)
         return session
