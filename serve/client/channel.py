@@ -13,6 +13,12 @@ import grpc
 from serve.client.status import call_details, call_error, retry_after_seconds
 from serve.errors import InvalidRequestError
 
+# A connection on which nothing came for the first time is asked for a sign of life, and left where none comes for the
+# second, or what was sent is not acknowledged for so long (TCP_USER_TIMEOUT, which gRPC sets): a server that lost power
+# says no farewell. Our servers let themselves be asked every 10 seconds.
+_KEEPALIVE_MS = 15_000
+_KEEPALIVE_TIMEOUT_MS = 5_000
+
 _OPTIONS = (
     ("grpc.enable_retries", 0),  # an answer that comes late is worth less than knowing at once
     ("grpc.enable_http_proxy", 0),  # a control loop does not go through a web proxy that happens to be set
@@ -20,6 +26,11 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 1000),  # is also how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, which a balancer may bring elsewhere
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),  # without it gRPC waits a minute for the answer
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),  # no bound
 )
 _SHORTEST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 5.0
