@@ -247,7 +247,10 @@ class _Stream:
                 self._deliver(Received(self, response))
             error: PolicyServiceError = UnavailableError(f"{self.address} has ended the stream.")
         except grpc.RpcError as status:
-            error = stream_error(status, self.address)
+            if self._call.cancelled():  # by `cancel`
+                error = UnavailableError(f"{self.address} has said nothing for too long.")
+            else:
+                error = stream_error(status, self.address)
         self._requests.put(None)  # lets go of gRPC's thread that sends
         self._channel.close()
         if not self._finished:

@@ -35,6 +35,7 @@ from serve.server.interceptors import status_of
 from serve.server.session import Session
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.faulty import Answers, FaultyServer, Stall, answer
+from tests.serve.proxy import Proxy
 from tests.serve.running import LoopThread
 
 OBSERVATION = [1, 2, -1]
@@ -435,6 +436,19 @@ def test_a_server_that_falls_silent_is_left(control: Open, faulty: Start) -> Non
         """Not given up yet."""
     assert alive.opened == 1
     stall.release.set()
+
+
+def test_a_server_that_hangs_is_said_to_say_nothing(control: Open, server: FaultyServer) -> None:
+    proxy = Proxy(server.address)
+    try:
+        session = control([proxy.address], watchdog=HASTY)
+        proxy.fall_silent(for_good=True)
+        while (taken := session.step(OBSERVATION, cost=[0, 0]).watchdog) is None or taken.reason is WatchdogReason.LATE:
+            """Not given up yet."""
+        assert taken.reason is WatchdogReason.DISCONNECTED
+        assert taken.message == f"{proxy.address} has said nothing for too long."
+    finally:
+        proxy.close()
 
 
 # --- opening and closing -------------------------------------------------------------------------------------------
