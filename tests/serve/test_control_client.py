@@ -462,6 +462,8 @@ def test_a_server_that_hangs_is_said_to_say_nothing(control: Open, server: Fault
         ({"extent": Horizon(0)}, "open.horizon_steps"),
         ({"max_age_seconds": np.nan}, "max_age_seconds"),
         ({"max_age_seconds": np.inf}, "max_age_seconds"),
+        ({"max_age_seconds": 0.0}, "max_age_seconds"),
+        ({"max_age_seconds": -3.0}, "max_age_seconds"),
         ({"watchdog": Watchdog(safe_action=(0.0,))}, "watchdog.safe_action"),
         ({"watchdog": Watchdog(safe_action=(0.0, 2.5))}, "watchdog.safe_action[1]"),
         ({"watchdog": Watchdog(timeout_seconds=0.0)}, "watchdog.timeout_seconds"),
