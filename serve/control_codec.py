@@ -141,7 +141,7 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
     """Return the message that opens a session, or goes on from a state of it.
 
     Raises:
-        InvalidRequestError: a number that does not fit into the message, an age that is none.
+        InvalidRequestError: a number that does not fit into the message, an age that is not above zero.
     """
     message = pb.OpenSession(policy=_encode_selector(opening.policy), state=state)
     message.cost_budget.extend(opening.cost_budget or ())
@@ -152,8 +152,8 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
             message.rolling_window_steps = in_range("rolling window", steps, UINT32_MAX)
     encode_mode(message, opening.mode)
     if (seconds := opening.max_age_seconds) is not None:
-        if not abs(seconds) <= _LONGEST_SECONDS:  # True for NaN; the server says what else it must be
-            raise InvalidRequestError("max_age_seconds", f"is {seconds:g}; it must be finite")
+        if not 0 < seconds <= _LONGEST_SECONDS:  # True for NaN
+            raise InvalidRequestError("max_age_seconds", f"is {seconds:g}; it must be finite, and above zero")
         fill_duration(message.max_age, seconds)
     fallback = opening.fallback
     message.fallback.reasons.extend(map(_encode_reason, sorted(fallback.reasons)))

@@ -41,7 +41,7 @@ def connect(address: str, tls: Tls | None = None) -> grpc.Channel:
     """A connection of its own: gRPC would have all clients of a process share one."""
     if tls is None:
         return grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    return grpc.secure_channel(address, tls.credentials(), options=_CHANNEL_OPTIONS)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(*tls.read()), options=_CHANNEL_OPTIONS)
 
 
 class UnaryAsker:

@@ -42,6 +42,7 @@ class AsyncPolicyClient:
         self._timeout_seconds = timeout_seconds
         self._addresses = Addresses(address)
         self._dialer = Dialer(tls)
+        self._credentials = self._dialer.credentials()
         self._channels: list[grpc.aio.Channel] = []  # made when first asked, for the event loop that asks
         self._stubs: dict[str, PolicyServiceStub] = {}  # by address
 
@@ -99,7 +100,7 @@ class AsyncPolicyClient:
             fallback=fallback,
         )
         conversation = Conversation(opening, await self.get_policy(), watchdog, self._addresses, self._timeout_seconds)
-        session = AsyncControlSession(conversation, self._addresses, self._dialer, self._selector)
+        session = AsyncControlSession(conversation, self._addresses, self._dialer)
         await session.open(self._timeout_seconds)
         return session
 
@@ -123,11 +124,19 @@ class AsyncPolicyClient:
                 stub = self._stub(attempt.address)
                 response = await getattr(stub, call.method)(call.request, timeout=attempt.timeout_seconds)
             except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    self._renew()
                 attempts.failed(attempt, error)
             else:
                 attempts.worked(attempt)
                 return call.decode(response)
         raise AssertionError("the last attempt answers or raises")
+
+    def _renew(self) -> None:
+        """Have the next calls make new connections, if there are other credentials than those made until now have."""
+        credentials = self._dialer.credentials()
+        if credentials is not self._credentials:
+            self._credentials, self._stubs = credentials, {}
 
     def _stub(self, address: str) -> PolicyServiceStub:
         if address not in self._stubs:

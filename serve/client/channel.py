@@ -4,14 +4,21 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
 from serve.client.status import call_details, call_error, retry_after_seconds
 from serve.errors import InvalidRequestError
+
+# A connection on which nothing came for the first time is asked for a sign of life, and left where none comes for the
+# second, or what was sent is not acknowledged for so long (TCP_USER_TIMEOUT, which gRPC sets): a server that lost power
+# says no farewell. Our servers let themselves be asked every 10 seconds.
+_KEEPALIVE_MS = 15_000
+_KEEPALIVE_TIMEOUT_MS = 5_000
 
 _OPTIONS = (
     ("grpc.enable_retries", 0),  # an answer that comes late is worth less than knowing at once
@@ -20,6 +27,11 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 1000),  # is also how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, which a balancer may bring elsewhere
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),  # without it gRPC waits a minute for the answer
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),  # no bound
 )
 _SHORTEST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 5.0
@@ -34,7 +46,7 @@ class Tls:
     key: Path | None = None  # of that certificate
     server_name: str = ""  # in the server's certificate, where it is not the host of the address
 
-    def credentials(self) -> grpc.ChannelCredentials:
+    def read(self) -> "_Files":
         """Read the files.
 
         Raises:
@@ -42,11 +54,19 @@ class Tls:
         """
         if (self.certificate is None) != (self.key is None):
             raise InvalidRequestError("tls.key", "and tls.certificate go together; give both or none")
-        return grpc.ssl_channel_credentials(
+        return _Files(
             root_certificates=_read("tls.certificate_authority", self.certificate_authority),
             private_key=_read("tls.key", self.key),
             certificate_chain=_read("tls.certificate", self.certificate),
         )
+
+
+class _Files(NamedTuple):
+    """What was in the files of a Tls, as gRPC takes it."""
+
+    root_certificates: bytes | None
+    private_key: bytes | None
+    certificate_chain: bytes | None
 
 
 def _read(name: str, path: Path | None) -> bytes | None:
@@ -59,23 +79,36 @@ def _read(name: str, path: Path | None) -> bytes | None:
 
 
 class Dialer:
-    """Makes channels, all with the same credentials. A new channel is a new connection."""
+    """Makes channels, with the files of TLS as they are by then. A new channel is a new connection."""
 
     def __init__(self, tls: Tls | None) -> None:
-        self._credentials = None if tls is None else tls.credentials()
+        self._tls = tls
+        self._files = None if tls is None else tls.read()
+        self._credentials = None if self._files is None else grpc.ssl_channel_credentials(*self._files)
         self._options: tuple[tuple[str, int | str], ...] = _OPTIONS
         if tls is not None and tls.server_name:
             self._options += (("grpc.ssl_target_name_override", tls.server_name),)
 
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """Read the files again; return the credentials as before unless there are others now that can be read."""
+        if self._tls is not None:
+            with suppress(InvalidRequestError):
+                files = self._tls.read()
+                if files != self._files:
+                    self._files, self._credentials = files, grpc.ssl_channel_credentials(*files)
+        return self._credentials
+
     def channel(self, address: str) -> grpc.Channel:
-        if self._credentials is None:
+        credentials = self.credentials()
+        if credentials is None:
             return grpc.insecure_channel(address, options=self._options)
-        return grpc.secure_channel(address, self._credentials, options=self._options)
+        return grpc.secure_channel(address, credentials, options=self._options)
 
     def aio_channel(self, address: str) -> grpc.aio.Channel:
-        if self._credentials is None:
+        credentials = self.credentials()
+        if credentials is None:
             return grpc.aio.insecure_channel(address, options=self._options)
-        return grpc.aio.secure_channel(address, self._credentials, options=self._options)
+        return grpc.aio.secure_channel(address, credentials, options=self._options)
 
 
 @dataclass

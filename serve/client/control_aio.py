@@ -25,19 +25,12 @@ from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 class AsyncControlSession:
     """One robot's control loop. Not for several tasks at once; `AsyncPolicyClient.control` opens one."""
 
-    def __init__(
-        self,
-        conversation: Conversation,
-        addresses: Addresses,
-        dialer: Dialer,
-        selector: policy_pb2.PolicySelector,
-    ) -> None:
+    def __init__(self, conversation: Conversation, addresses: Addresses, dialer: Dialer) -> None:
         """Prepare; `open` opens it. Arguments are those of RemoteControlSession."""
         self.description = conversation.description  # of the policy, at the opening
         self._conversation = conversation
         self._addresses = addresses
         self._dialer = dialer
-        self._check = policy_pb2.GetPolicyRequest(policy=selector)
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
         self._wanted = asyncio.Event()
         self._streams: list[_Stream] = []
@@ -125,7 +118,7 @@ class AsyncControlSession:
         self._inbox.put_nowait(event)
 
     async def _seek(self) -> None:
-        """Seek a server whenever one is wanted."""
+        """Seek a server that answers whenever one is wanted; whether it goes on with the session, the opening tells."""
         while await self._wanted.wait():
             self._wanted.clear()
             link = None
@@ -138,7 +131,7 @@ class AsyncControlSession:
         channel = self._dialer.aio_channel(address)
         try:
             stub = PolicyServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
-            await stub.GetPolicy(self._check, timeout=CHECK_SECONDS)
+            await stub.ListPolicies(policy_pb2.ListPoliciesRequest(), timeout=CHECK_SECONDS)
         except grpc.RpcError as error:
             await channel.close()
             self._addresses.failed(address, retry_after_seconds(call_details(error)))

@@ -77,26 +77,18 @@ class ControlSession(ABC):
 class RemoteControlSession(ControlSession):
     """A session on a server; `PolicyClient.control` opens one."""
 
-    def __init__(
-        self,
-        conversation: Conversation,
-        addresses: Addresses,
-        dialer: Dialer,
-        selector: policy_pb2.PolicySelector,
-    ) -> None:
+    def __init__(self, conversation: Conversation, addresses: Addresses, dialer: Dialer) -> None:
         """Prepare; `open` opens it.
 
         Args:
             conversation: that is held.
             addresses: of servers.
             dialer: makes channels.
-            selector: of the policy, which a server must have to be taken.
         """
         super().__init__(conversation.description)
         self._conversation = conversation
         self._addresses = addresses
         self._dialer = dialer
-        self._check = policy_pb2.GetPolicyRequest(policy=selector)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._streams: list[_Stream] = []
         self._wanted = threading.Event()
@@ -172,7 +164,7 @@ class RemoteControlSession(ControlSession):
         self._inbox.put(event)
 
     def _seek(self) -> None:
-        """Seek a server whenever one is wanted."""
+        """Seek a server that answers whenever one is wanted; whether it goes on with the session, the opening tells."""
         while self._wanted.wait() and not self._closing.is_set():
             self._wanted.clear()
             while not self._closing.wait(self._addresses.wait_seconds()):
@@ -180,7 +172,7 @@ class RemoteControlSession(ControlSession):
                 channel = self._dialer.channel(address)
                 try:
                     stub = PolicyServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
-                    stub.GetPolicy(self._check, timeout=CHECK_SECONDS)
+                    stub.ListPolicies(policy_pb2.ListPoliciesRequest(), timeout=CHECK_SECONDS)
                 except grpc.RpcError as error:
                     channel.close()
                     self._addresses.failed(address, retry_after_seconds(call_details(error)))
@@ -255,7 +247,10 @@ class _Stream:
                 self._deliver(Received(self, response))
             error: PolicyServiceError = UnavailableError(f"{self.address} has ended the stream.")
         except grpc.RpcError as status:
-            error = stream_error(status, self.address)
+            if self._call.cancelled():  # by `cancel`
+                error = UnavailableError(f"{self.address} has said nothing for too long.")
+            else:
+                error = stream_error(status, self.address)
         self._requests.put(None)  # lets go of gRPC's thread that sends
         self._channel.close()
         if not self._finished:

@@ -165,12 +165,13 @@ class PolicyClient(PolicyCaller):
         self._timeout_seconds = timeout_seconds
         self._addresses = Addresses(address)
         self._dialer = Dialer(tls)
-        self._channels = {address: self._dialer.channel(address) for address in self._addresses.in_order()}
-        self._stubs = {address: PolicyServiceStub(channel) for address, channel in self._channels.items()}  # type: ignore[no-untyped-call]  # generated
+        self._credentials = self._dialer.credentials()
+        self._channels: list[grpc.Channel] = []  # made when first asked
+        self._stubs: dict[str, PolicyServiceStub] = {}  # by address
 
     def close(self) -> None:
         """Close the connections."""
-        for channel in self._channels.values():
+        for channel in self._channels:
             channel.close()
 
     def __enter__(self) -> Self:
@@ -185,17 +186,33 @@ class PolicyClient(PolicyCaller):
         attempts = Attempts(self._addresses, self._timeout_seconds)
         for attempt in attempts:
             try:
-                stub = self._stubs[attempt.address]
+                stub = self._stub(attempt.address)
                 response = getattr(stub, call.method)(call.request, timeout=attempt.timeout_seconds)
             except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    self._renew()
                 attempts.failed(attempt, error)
             else:
                 attempts.worked(attempt)
                 return call.decode(response)
         raise AssertionError("the last attempt answers or raises")
 
+    def _renew(self) -> None:
+        """Have the next calls make new connections, if there are other credentials than those made until now have."""
+        credentials = self._dialer.credentials()
+        if credentials is not self._credentials:
+            self._credentials, self._stubs = credentials, {}
+
+    def _stub(self, address: str) -> PolicyServiceStub:
+        stubs = self._stubs  # another thread may begin new ones
+        if address not in stubs:
+            channel = self._dialer.channel(address)
+            self._channels.append(channel)
+            stubs[address] = PolicyServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        return stubs[address]
+
     def _open(self, opening: Opening, watchdog: Watchdog) -> ControlSession:
         conversation = Conversation(opening, self.get_policy(), watchdog, self._addresses, self._timeout_seconds)
-        session = RemoteControlSession(conversation, self._addresses, self._dialer, self._selector)
+        session = RemoteControlSession(conversation, self._addresses, self._dialer)
         session.open(self._timeout_seconds)
         return session

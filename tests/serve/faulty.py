@@ -1,10 +1,12 @@
 """A server that holds real sessions and misbehaves on command, where a real one could not be made to."""
 
+import dataclasses
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -65,7 +67,7 @@ class FaultyServer(ControlServiceServicer):
     """Listens at `address`, also after it was stopped and started again."""
 
     def __init__(self, repository: Path, key: bytes = KEY, lifetime_seconds: float = 600.0) -> None:
-        self._policies = load_repository(repository, allow_uncalibrated=True)
+        self.policies = load_repository(repository, allow_uncalibrated=True)
         self.key = key
         self._lifetime_seconds = lifetime_seconds  # of states
         self.behave: list[Behavior] = []  # one per step to come; then `answer`
@@ -82,7 +84,7 @@ class FaultyServer(ControlServiceServicer):
         self._server = grpc.server(ThreadPoolExecutor(16), options=(("grpc.so_reuseport", 0),))
         add_ControlServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
         add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            PolicyServicer(self._policies, Limits(), Metrics()), self._server
+            PolicyServicer(self.policies, Limits(), Metrics()), self._server
         )
         self._server.add_insecure_port(self.address)
         self._server.start()
@@ -90,6 +92,12 @@ class FaultyServer(ControlServiceServicer):
     def stop(self) -> None:
         """End it at once, with all its streams."""
         self._server.stop(None).wait()
+
+    def serve(self, **changes: Any) -> None:
+        """Change what is served of policy goal."""
+        snapshot = self.policies.snapshot
+        goal = dataclasses.replace(snapshot.policies["goal"], **changes)
+        self.policies.snapshot = dataclasses.replace(snapshot, policies={**snapshot.policies, "goal": goal})
 
     def Control(self, requests: Iterator[pb.ControlRequest], context: grpc.ServicerContext) -> Answers:  # noqa: N802
         opening = next(requests).open
@@ -112,9 +120,9 @@ class FaultyServer(ControlServiceServicer):
         seal = StateSeal(self.key, self._lifetime_seconds)
         try:
             session = (
-                resume_session(decoded, digest, opening.state, self._policies, seal)
+                resume_session(decoded, digest, opening.state, self.policies, seal)
                 if opening.state
-                else open_session(decoded, digest, self._policies, seal)
+                else open_session(decoded, digest, self.policies, seal)
             )
         except PolicyServiceError as error:
             status = status_of(error, "request")

@@ -123,6 +123,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         Dialer(Tls(tmp_path / "missing.pem"))
 
 
+def test_credentials_are_renewed_with_their_files_and_kept_while_one_cannot_be_read(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.write_text("the first")
+    dialer = Dialer(Tls(authority))
+    first = dialer.credentials()
+    assert dialer.credentials() is first
+    authority.unlink()
+    assert dialer.credentials() is first
+    authority.write_text("the second")
+    assert dialer.credentials() is not first
+
+
 def test_a_certificate_without_its_key_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"tls\.key"):
         Dialer(Tls(certificate=tmp_path / "robot.pem"))

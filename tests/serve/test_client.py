@@ -1,18 +1,22 @@
 """The client where no server is, and the client alone: in an environment that has the bare package."""
 
+import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import grpc
 import pytest
 
-from serve.client import PolicyClient
+from serve.client import PolicyClient, channel
+from serve.client.aio import AsyncPolicyClient
 from serve.errors import (
     DeadlineExceededError,
     FingerprintError,
@@ -24,7 +28,10 @@ from serve.errors import (
     UnavailableError,
 )
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceServicer, add_PolicyServiceServicer_to_server
-from tests.serve.conftest import ServerProcess
+from serve.server import process
+from tests.serve.conftest import PATIENCE_SECONDS, ServerProcess
+from tests.serve.proxy import Proxy
+from tests.serve.running import ServerThread
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,6 +115,39 @@ def test_a_client_finds_a_server_that_comes_back(repository: Path, serve_process
                 break
             except UnavailableError:
                 continue
+
+
+def test_a_connection_that_falls_silent_is_left_for_a_new_one(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {"grpc.keepalive_time_ms": 300, "grpc.http2.ping_timeout_ms": 300}
+    options = tuple((name, quick.get(name, value)) for name, value in channel._OPTIONS)
+    monkeypatch.setattr(channel, "_OPTIONS", options)
+    proxy = Proxy(server.address)
+
+    async def answered(act: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            with contextlib.suppress(DeadlineExceededError, UnavailableError):
+                await act()
+                return
+
+    async def run() -> None:
+        with PolicyClient(proxy.address, "goal", timeout_seconds=0.5) as client:
+            async with AsyncPolicyClient(proxy.address, "goal", timeout_seconds=0.5) as twin:
+                acts = partial(asyncio.to_thread, client.act, [1, 2, -1]), partial(twin.act, [1, 2, -1])
+                await asyncio.gather(*(answered(act) for act in acts))
+                await asyncio.sleep(0.1)  # no question is open, not even one that measures the bandwidth
+                proxy.fall_silent()
+                await asyncio.gather(*(answered(act) for act in acts))
+
+    try:
+        asyncio.run(asyncio.wait_for(run(), PATIENCE_SECONDS))
+    finally:
+        proxy.close()
+
+
+def test_clients_ask_for_signs_of_life_less_often_than_servers_allow() -> None:
+    assert channel._KEEPALIVE_MS > process._KEEPALIVE_MS // 2
 
 
 ROBOT = """

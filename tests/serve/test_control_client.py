@@ -1,6 +1,7 @@
 """Control sessions of both clients against servers that stall, break off, refuse, stop, and come back."""
 
 import asyncio
+import dataclasses
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from serve.server.interceptors import status_of
 from serve.server.session import Session
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.faulty import Answers, FaultyServer, Stall, answer
+from tests.serve.proxy import Proxy
 from tests.serve.running import LoopThread
 
 OBSERVATION = [1, 2, -1]
@@ -76,15 +78,15 @@ def control(request: pytest.FixtureRequest) -> Iterator[Open]:
     loop = LoopThread()
 
     def open_session(addresses: list[str], timeout_seconds: float = PATIENCE_SECONDS, **options: Any) -> ControlSession:
-        policy = options.pop("policy", "goal")
+        asked = {name: options.pop(name) for name in ("version", "fingerprint") if name in options}
         session: ControlSession
         if request.param == "threads":
-            with PolicyClient(addresses, policy, timeout_seconds=timeout_seconds) as client:
+            with PolicyClient(addresses, "goal", timeout_seconds=timeout_seconds, **asked) as client:
                 session = client.control(**options)
         else:
 
             async def run() -> AsyncControlSession:
-                async with AsyncPolicyClient(addresses, policy, timeout_seconds=timeout_seconds) as client:
+                async with AsyncPolicyClient(addresses, "goal", timeout_seconds=timeout_seconds, **asked) as client:
                     return await client.control(**options)
 
             session = OnLoop(loop, loop.run(run()))
@@ -363,6 +365,33 @@ def test_a_session_is_lost_also_where_one_of_the_servers_is_dead(control: Open, 
     assert lost.watchdog.reason is WatchdogReason.SESSION_LOST
 
 
+def test_a_session_whose_version_is_retired_is_lost(control: Open, server: FaultyServer) -> None:
+    session = control([server.address], version=1, watchdog=Watchdog(timeout_seconds=5.0))
+    server.serve(loaded={2: server.policies.select("goal", 2, "")})
+    server.behave = [answer_and_break_off]
+    assert session.step(OBSERVATION, cost=[0, 0]).source is Source.POLICY
+    lost = session.step(OBSERVATION, cost=[0, 0])
+    assert lost.watchdog is not None
+    assert lost.watchdog.reason is WatchdogReason.SESSION_LOST
+    assert "has no version 1" in lost.watchdog.message
+
+
+@pytest.mark.parametrize("serves", ["another robot", "a plan that cannot be read"])
+def test_a_session_goes_on_with_its_version_where_new_ones_could_not_be_opened(
+    control: Open, server: FaultyServer, serves: str
+) -> None:
+    policy = server.policies.select("goal", None, "")
+    stranger = dataclasses.replace(policy, served=dataclasses.replace(policy.served, fingerprint="0" * 16))
+    fingerprint = policy.served.fingerprint
+    session = control([server.address], fingerprint=fingerprint, watchdog=Watchdog(timeout_seconds=5.0))
+    server.serve(served=stranger if serves == "another robot" else None)
+    server.behave = [answer_and_break_off]
+    answers = [session.step(OBSERVATION, cost=[0, 0]) for _ in range(2)]
+    assert watchdogs(answers) == []
+    assert server.opened == 2
+    assert answers[-1].policy == policy.served
+
+
 def test_a_server_with_another_key_is_passed_over(control: Open, faulty: Start) -> None:
     servers = [faulty(), faulty(key=b"the key of another server"), faulty()]
     session = control([server.address for server in servers], watchdog=PATIENT)
@@ -409,6 +438,19 @@ def test_a_server_that_falls_silent_is_left(control: Open, faulty: Start) -> Non
     stall.release.set()
 
 
+def test_a_server_that_hangs_is_said_to_say_nothing(control: Open, server: FaultyServer) -> None:
+    proxy = Proxy(server.address)
+    try:
+        session = control([proxy.address], watchdog=HASTY)
+        proxy.fall_silent(for_good=True)
+        while (taken := session.step(OBSERVATION, cost=[0, 0]).watchdog) is None or taken.reason is WatchdogReason.LATE:
+            """Not given up yet."""
+        assert taken.reason is WatchdogReason.DISCONNECTED
+        assert taken.message == f"{proxy.address} has said nothing for too long."
+    finally:
+        proxy.close()
+
+
 # --- opening and closing -------------------------------------------------------------------------------------------
 
 
@@ -420,6 +462,8 @@ def test_a_server_that_falls_silent_is_left(control: Open, faulty: Start) -> Non
         ({"extent": Horizon(0)}, "open.horizon_steps"),
         ({"max_age_seconds": np.nan}, "max_age_seconds"),
         ({"max_age_seconds": np.inf}, "max_age_seconds"),
+        ({"max_age_seconds": 0.0}, "max_age_seconds"),
+        ({"max_age_seconds": -3.0}, "max_age_seconds"),
         ({"watchdog": Watchdog(safe_action=(0.0,))}, "watchdog.safe_action"),
         ({"watchdog": Watchdog(safe_action=(0.0, 2.5))}, "watchdog.safe_action[1]"),
         ({"watchdog": Watchdog(timeout_seconds=0.0)}, "watchdog.timeout_seconds"),

@@ -194,8 +194,6 @@ REFUSED = [
     ("open.rolling_window_steps", Opening(extent=RollingWindow(101))),
     ("open.shielded.candidates", Opening(mode=Shielded(1))),
     ("open.shielded.candidates", Opening(mode=Shielded(257))),
-    ("open.max_age", Opening(max_age_seconds=0.0)),
-    ("open.max_age", Opening(max_age_seconds=-1.0)),
     ("open.fallback.least_unsafe.candidates", with_fallback(LeastUnsafeAction(1))),
     ("open.fallback.least_unsafe.candidates", with_fallback(LeastUnsafeAction(257))),
     ("open.fallback.constant.action", with_fallback(ConstantAction((0.5,)))),
@@ -211,6 +209,16 @@ def test_a_wrong_opening_is_refused_and_names_the_field(
     with pytest.raises(InvalidRequestError) as caught:
         begin(served, seal, opening)
     assert caught.value.field == where
+
+
+@pytest.mark.parametrize("seconds", [0, -1])
+def test_an_age_that_is_not_above_zero_is_refused(seconds: int) -> None:
+    message = encode_opening(Opening())
+    message.max_age.FromSeconds(seconds)  # which our clients do not send
+    message.max_age.SetInParent()
+    with pytest.raises(InvalidRequestError) as caught:
+        decode_opening(message, Limits())
+    assert caught.value.field == "open.max_age"
 
 
 @pytest.mark.parametrize("number", [0, 5, 6, 99])
