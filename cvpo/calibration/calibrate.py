@@ -266,7 +266,7 @@ def _check(episodes: Sequence[Episode], num_costs: int, horizon: int) -> None:
 def least_episodes(confidence: float, miss_rate: float) -> tuple[int, int]:
     """How many episodes `calibrate` needs at least to claim a bound with this confidence, and to claim this miss rate.
 
-    For the miss rate it may take more, since only those that exceed a budget speak of it.
+    For the miss rate it may take more, since only those that exceed a budget speak of it, and fully if all do as often.
     """
     alarms = _alarms_needed(miss_rate)
     counts = itertools.count(MINIMUM_EPISODES)
