@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-from cvpo.calibration.calibrate import calibration_error, reliability, said
+from cvpo.calibration.calibrate import calibration_error, reliability, said, wilson
 from cvpo.calibration.sessions import Session
 
 Array = NDArray[np.float64]
@@ -71,18 +70,30 @@ def probability_figures(ours: Sequence[Session], elapsed: Sequence[Session]) -> 
 
 
 def flag_figures(
-    ours: Sequence[Session], level: float, others: Mapping[str, Sequence[Session]], lead_steps: int
+    ours: Sequence[Session],
+    at_limit: Sequence[Session],
+    level: float,
+    others: Mapping[str, Sequence[Session]],
+    lead_steps: int,
 ) -> dict[str, Any]:
-    """Misses, false alarms and lead of the flags, and the false alarms of others at a level with as many misses."""
+    """Misses, false alarms and lead of the flags, and the false alarms of others at a level with as many misses.
+
+    Args:
+        ours: a session of each fresh episode.
+        at_limit: of each, the session with the limit for budget.
+        level: over which the flag is raised.
+        others: what others say in the sessions of `ours`.
+        lead_steps: how many steps before the crossing a flag counts; where there are not so many, none does.
+    """
     crossed = [session for session in ours if session.crossing is not None]
     clean = [session for session in ours if session.crossing is None]
-    missed = sum(session.announced(lead_steps) <= level for session in crossed)
+    missed = _missed(ours, level, lead_steps)
     leads = [steps for session in crossed if (steps := session.lead_steps(level)) is not None]
     figures = {
-        "violating_sessions": len(crossed),
+        **_miss_figures(ours, level, lead_steps),
+        "too_soon_sessions": sum(not session.announceable(lead_steps) for session in crossed),
+        "at_limit": _miss_figures(at_limit, level, lead_steps),
         "clean_sessions": len(clean),
-        "miss_rate": missed / max(len(crossed), 1),
-        "miss_rate_upper": wilson_upper(missed, len(crossed)),
         "false_alarm_rate": flagged(clean, level),
         "lead_steps_median": float(np.median(leads)) if leads else None,
         "lead_steps_quartiles": [float(q) for q in np.quantile(leads, [0.25, 0.5, 0.75])] if leads else None,
@@ -91,6 +102,21 @@ def flag_figures(
         equal = level_of_misses(sessions, missed, lead_steps)
         figures[f"false_alarm_rate_{name}"] = flagged([s for s in sessions if s.crossing is None], equal)
     return figures
+
+
+def _missed(sessions: Sequence[Session], level: float, lead_steps: int) -> int:
+    """How many exceed their budget without a flag in time."""
+    return sum(s.announced(lead_steps) <= level for s in sessions if s.crossing is not None)
+
+
+def _miss_figures(sessions: Sequence[Session], level: float, lead_steps: int) -> dict[str, Any]:
+    """Of the sessions that exceed their budget, too soon or not, the share that is missed."""
+    missed, violating = _missed(sessions, level, lead_steps), sum(s.crossing is not None for s in sessions)
+    return {
+        "violating_sessions": violating,
+        "miss_rate": missed / max(violating, 1),
+        "miss_rate_upper": wilson(missed, violating).high if violating else 1.0,
+    }
 
 
 def level_of_misses(sessions: Sequence[Session], missed: int, lead_steps: int) -> float:
@@ -102,13 +128,6 @@ def level_of_misses(sessions: Sequence[Session], missed: int, lead_steps: int) -
 def flagged(sessions: Sequence[Session], level: float) -> float | None:
     """Share of the steps that are flagged, mean over sessions."""
     return float(np.mean([session.flagged_share(level) for session in sessions])) if sessions else None
-
-
-def wilson_upper(count: int, of: int) -> float:
-    """Upper end of the 95 % Wilson interval of a share."""
-    if not of:
-        return 1.0
-    return float(stats.binomtest(count, of).proportion_ci(method="wilson").high)
 
 
 def _mean(values: Array) -> dict[str, float]:

@@ -109,16 +109,19 @@ def measure(env_id: str, tell: Tell) -> dict[str, Any]:
     record = ours.calibrated.record
     tried = {name: each.sessions(constraint, budgets) for name, each in {"ours": ours, "elapsed": elapsed}.items()}
     tried["uncalibrated"] = _uncalibrated(fresh, constraint, budgets)
+    at_limit = ours.sessions(constraint, np.full_like(budgets, constraint.cost_limit))
     return {
         **rollouts.described(),
         "episodes": {**record.episodes, "fresh": len(fresh)},
         "alarm_level": record.alarm_levels[0],
+        "alarm_note": ours.calibrated.alarms[0].note,
         "lead_steps": record.lead_steps,
         "rest": bound_figures(ours.rest(constraint), elapsed.rest(constraint), record.confidence),
         "window": bound_figures(ours.window(constraint), elapsed.window(constraint), record.confidence),
         "probability": probability_figures(tried["ours"], tried["elapsed"]),
         "flags": flag_figures(
             tried["ours"],
+            at_limit,
             record.alarm_levels[0],
             {name: tried[name] for name in ("elapsed", "uncalibrated")},
             record.lead_steps,

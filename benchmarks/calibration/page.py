@@ -109,7 +109,9 @@ def flags(documents: Sequence[Document]) -> str:
             [
                 document["env_id"],
                 f"{found['violating_sessions']} / {found['clean_sessions']}",
-                f"{found['miss_rate']:.1%} (up to {found['miss_rate_upper']:.1%})",
+                str(found.get("too_soon_sessions", "-")),
+                _missed(found),
+                _missed(found["at_limit"]) if "at_limit" in found else "-",
                 *(_share(found[f"false_alarm_rate{of}"]) for of in ("", "_elapsed", "_uncalibrated")),
                 "-" if quartiles is None else " / ".join(f"{steps:.0f}" for steps in quartiles),
             ]
@@ -117,13 +119,16 @@ def flags(documents: Sequence[Document]) -> str:
     header = [
         "task",
         "sessions over / within budget",
+        "over too soon",
         "missed",
+        "missed at the limit",
         "false alarms",
         "time and elapsed",
         "critic alone",
         "lead, quartiles",
     ]
-    return table(header, rows)
+    notes = [f"{document['env_id']}, {document['alarm_note']}" for document in documents if "alarm_note" in document]
+    return f"{table(header, rows)}\n\nAlarm levels: {'; '.join(notes) or 'how they were found was not kept'}."
 
 
 def policies(documents: Sequence[Document]) -> str:
@@ -248,6 +253,10 @@ def draw(documents: Sequence[Document]) -> None:
 
 def _interval(value: Mapping[str, float], digits: int) -> str:
     return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
+
+
+def _missed(found: Mapping[str, Any]) -> str:
+    return f"{found['miss_rate']:.1%} (up to {found['miss_rate_upper']:.1%})"
 
 
 def _share(value: float | None) -> str:

@@ -79,7 +79,7 @@ class Constraint(_Model):
 
 
 class Interval(_Model):
-    """A mean over episodes with its 95 % confidence interval."""
+    """A mean over episodes, or a share of them, with its 95 % confidence interval."""
 
     mean: Finite
     low: Finite
@@ -166,7 +166,9 @@ class CalibrationResult(_Model):
     test_episodes: Count
     coverage: Probability  # share of test steps whose realized cost was within cost_upper
     coverage_by_bound: tuple[BoundCoverage, ...] = ()  # from low bounds to high ones
-    missed_share: Probability | None  # of sessions over budget, those without a flag in time; None: there were none
+    missed_share: Probability | None  # of sessions over budget, not too soon, those without a flag in time; None: none
+    limit_missed_share: Interval | None = None  # the same of sessions with the limit alone; None: there were none
+    too_soon_share: Probability | None = None  # of sessions over budget, those over it within lead_steps of the start
     flagged_share: Probability | None  # of the steps of sessions within budget; None: there were none
     lead_steps_median: NonNegative | None = None  # from the first flag to exceeding the budget; None: no such flag
     reliability: tuple[ReliabilityBin, ...] = ()  # of violation_probability
@@ -190,7 +192,7 @@ class Calibration(_Model):
     method: str
     modes: tuple[CalibratedMode, ...] = Field(min_length=1)  # bounds and probabilities hold in each of them
     confidence: Probability  # P(cost <= cost_upper) is at least this
-    miss_rate: Probability  # of sessions over budget, what alarm_levels were chosen for
+    miss_rate: Probability  # of sessions over budget, not too soon to announce, what alarm_levels were chosen for
     lead_steps: Annotated[Count, Field(ge=1)] = 1  # before the budget is exceeded: a flag any later counts as missed
     alarm_levels: tuple[Probability, ...]  # [C]
     episodes: dict[str, Count]  # what each group of rollouts was used for, in the first mode

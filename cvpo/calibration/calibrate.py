@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from cvpo.bundle import (
@@ -21,6 +22,7 @@ from cvpo.bundle import (
     CalibrationResult,
     Constraint,
     EpisodeExample,
+    Interval,
     ModeResult,
     ReliabilityBin,
 )
@@ -41,10 +43,11 @@ Fit = Callable[[Sequence[Episode], Sequence[Constraint], Callable[[Tensor], Tens
 MINIMUM_EPISODES = 8
 DETERMINISTIC = CalibratedMode(mode="deterministic")
 
-BUDGETS = np.geomspace(0.25, 2, 7)  # of the limit: alarm levels must serve sessions that may spend more or less than it
-SHIELDED_BUDGETS = np.ones(1)  # of the limit: what shielded episodes were rolled out with
+# Of the limit, log-uniform from a quarter to twice: alarm levels must serve sessions that may spend less or more.
+BUDGETS = 0.25 * 8 ** ((np.arange(21) + 0.5) / 21)
+LIMIT_ALONE = np.ones(1)  # of the limit: what most sessions may spend, and what shielded episodes were rolled out with
 MOST_LEAD_STEPS = 20
-HEADROOM = 0.5  # of the misses that are right on average; with all of them every other level misses more than stated
+HEADROOM = 0.4  # of the misses that are right on average; with all of them every other level misses more than stated
 ENOUGH_CALIBRATE, ENOUGH_ALARM = 100, 80  # episodes: of those beyond, most fit
 MOST_TEST = 50
 BINS = 10  # of probabilities, equally wide, and of bounds, equally full
@@ -102,7 +105,8 @@ def calibrate(
         seed: of the random split and of the fit.
         mode: how the episodes' actions were chosen.
         confidence: of `cost_upper`.
-        miss_rate: of the sessions that exceed their budget, the expected share that no flag announces in time.
+        miss_rate: of the sessions that exceed their budget, and not too soon, the expected share that no flag announces
+            in time.
         fit: makes the forecast.
 
     Raises:
@@ -262,7 +266,7 @@ def _check(episodes: Sequence[Episode], num_costs: int, horizon: int) -> None:
 def least_episodes(confidence: float, miss_rate: float) -> tuple[int, int]:
     """How many episodes `calibrate` needs at least to claim a bound with this confidence, and to claim this miss rate.
 
-    For the miss rate it may take more, since only those that exceed a budget speak of it.
+    For the miss rate it may take more, since only those that exceed a budget speak of it, and fully if all do as often.
     """
     alarms = _alarms_needed(miss_rate)
     counts = itertools.count(MINIMUM_EPISODES)
@@ -354,15 +358,16 @@ def budget_sessions(
 
 
 def choose_level(episodes: Sequence[Sequence[Session]], lead_steps: int, confidence: float, miss_rate: float) -> Alarm:
-    """The highest level that keeps the expected share of missed sessions of a fresh episode at most `miss_rate`.
+    """The highest level that keeps the expected share of missed sessions, of all together, under `miss_rate`.
 
     A session that exceeds its budget is missed if no flag came `lead_steps` before or earlier; one that exceeds it
-    sooner than that cannot be announced, and does not count here. Conformal risk control (Angelopoulos et al., arXiv
-    2208.02814): of n episodes with such sessions m may be missed, a share of an episode's sessions being that share of
-    one, where (m + 1)/(n + 1) <= miss_rate. That takes n >= 1/miss_rate - 1. It is right on average over the episodes
-    that a level might be chosen on, so this one is too high half of the time; therefore only a HEADROOM of that m is
-    missed. With fewer episodes, the mean over those there are must be at most `miss_rate`, and the level is not above
-    1 - confidence: the flag is raised at least wherever cost_upper exceeds what is allowed.
+    sooner than that cannot be announced, and does not count here. Sessions of one episode are alike: those of episodes
+    that have k[1], k[2], ... of them say as much as n = (sum k)^2 / sum k^2 independent ones (Kish, Survey Sampling,
+    1965). Of these n a number m, the missed share of all sessions, may be missed where (m + 1)/(n + 1) <= miss_rate, as
+    in conformal risk control (Angelopoulos et al., arXiv 2208.02814). That takes n >= 1/miss_rate - 1. It is right on
+    average over the episodes that a level might be chosen on, so this one is too high half of the time; therefore only
+    a HEADROOM of that m is missed. With less than such an n, a share of `miss_rate` is missed, and the level is not
+    above 1 - confidence: the flag is raised at least wherever cost_upper exceeds what is allowed.
 
     Args:
         episodes: for each its sessions.
@@ -370,28 +375,27 @@ def choose_level(episodes: Sequence[Sequence[Session]], lead_steps: int, confide
         confidence: of `cost_upper`.
         miss_rate: see above.
     """
-    announced = [
-        [s.announced(lead_steps) for s in some if s.crossing is not None and s.crossing >= lead_steps]
-        for some in episodes
-    ]
-    announced = [probability for probability in announced if probability]
+    late = [[s.announced(lead_steps) for s in some if s.announceable(lead_steps)] for some in episodes]
+    sizes = np.array([len(announced) for announced in late if announced], np.float64)
+    announced = np.sort(np.concatenate([[], *late]))
     # Risk rises where a session goes unannounced: what is worth trying lies just below, in the graphs' float32.
-    announcements = np.unique(np.concatenate([[0.0], *announced])).astype(np.float32)
+    announcements = np.unique([0.0, *announced]).astype(np.float32)
     levels = np.maximum(np.nextafter(announcements, np.float32(-1), dtype=np.float32), 0).astype(np.float64)
-    missed = np.array([[(np.array(probability) <= level).mean() for level in levels] for probability in announced])
-    count = len(announced)
+    missed = np.searchsorted(announced, levels, side="right") / max(len(announced), 1)
+    worth = float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
     needed = _alarms_needed(miss_rate)
-    enough = count >= needed
-    most = HEADROOM * (miss_rate * (count + 1) - 1) if enough else miss_rate * count
-    kept = levels[missed.sum(0) <= most + 1e-9] if count else np.ones(1)
+    enough = worth >= needed - 1e-9
+    most = HEADROOM * (miss_rate * (worth + 1) - 1) / worth if enough else miss_rate
+    kept = levels[missed <= most + 1e-9] if len(sizes) else np.ones(1)
     level = float(kept[-1]) if len(kept) else 0.0
     if enough:
-        return Alarm(level, f"{level:.3g}, chosen on {count} episodes that exceed a budget")
+        return Alarm(level, f"{level:.3g}, chosen on {len(announced)} sessions over budget of {len(sizes)} episodes")
     level = min(level, round(1 - confidence, 9))
     return Alarm(
         level,
         f"{level:.3g}, kept low: the flag is raised at least wherever cost_upper exceeds what is allowed",
-        f"No miss rate: {miss_rate:.0%} needs {needed} episodes that exceed a budget and there were {count}.",
+        f"No miss rate: {miss_rate:.0%} needs {needed} episodes that exceed budgets late enough to announce it, "
+        f"{lead_steps} steps before; there were {len(sizes)}, worth {worth:.3g}.",
     )
 
 
@@ -403,12 +407,15 @@ def _result(
     alarm_level: float,
 ) -> CalibrationResult:
     """Means over test episodes, each of which counts the same however many of its steps were asked about."""
-    episodes, budgets = tested.episodes, SHIELDED_BUDGETS if tested.mode.mode == "shielded" else BUDGETS
+    episodes, budgets = tested.episodes, LIMIT_ALONE if tested.mode.mode == "shielded" else BUDGETS
+    lead_steps = lead(constraint.window_steps)
     bounds = [bound_coverage(cost_map, episode, constraint, index) for episode in episodes]
     tried = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index, budgets)]
     crossed = [session for session in tried if session.crossing is not None]
     leads = [steps for session in crossed if (steps := session.lead_steps(alarm_level)) is not None]
-    missed = [session.announced(lead(constraint.window_steps)) <= alarm_level for session in crossed]
+    missed = _misses(tried, alarm_level, lead_steps)
+    alone = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index, LIMIT_ALONE)]
+    missed_alone = _misses(alone, alarm_level, lead_steps)
     flagged = [session.flagged_share(alarm_level) for session in tried if session.crossing is None]
     bins = reliability(tried)
     horizon = constraint.horizon_steps
@@ -420,6 +427,8 @@ def _result(
         coverage=float(np.mean([within.mean() for _, within in bounds])),
         coverage_by_bound=coverage_by_bound(bounds),
         missed_share=float(np.mean(missed)) if missed else None,
+        limit_missed_share=wilson(sum(missed_alone), len(missed_alone)) if missed_alone else None,
+        too_soon_share=1 - len(missed) / len(crossed) if crossed else None,
         flagged_share=float(np.mean(flagged)) if flagged else None,
         lead_steps_median=float(np.median(leads)) if leads else None,
         reliability=bins,
@@ -427,6 +436,17 @@ def _result(
         cost_to_go_mean=float(cost_to_go[:, index].mean()),
         episode_cost_mean=float(np.mean([episode.cost[:, index].sum() for episode in episodes])),
     )
+
+
+def _misses(tried: Sequence[Session], level: float, lead_steps: int) -> list[bool]:
+    """Of sessions that exceed their budget late enough to announce it, which are missed."""
+    return [session.announced(lead_steps) <= level for session in tried if session.announceable(lead_steps)]
+
+
+def wilson(count: int, of: int) -> Interval:
+    """A share of independent cases, with its 95 % Wilson interval."""
+    low, high = stats.binomtest(count, of).proportion_ci(method="wilson")
+    return Interval(mean=count / of, low=float(low), high=float(high))
 
 
 def _example(

@@ -15,6 +15,10 @@ class Session:
     probability: Array  # [L], that more will be spent than is left
     crossing: int | None  # the step whose cost exceeded the budget; None: the session is clean
 
+    def announceable(self, lead_steps: int) -> bool:
+        """Whether the budget is exceeded, and not so soon that no flag can come so many steps before."""
+        return self.crossing is not None and self.crossing >= lead_steps
+
     def announced(self, lead_steps: int) -> float:
         """The highest probability that was said so many steps before the crossing, or earlier; 0 where that is never.
 

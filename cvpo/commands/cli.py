@@ -54,7 +54,9 @@ Confidence = Annotated[
 ]
 MissRate = Annotated[
     float,
-    typer.Option(min=0.001, max=0.5, help="Share of sessions over budget that may pass without a flag in time."),
+    typer.Option(
+        min=0.001, max=0.5, help="Share of sessions over budget, unless at once, that may pass without a flag in time."
+    ),
 ]
 SignKey = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Sign it with this private key (cvpo keygen makes one).")

@@ -97,6 +97,8 @@ def _calibration(calibration: Calibration | None, constraints: tuple[Constraint,
     lines = [_row("calibrated", f"{modes}; episodes: {episodes}")]
     for result, level in zip(calibration.results, calibration.alarm_levels, strict=True):
         missed = "none to miss" if result.missed_share is None else f"{result.missed_share:.1%} missed"
+        alone = result.limit_missed_share
+        missed += "" if alone is None else f", with the limit for budget {alone.mean:.1%} (up to {alone.high:.1%})"
         lines.append(
             _row(
                 "  cost",

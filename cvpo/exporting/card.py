@@ -17,8 +17,9 @@ from cvpo.bundle import (
 
 _HEADER = (
     "| constraint | alarm level | cost within bound | calibration error | sessions over budget missed "
-    "| steps before it, median | steps flagged within budget | predicted / realized cost of an episode |",
-    "|---|---|---|---|---|---|---|---|",
+    "| of those with the limit for budget | over budget too soon to announce | steps before it, median "
+    "| steps flagged within budget | predicted / realized cost of an episode |",
+    "|---|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -147,9 +148,11 @@ def _predictions(calibration: Calibration | None, constraints: tuple[Constraint,
         f"`cost_upper` with probability {calibration.confidence:g} or more, where those steps are a window of "
         f"{constraints[0].window_steps} or all that are left. Alarm levels are meant to let at most "
         f"{calibration.miss_rate:.0%} of the sessions over budget pass without a flag {calibration.lead_steps} steps "
-        "before, or earlier, with budgets from a quarter of the limit to twice the limit.",
+        "before, or earlier, of all sessions that are not over it sooner than that, with budgets from a quarter of the "
+        "limit to twice the limit. Low budgets are hardly missed and high ones more often: what is missed of sessions "
+        "with the limit for budget stands beside it.",
         *(f"**Not claimed.** {sentence}" for sentence in calibration.not_claimed),
-        "On test episodes:",
+        "On test episodes, with 95 % intervals in brackets:",
         "\n".join(
             [
                 *_HEADER,
@@ -195,13 +198,18 @@ def _range(steps: Sequence[int]) -> str:
 def _result(result: CalibrationResult, level: float) -> str:
     return (
         f"| {result.constraint} | {level:.3g} | {result.coverage:.1%} | {_share(result.calibration_error)} "
-        f"| {_share(result.missed_share)} | {_steps(result.lead_steps_median)} | {_share(result.flagged_share)} "
+        f"| {_share(result.missed_share)} | {_share_of_few(result.limit_missed_share)} "
+        f"| {_share(result.too_soon_share)} | {_steps(result.lead_steps_median)} | {_share(result.flagged_share)} "
         f"| {result.cost_to_go_mean:.3g} / {result.episode_cost_mean:.3g} |"
     )
 
 
 def _share(value: float | None) -> str:
     return "there were none" if value is None else f"{value:.1%}"
+
+
+def _share_of_few(value: Interval | None) -> str:
+    return "there were none" if value is None else f"{value.mean:.1%} ({value.low:.1%} to {value.high:.1%})"
 
 
 def _steps(value: float | None) -> str:

@@ -18,7 +18,6 @@ from benchmarks.calibration.figures import (
     level_of_misses,
     pinball,
     probability_figures,
-    wilson_upper,
 )
 from benchmarks.errors import BenchmarkError
 from cvpo.bundle import Constraint, Evaluation, Interval
@@ -59,19 +58,19 @@ def sessions(announced: list[float], clean: list[float]) -> list[Session]:
 def test_flags_are_held_against_others_at_as_many_misses() -> None:
     ours = sessions([0.9, 0.8, 0.1, 0.7], [0.6, 0.2])
     other = sessions([0.9, 0.3, 0.2, 0.4], [0.35, 0.25])
-    found = flag_figures(ours, 0.5, {"elapsed": other}, lead_steps=20)
+    soon = Session(np.full(21, 0.9), 5)  # over its budget at step 5: no flag can come 20 steps before
+    found = flag_figures(ours, [*ours[1:], soon], 0.5, {"elapsed": other}, lead_steps=20)
     assert (found["violating_sessions"], found["clean_sessions"]) == (4, 2)
     assert found["miss_rate"] == 0.25
+    assert found["too_soon_sessions"] == 0
+    assert found["at_limit"]["violating_sessions"] == 4
+    assert found["at_limit"]["miss_rate"] == 0.5
+    assert found["at_limit"]["miss_rate_upper"] == pytest.approx(0.85, abs=0.005)
     assert found["false_alarm_rate"] == 0.25  # one of two steps in one of two sessions
     # The other may miss one too, that of 0.2: its level is just below 0.3, and one of its clean sessions is over that.
     assert level_of_misses(other, 1, 20) == pytest.approx(0.3)
     assert found["false_alarm_rate_elapsed"] == 0.25
     assert found["lead_steps_median"] == 20
-
-
-def test_wilsons_interval_is_the_published_one() -> None:
-    assert wilson_upper(0, 10) == pytest.approx(0.2775, abs=1e-4)  # Newcombe (1998): 0 of 10
-    assert wilson_upper(0, 0) == 1
 
 
 def document() -> dict[str, Any]:
@@ -85,10 +84,11 @@ def document() -> dict[str, Any]:
         "cost_limit": 25.0,
         "episode_cost": {"mean": 1.0, "standard_deviation": 0.5},
         "episodes": {"fit": 30, "fresh": 3},
+        "alarm_note": "0.5, chosen on 2 sessions over budget of 2 episodes",
         "rest": bounds,
         "window": bounds,
         "probability": probability_figures(ours, ours),
-        "flags": flag_figures(ours, 0.5, {"elapsed": ours, "uncalibrated": ours}, 20),
+        "flags": flag_figures(ours, ours, 0.5, {"elapsed": ours, "uncalibrated": ours}, 20),
         "date": "2026-01-01",
         "cvpo": {"commit": "0000000"},
         "machine": {"cpu": "made up", "cores": 2, "memory_gib": 24.0},
@@ -105,9 +105,20 @@ def test_the_summary_and_the_page_say_what_was_measured(tmp_path: Path) -> None:
     assert "| SafetyMade-v0, the window" in filled
     # Both bounds hold always, and half of the costs are zero.
     assert "of the costs are zero: SafetyMade-v0, all that is left; SafetyMade-v0, the window." in filled
-    assert "2 / 1" in filled
+    row = next(line for line in page.flags(documents).splitlines() if line.startswith("| SafetyMade"))
+    told = ["2 / 1", "0", "0.0% (up to 65.8%)", "0.0% (up to 65.8%)"]
+    assert [cell.strip() for cell in row.split("|")[2:6]] == told
+    assert "Alarm levels: SafetyMade-v0, 0.5, chosen on 2 sessions over budget of 2 episodes." in filled
     assert page.filled(filled, documents) == filled
     assert "Not measured yet." in page.filled(text, [])
+
+
+def test_results_from_before_misses_at_the_limit_were_measured_are_still_told() -> None:
+    made = document()
+    del made["alarm_note"], made["flags"]["too_soon_sessions"], made["flags"]["at_limit"]
+    row, *_, levels = page.flags([made]).splitlines()[2:]
+    assert [cell.strip() for cell in row.split("|")[3:6]] == ["-", "0.0% (up to 65.8%)", "-"]
+    assert levels == "Alarm levels: how they were found was not kept."
 
 
 def test_each_way_to_guess_the_cost_is_told_by_task() -> None:

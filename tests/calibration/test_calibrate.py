@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cvpo.bundle import CalibratedMode, Constraint
 from cvpo.calibration.calibrate import (
+    BUDGETS,
     DETERMINISTIC,
     MINIMUM_EPISODES,
     CalibratedMap,
@@ -23,6 +24,7 @@ from cvpo.calibration.calibrate import (
     least_episodes,
     reliability,
     sessions,
+    wilson,
 )
 from cvpo.calibration.calibrate import calibrate as calibrate_normalized
 from cvpo.calibration.conformal import share_within
@@ -111,7 +113,8 @@ def test_a_policy_without_cost_raises_no_flag() -> None:
     result = found.record.results[0]
     assert (result.coverage, result.missed_share, result.flagged_share) == (1, None, 0)
     (sentence,) = found.record.not_claimed
-    assert "No miss rate: 5% needs 19 episodes that exceed a budget and there were 0." in sentence
+    assert "No miss rate: 5% needs 19 episodes that exceed budgets" in sentence
+    assert sentence.endswith("there were 0, worth 0.")
 
 
 def test_a_critic_that_knows_separates_what_a_mean_would_mix() -> None:
@@ -163,7 +166,7 @@ def test_what_is_left_of_an_episode_counts_beside_windows_inside_it() -> None:
 def test_the_service_is_imitated_with_budgets_less_what_was_spent() -> None:
     constant = episode([1.0] * T, [5.0] * T)
     found = calibrate([constant] * 40, [constraint(6.0)], seed=0)
-    tried = sessions(found.cost_map, followed(found, constant), constraint(6.0), 0)
+    tried = sessions(found.cost_map, followed(found, constant), constraint(6.0), 0, np.geomspace(0.25, 2, 7))
     # Budgets of 1.5, 2.1, 3, 4.2, 6, 8.5 and 12: exceeded by the second, third, fourth, fifth, seventh and ninth step.
     assert [session.crossing for session in tried] == [1, 2, 3, 4, 6, 8, None]
     for session in tried[:-1]:
@@ -215,16 +218,16 @@ def over(*announced: float) -> list[Session]:
     return [Session(np.array([probability, *[0.0] * 20]), 20) for probability in announced]
 
 
-def test_the_alarm_level_is_the_highest_that_misses_half_of_what_is_right_on_average() -> None:
+def test_the_alarm_level_is_the_highest_that_misses_two_fifths_of_what_is_right_on_average() -> None:
     # One session over budget in each of 19 episodes, announced with 0.05, 0.10, ..., 0.95. For a miss rate of 0.2,
-    # (missed + 1)/20 <= 0.2 admits three misses, and half of them are one: the level is just below the second one.
+    # (missed + 1)/20 <= 0.2 admits three misses, and two fifths of them are 1.2: it is just below the second one.
     clean = Session(np.full(21, 0.99), None)
     episodes = [[*over(0.05 * k), clean] for k in range(1, 20)]
     chosen = choose_level(episodes, 20, confidence=0.9, miss_rate=0.2)
     assert chosen.level == pytest.approx(0.10)
     assert chosen.level < 0.10
-    assert "19 episodes that exceed a budget" in chosen.note
-    # For 0.1 it admits one, of which half is none, and for 0.05 none.
+    assert chosen.note == "0.1, chosen on 19 sessions over budget of 19 episodes"
+    # For 0.1 it admits one, of which two fifths are none, and for 0.05 none.
     assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.1).level == pytest.approx(0.05)
     assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.05)
 
@@ -242,12 +245,27 @@ def test_the_miss_rate_is_kept_in_four_of_five_calibrations() -> None:
     assert np.mean(levels) == pytest.approx(2 / 81, abs=0.006)  # three standard errors
 
 
-def test_an_episodes_misses_are_a_share_of_its_own_sessions() -> None:
-    # 19 episodes, each with nine sessions announced with 0.5 and one with 0.2: missing these is 1.9 episodes of 19,
-    # where (0.2 · 20 - 1)/2 = 1.5 may be missed, and (0.3 · 20 - 1)/2 = 2.5.
-    episodes = [over(*[0.5] * 9, 0.2)] * 19
-    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.3).level == pytest.approx(0.5)
-    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.2).level == pytest.approx(0.2)
+def test_the_miss_rate_is_of_all_sessions_and_not_a_mean_over_episodes() -> None:
+    # Of 20 episodes one session is announced, with 0.9, and of 20 three with 0.9 and one with 0.2. Missing these is a
+    # mean of 12.5 % over episodes, and 20 % of the 100 sessions. They are worth 100²/(20 · 1 + 20 · 16) = 29.4
+    # episodes, of which 0.4 · (0.4 · 30.4 - 1) or 15.2 % may be missed for 0.4, and 23.5 % for 0.6.
+    episodes = [over(0.9), over(0.9, 0.9, 0.9, 0.2)] * 20
+    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.4).level == pytest.approx(0.2)
+    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.6).level == pytest.approx(0.9)
+
+
+def test_many_sessions_of_one_episode_are_no_more_evidence_than_a_few_episodes() -> None:
+    # 19 episodes of which one has 20 sessions over budget and the others one: worth 38²/(20² + 18) = 3.45.
+    uneven = choose_level([over(*[0.6] * 20), *[over(0.6)] * 18], 20, confidence=0.9, miss_rate=0.05)
+    assert uneven.shortage is not None
+    assert uneven.shortage.endswith("there were 19, worth 3.45.")
+    assert choose_level([over(*[0.6] * 20)] * 19, 20, confidence=0.9, miss_rate=0.05).shortage is None
+
+
+def test_budgets_are_log_uniform_from_a_quarter_of_the_limit_to_twice_the_limit() -> None:
+    # Each stands for an equal part of that range, in its middle.
+    edges = np.geomspace(0.25, 2, len(BUDGETS) + 1)
+    assert pytest.approx(np.sqrt(edges[1:] * edges[:-1])) == BUDGETS
 
 
 def test_a_flag_that_comes_too_late_counts_as_none() -> None:
@@ -260,10 +278,26 @@ def test_a_flag_that_comes_too_late_counts_as_none() -> None:
     assert choose_level([[late, sudden]] * 30, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.3)
 
 
+def test_sessions_that_exceed_their_budget_too_soon_to_announce_are_no_misses() -> None:
+    # All cost 7 in the first step, over the limit of 6 at once: no flag can come a step before.
+    found = calibrate([episode([7.0] + [0.0] * (T - 1), [3.0] * T)] * 40, [constraint()], seed=0)
+    (result,) = found.record.results
+    assert (result.missed_share, result.limit_missed_share, result.too_soon_share) == (None, None, 1)
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    found = wilson(0, 10)  # Newcombe (1998)
+    assert (found.mean, found.low) == (0, 0)
+    assert found.high == pytest.approx(0.2775, abs=1e-4)
+
+
 def test_with_too_few_violations_the_level_stays_where_the_bound_meets_what_is_allowed() -> None:
     chosen = choose_level([over(0.6)] * 3, 20, confidence=0.9, miss_rate=0.05)
     assert chosen.level == 0.1
-    assert chosen.shortage == "No miss rate: 5% needs 19 episodes that exceed a budget and there were 3."
+    assert chosen.shortage == (
+        "No miss rate: 5% needs 19 episodes that exceed budgets late enough to announce it, 20 steps before; there "
+        "were 3, worth 3."
+    )
     assert choose_level([over(0.04)] * 3, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.04)
 
 
@@ -461,14 +495,19 @@ def test_figures_of_every_mode_are_of_the_last_map_at_the_last_levels() -> None:
     before, between, after = first.record, found.record, last.record
     (level,) = after.alarm_levels
     assert level < before.alarm_levels[0]
-    assert f"cost: {level:.3g}, chosen on 50 episodes that exceed a budget (sampled)." in after.method
+    assert f"cost: {level:.3g}, chosen on 952 sessions over budget of 50 episodes (sampled)." in after.method
 
     (result,) = after.results
     tested = first.tested[0].episodes
     tried = [session for e in tested for session in sessions(last.cost_map, e, constraint(), 0)]
     crossed, clean = ([s for s in tried if (s.crossing is None) == within] for within in (False, True))
     assert result.flagged_share == pytest.approx(np.mean([s.flagged_share(level) for s in clean]))
-    assert result.missed_share == pytest.approx(np.mean([s.announced(1) <= level for s in crossed]))
+    late_enough = [s for s in crossed if s.crossing]
+    assert result.missed_share == pytest.approx(np.mean([s.announced(1) <= level for s in late_enough]))
+    assert result.too_soon_share == pytest.approx(1 - len(late_enough) / len(crossed))
+    alone = [budget_sessions(last.cost_map, e, constraint(), 0, np.array([6.0]))[0] for e in tested]
+    missed = [s.announced(1) <= level for s in alone if s.crossing]
+    assert result.limit_missed_share == wilson(sum(missed), len(missed))
     assert result.reliability == reliability(tried)
     assert result.example is not None
     assert result.example.violation_probability in [

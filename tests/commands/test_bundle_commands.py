@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cvpo.bundle import MODEL_CARD, Manifest
+from cvpo.bundle import MODEL_CARD, Interval, Manifest
+from cvpo.exporting.card import model_card
 from cvpo.exporting.export import export_bundle
 from tests.command import cvpo, succeed
 from tests.exporting.test_export import trained
@@ -32,6 +33,16 @@ def test_inspect_says_what_a_person_asks_first(bundle: Path) -> None:
     ):
         assert expected in said, expected
     assert json.loads(succeed("inspect", bundle, "--json").out)["name"] == "goal"
+
+
+def test_what_is_missed_with_the_limit_for_budget_is_said_by_inspect_and_card(tmp_path: Path) -> None:
+    calibration = bundles.calibration()
+    update = {"limit_missed_share": Interval(mean=0.125, low=0.022, high=0.471), "too_soon_share": 0.31}
+    results = tuple(result.model_copy(update=update) for result in calibration.results)
+    document = bundles.manifest(calibration=calibration.model_copy(update={"results": results}))
+    said = succeed("inspect", bundles.write(tmp_path / "bundle", document)).out
+    assert "sessions over budget: 5.0% missed, with the limit for budget 12.5% (up to 47.1%) (meant 10%)" in said
+    assert "| 5.0% | 12.5% (2.2% to 47.1%) | 31.0% |" in model_card(document, {})
 
 
 def test_inspect_of_a_cost_without_a_limit_says_so(tmp_path: Path) -> None:

@@ -121,16 +121,17 @@ def test_it_is_measured_where_one_drives_and_says_so(again: Path, tmp_path: Path
 
 def test_what_is_asked_for_is_claimed_or_said_not_to_be(bundle: Path, new: Path) -> None:
     said = succeed(
-        "calibrate", bundle, "--out", new, "--confidence", "0.8", "--miss-rate", "0.3", *SHORT
-    ).err.splitlines()  # 4 of 12 calibrate and 3 choose alarm levels, as many as it takes
+        "calibrate", bundle, "--out", new, "--confidence", "0.8", "--miss-rate", "0.4", *SHORT
+    ).err.splitlines()  # 4 of 12 calibrate and 3 choose alarm levels, of 2 that it takes
     assert said[1] == "rollout 12 episodes to calibrate and 3 to evaluate"
     warnings = [line for line in said if line.startswith("warning ")]
     assert warnings == [  # it has no limit
-        "warning cost_fuel: No miss rate: 30% needs 3 episodes that exceed a budget and there were 0."
+        "warning cost_fuel: No miss rate: 40% needs 2 episodes that exceed budgets late enough to announce it, 4 steps "
+        "before; there were 0, worth 0."
     ]
     calibration = read_bundle(new).manifest.calibration
     assert calibration is not None
-    assert (calibration.confidence, calibration.miss_rate) == (0.8, 0.3)
+    assert (calibration.confidence, calibration.miss_rate) == (0.8, 0.4)
 
 
 def test_claims_that_take_more_episodes_are_refused_at_once_with_their_number(bundle: Path, new: Path) -> None:
