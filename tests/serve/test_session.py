@@ -91,8 +91,9 @@ class Served:
 
 @pytest.fixture(scope="module")
 def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, PolicyRuntime]]:
-    """goal 1 and 2, which choose actions of opposite sign, goal 3 for another robot, sure, which always answers, bare
-    without calibration, short, whose horizon is 20 steps, and sensed, which knows how often its values may repeat."""
+    """goal 1 and 2, which choose actions of opposite sign, goal 3 for another robot, goal 4, whose horizon is 20 steps,
+    goal 5, whose steps are longer, sure, which always answers, bare without calibration, and sensed, which knows how
+    often its values may repeat."""
     root: Path = tmp_path_factory.mktemp("bundles")
 
     def made(name: str, version: int, text: Callable[[str], str] = str, **fields: Any) -> PolicyRuntime:
@@ -106,11 +107,6 @@ def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Po
     def reversed_signs(text: str) -> str:
         return text.replace("0.5, 0.0, 0.0, -0.25, 0.25, 0.5", "-0.5, 0.0, 0.0, 0.25, -0.25, -0.5")
 
-    of_20_steps = bundles.manifest("short")
-    of_20_steps = of_20_steps.model_copy(
-        update={"constraints": tuple(c.model_copy(update={"horizon_steps": 20}) for c in of_20_steps.constraints)}
-    )
-    short = load(read_bundle(bundles.write(root / "short", of_20_steps)))
     watching = bundles.manifest("sensed")
     seen = watching.observation_statistics.model_copy(update={"frozen_after_steps": (2, None, 3)})
     watching = watching.model_copy(update={"observation_statistics": seen})
@@ -120,10 +116,11 @@ def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Po
             1: made("goal", 1),
             2: made("goal", 2, reversed_signs),
             3: made("goal", 3, constraint_names=("heat", "noise")),
+            4: made("goal", 4, horizon_steps=20),
+            5: made("goal", 5, control_period_ms=40.0),
         },
         "sure": {5: made("sure", 5, lambda text: never_nan(reversed_signs(text)))},
         "bare": {1: made("bare", 1, calibration=None)},
-        "short": {1: short},
         "sensed": {1: sensed},
     }
 
@@ -238,6 +235,19 @@ def test_a_backup_must_be_for_the_same_robot(served: Served, seal: StateSeal) ->
         begin(served, seal, with_fallback(BackupPolicy(PolicySelector("sure", fingerprint="0123456789abcdef"))))
     with pytest.raises(NotFoundError):
         begin(served, seal, with_fallback(BackupPolicy(PolicySelector("nobody"))))
+
+
+def test_a_backup_must_speak_of_all_steps_of_the_session(served: Served, seal: StateSeal) -> None:
+    of_20_steps, of_longer_steps = (with_fallback(BackupPolicy(PolicySelector("goal", n))) for n in (4, 5))
+    for longer in (None, Horizon(21)):
+        with pytest.raises(FingerprintError, match="version 4 has a horizon of 20 steps"):
+            begin(served, seal, replace(of_20_steps, extent=longer))
+    for extent in (Horizon(20), RollingWindow(100)):  # the latter's predictions speak of 10 steps
+        taken = take(begin(served, seal, replace(of_20_steps, extent=extent)), OUTSIDE)
+        assert taken.prediction is not None
+        assert taken.prediction.steps_left.tolist() == [taken.account.steps_left]
+    with pytest.raises(FingerprintError, match="control period"):
+        begin(served, seal, replace(of_longer_steps, extent=Horizon(20)))
 
 
 # --- steps ---------------------------------------------------------------------------------------------------------
@@ -442,13 +452,6 @@ def test_the_backup_policy_answers_for_itself(served: Served, seal: StateSeal) -
     assert recovering.prediction.calibration_status.tolist() == [CalibrationStatus.CALIBRATED]
 
 
-def test_a_backup_is_not_asked_about_more_steps_than_it_was_trained_for(served: Served, seal: StateSeal) -> None:
-    taken = take(begin(served, seal, with_fallback(BackupPolicy(PolicySelector("short")))), OUTSIDE)
-    assert taken.account.steps_left == 100
-    assert taken.prediction is not None
-    assert taken.prediction.steps_left.tolist() == [20]
-
-
 def test_the_least_unsafe_candidate_is_that_of_the_shielded_policy(served: Served, seal: StateSeal) -> None:
     opening = Opening(cost_budget=(4.0, 2.0), extent=Horizon(8), fallback=Fallback(LeastUnsafeAction(32)))
     taken = take(begin(served, seal, opening), GREEDY, (0.0, 0.0))
@@ -613,6 +616,40 @@ def test_a_session_without_a_version_moves_with_the_one_that_is_served_and_only_
     assert step() == (2, 1)
     served.serve["goal"] = 1
     assert step() == (1, 1)
+
+
+def test_a_session_stays_with_a_version_that_speaks_of_all_its_steps(served: Served, seal: StateSeal) -> None:
+    opening = Opening(cost_budget=(10.0, INF), extent=Horizon(100), fallback=Fallback(ConstantAction()))
+    session = begin(served, seal, opening)
+    # u_0 is 0.25: 25 are expected of the 10 that are left; of the next 20 steps alone 5, which would raise no flag.
+    for step, serve in enumerate([1, 4, 4, 5]):
+        served.serve["goal"] = serve
+        result = take(session, GREEDY, (0.0, 0.0))
+        assert result.policy.version == 1
+        assert result.fallback is not None
+        assert result.fallback.reason is FallbackReason.FLAGGED
+        assert result.prediction is not None
+        assert result.prediction.steps_left.tolist() == [100 - step]
+    served.serve["goal"] = 4
+    resumed = begin(served, seal, opening, result.state)
+    assert take(resumed, GREEDY, (0.0, 0.0)).policy.version == 1
+    del served.versions["goal"][1]
+    with pytest.raises(NotFoundError):
+        begin(served, seal, opening, result.state)
+
+
+@pytest.mark.parametrize("extent", [Horizon(20), RollingWindow(100)])  # the latter's predictions speak of 10 steps
+def test_a_session_moves_to_a_shorter_horizon_that_speaks_of_all_its_steps_but_not_to_longer_steps(
+    served: Served, seal: StateSeal, extent: Horizon | RollingWindow
+) -> None:
+    session = begin(served, seal, Opening(cost_budget=FREE, extent=extent))
+    assert take(session).policy.version == 1
+    served.serve["goal"] = 4
+    moved = take(session)
+    assert moved.policy.version == 4
+    served.serve["goal"] = 5
+    assert take(session).policy.version == 4
+    assert take(begin(served, seal, Opening(cost_budget=FREE, extent=extent), moved.state)).policy.version == 4
 
 
 def test_a_backup_without_a_version_moves_too(served: Served, seal: StateSeal) -> None:
