@@ -79,7 +79,7 @@ class ControlServicer(ControlServiceServicer):
     async def Control(self, requests: object, context: Context) -> None:  # noqa: N802
         taker = asyncio.current_task()
         assert taker is not None
-        inbox = Inbox(context, taker, self._seal.lifetime_seconds)
+        inbox = Inbox(context, taker, self._seal.lifetime_seconds, self._limits.max_message_bytes)
         self._inboxes.add(inbox)
         try:
             await self._converse(inbox, context)

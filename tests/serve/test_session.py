@@ -219,6 +219,15 @@ def test_a_reason_that_is_none_is_refused(number: int) -> None:
     assert caught.value.field == "open.fallback.reasons[1]"
 
 
+def test_more_reasons_than_there_are_are_refused_before_they_are_looked_at() -> None:
+    message = pb.OpenSession(fallback=pb.Fallback(reasons=[pb.FALLBACK_REASON_FLAGGED] * 4))
+    assert decode_opening(message, Limits()).fallback.reasons == {FallbackReason.FLAGGED}
+    message.fallback.reasons.extend([99] * 1_000_000)  # type: ignore[list-item]
+    with pytest.raises(InvalidRequestError, match="has 1000004 entries; there are 4") as caught:
+        decode_opening(message, Limits())
+    assert caught.value.field == "open.fallback.reasons"
+
+
 def test_what_an_opening_leaves_out_has_the_defaults_of_the_contract() -> None:
     opening = decode_opening(pb.OpenSession(fallback=pb.Fallback(least_unsafe=pb.LeastUnsafeAction())), Limits())
     assert opening == Opening(fallback=Fallback(LeastUnsafeAction(16)))
