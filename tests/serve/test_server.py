@@ -129,6 +129,14 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
             "let in only clients with a certificate",
             1,
         ),
+        (
+            [
+                *("{repository}", "--address", "127.0.0.1:0", "--admin-address", "0.0.0.0:0"),
+                *("--tls-certificate", "c", "--tls-key", "k", "--allow-plaintext-network"),
+            ],
+            "let in only clients with a certificate",
+            1,
+        ),
         (["{repository}", "--address", "unix:{repository}/policy.sock", "--share-port"], "cannot be shared", 1),
         (["{repository}", "--tls-certificate", "/nowhere.pem"], "both --tls-certificate and --tls-key", 1),
         (
