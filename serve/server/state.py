@@ -20,6 +20,7 @@ from serve.server.safety import Authority, Costs
 _FORMAT = b"\4"
 _SEAL = struct.Struct("<cd")  # format, time of issue in seconds since 1970
 _TAG_BYTES = 32
+_CLOCK_SECONDS = 5.0  # by which the clocks of servers may differ
 _SIZES = struct.Struct("<HHIBB")  # constraints, actions, observed values, bytes of name and fingerprint
 
 
@@ -81,7 +82,7 @@ class StateSeal:
         """Return what was sealed.
 
         Raises:
-            SessionStateError: forged, cut, of another key or format, or stale.
+            SessionStateError: forged, cut, of another key or format, stale, or from the future.
         """
         if state[:1] != _FORMAT:  # says nothing that matters to anyone who made it up
             raise SessionStateError("The state was issued by another release of this service. Open a new session.")
@@ -93,6 +94,10 @@ class StateSeal:
             )
         _, issued = _SEAL.unpack_from(sealed)
         age = self._clock() - issued
+        if age < -_CLOCK_SECONDS:  # or it would be taken for as much longer
+            raise SessionStateError(
+                f"The state was issued {-age:.0f} s from now: the clocks of the servers differ. Open a new session."
+            )
         if age > self.lifetime_seconds:
             raise SessionStateError(
                 f"The state is {age:.0f} s old; sessions are kept for {self.lifetime_seconds:g} s without a step. Open "

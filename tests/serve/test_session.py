@@ -829,6 +829,17 @@ def test_a_state_grows_stale(served: Served) -> None:
     assert begin(served, seal, state=fresh).next_step == 1
 
 
+def test_a_state_from_the_future_is_refused_beyond_what_clocks_differ_by(served: Served) -> None:
+    now = 1000.0
+    seal = StateSeal(KEY, 60.0, clock=lambda: now)
+    state = begin(served, seal).opened().state
+    now = 995.0
+    assert begin(served, seal, state=state).next_step == 0
+    now = 994.5
+    with pytest.raises(SessionStateError, match="the clocks of the servers differ"):
+        begin(served, seal, state=state)
+
+
 def test_a_session_whose_policy_is_not_here_is_refused(served: Served, seal: StateSeal) -> None:
     opening = Opening(PolicySelector("goal", version=1))
     state = begin(served, seal, opening).opened().state
