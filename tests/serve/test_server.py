@@ -434,6 +434,34 @@ def test_it_ends_when_the_drain_time_is_up_whatever_its_threads_do(tmp_path: Pat
             process.kill()
 
 
+LOADING = """
+import sys, time
+import serve.server.watch
+from serve.__main__ import main
+
+def read_bundle(path, trusted):
+    print("loads", flush=True)
+    time.sleep(60)
+
+serve.server.watch.read_bundle = read_bundle
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_at_once_while_it_still_loads_its_bundles(repository: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", LOADING, str(repository / "goal"), "--address", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loads\n"
+            process.send_signal(number)
+            assert process.communicate(timeout=PATIENCE_SECONDS) == ("", "")
+            assert process.returncode == 0
+        finally:
+            process.kill()
+
+
 COLLECTING = """
 import gc, os, sys
 from serve.__main__ import main
