@@ -48,6 +48,7 @@ class Limits:
     max_batch: int = 256  # situations or actions in one request
     max_candidates: int = 256  # K of a shielded request
     max_rows: int = 4096  # situations times candidates of a shielded request
+    max_message_bytes: int = 2**20
     strict_observations: bool = False  # refuse an observation outside the observation space
 
 

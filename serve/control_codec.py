@@ -61,7 +61,7 @@ def decode_opening(message: pb.OpenSession, limits: Limits) -> Opening:
     """Return what a session is to be, defaults filled in but for those that are the policy's.
 
     Raises:
-        InvalidRequestError: an unknown reason, too many candidates, an age that is not above zero.
+        InvalidRequestError: unknown or too many reasons, too many candidates, an age that is not above zero.
     """
     extent: Horizon | RollingWindow | None = None
     match message.WhichOneof("extent"):
@@ -96,6 +96,10 @@ def decode_selector(message: policy_pb2.PolicySelector) -> PolicySelector:
 
 
 def _decode_fallback(message: pb.Fallback, limits: Limits) -> Fallback:
+    if len(message.reasons) > len(REASONS_IN_ORDER):  # before they are looked at: a message holds millions
+        raise InvalidRequestError(
+            "open.fallback.reasons", f"has {len(message.reasons)} entries; there are {len(REASONS_IN_ORDER)} reasons"
+        )
     reasons = set()
     for index, number in enumerate(map(int, message.reasons)):
         if number not in REASONS_IN_ORDER:

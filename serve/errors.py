@@ -30,7 +30,7 @@ class NotFoundError(PolicyServiceError):
 
 
 class FingerprintError(PolicyServiceError):
-    """The served policy has other spaces or constraints than the caller was built for."""
+    """The served policy has other spaces, constraints or steps than the caller was built for."""
 
 
 class SessionStateError(PolicyServiceError):

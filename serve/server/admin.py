@@ -38,14 +38,14 @@ class AdminServicer(PolicyAdminServiceServicer):
     async def SetServing(self, request: pb.SetServingRequest, context: Context) -> pb.SetServingResponse:  # noqa: N802
         plan = _decode(request)
         async with self._changing:
-            policy = self._find(request.name)
+            policy = await self._planned(request.name)
             then = _check(request.name, policy, plan)
             plan = policy.plan.followed_by(plan, served=_version(policy), then=then)
             return pb.SetServingResponse(policy=await self._change(request.name, plan, context))
 
     async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.RollbackResponse:  # noqa: N802
         async with self._changing:
-            policy = self._find(request.name)
+            policy = await self._planned(request.name)
             plan = policy.plan.rolled_back(served=_version(policy), loaded=frozenset(policy.loaded))
             if plan is None:
                 raise PlanError(f"No version of {request.name!r} that is loaded was served before.")
@@ -58,8 +58,24 @@ class AdminServicer(PolicyAdminServiceServicer):
             raise NotFoundError(f"There is no policy {name!r}; this server has {', '.join(policies) or 'none'}.")
         return policy
 
+    async def _planned(self, name: str) -> PolicyVersions:
+        """Return what a change begins from: the plan that is written, which this server may not follow yet."""
+        return await asyncio.to_thread(self._watcher.planned, name, self._find(name))
+
     async def _change(self, name: str, plan: ServingPlan, context: Context) -> pb.PolicyServing:
-        """Write a plan and return the policy as it is once this server follows it; in a thread, for it waits."""
+        """Write a plan and return the policy as it is once this server follows it.
+
+        Ends when that is done, also where the caller has left: the next change waits for it.
+        """
+        changing = asyncio.ensure_future(self._write(name, plan, request_id(context)))
+        try:
+            return await asyncio.shield(changing)
+        except asyncio.CancelledError:
+            await asyncio.wait([changing])
+            raise
+
+    async def _write(self, name: str, plan: ServingPlan, named: str) -> pb.PolicyServing:
+        """Change a plan for a request of this id; in a thread, for it waits."""
         changed = await asyncio.to_thread(self._watcher.set_plan, name, plan, _FOLLOW_SECONDS)
         log(
             logger,
@@ -67,7 +83,7 @@ class AdminServicer(PolicyAdminServiceServicer):
             "plan changed",
             policy=name,
             plan=plan.model_dump(exclude={"history"}, exclude_none=True),
-            request_id=request_id(context),
+            request_id=named,
         )
         return _encode(name, changed)
 

@@ -5,6 +5,7 @@ When steps queue, the newest is answered; the older ones are told so, in order, 
 
 import asyncio
 import logging
+import math
 import time
 
 import grpc
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 # Before the end of the time to drain, so that a stream ends with a status of its own and not with gRPC's CANCELLED.
 _LAST_WORD_SECONDS = 0.2
 
+_TOO_LATE = grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED  # of a step that would come too late
+
 
 class ControlServicer(ControlServiceServicer):
     """Holds the streams of a server, on its event loop."""
@@ -79,7 +82,7 @@ class ControlServicer(ControlServiceServicer):
     async def Control(self, requests: object, context: Context) -> None:  # noqa: N802
         taker = asyncio.current_task()
         assert taker is not None
-        inbox = Inbox(context, taker, self._seal.lifetime_seconds)
+        inbox = Inbox(context, taker, self._seal.lifetime_seconds, self._limits.max_message_bytes)
         self._inboxes.add(inbox)
         try:
             await self._converse(inbox, context)
@@ -239,13 +242,19 @@ class _Conversation:
         """Count an answer that took so long in the server."""
         session = self._session
         self._record.answered(result)
-        period_ms = session.policy.manifest.control_period_ms
-        if period_ms is not None:
-            self._metrics.count_pace(result.policy.name, result.policy.version, late=seconds * 1e3 > period_ms)
+        self._count_pace(seconds)
         if result.prediction is not None:
             self._metrics.count_predictions(result.answered_by, result.prediction)
         if self._shadow is not None and session.own is not None:
             self._shadow.compare(*session.own)
+
+    def _count_pace(self, seconds: float) -> None:
+        """Count a step that was answered so long after it came; infinity: too late to be answered at all."""
+        policy = self._session.policy
+        period_ms = policy.manifest.control_period_ms
+        if period_ms is not None:
+            served = policy.served
+            self._metrics.count_pace(served.name, served.version, late=seconds * 1e3 > period_ms)
 
     def _supersede(self, message: pb.ControlStep) -> pb.ControlResponse:
         try:
@@ -257,6 +266,8 @@ class _Conversation:
     def _refuse(self, step: int, error: Exception) -> pb.ControlResponse:
         code, named = code_of(error), request_id(self._context)
         self._record.failed(code.name)
+        if code in _TOO_LATE:
+            self._count_pace(math.inf)
         if code is grpc.StatusCode.INTERNAL:
             self._log_failure("step failed", error, step)
         return encode_step_error(step, status_of(error, named), self._session.next_step)

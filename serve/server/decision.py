@@ -20,6 +20,7 @@ from serve.control_values import (
 from serve.errors import FingerprintError, InternalError, NotFoundError, UnavailableError
 from serve.server.runtime import PolicyRuntime
 from serve.server.safety import Authority, cost_allowed, first_reason
+from serve.server.state import Terms
 from serve.values import ActLists, Deterministic, Mode, PredictionLists, Shielded, Situations
 
 _NOT_THERE = NotFoundError, FingerprintError, UnavailableError
@@ -63,44 +64,50 @@ class Situation(NamedTuple):
     authority: Authority  # after the step before
     last_action: list[float] | None  # [A], answered at the step before
 
+    @property
+    def asked(self) -> Situations:
+        """What a policy is asked: of all the steps that are left."""
+        account = self.account
+        return Situations([self.observation], [account.steps_left], [cost_allowed(account)], [self.repeats])
+
 
 class Pilot:
     """The policy of a session, and its fallback."""
 
     def __init__(
-        self, opening: Opening, policies: Policies, session_id: str, seed: int, versions: tuple[int | None, int | None]
+        self, opening: Opening, terms: Terms, policies: Policies, versions: tuple[int | None, int | None]
     ) -> None:
         """Find the policies.
 
         Args:
-            opening: of the session, with the name and fingerprint of its policy filled in.
+            opening: of the session.
+            terms: of the session; its id decides whether a version on trial answers.
             policies: where the policies are.
-            session_id: decides whether a version on trial answers.
-            seed: of the session's draws.
             versions: of the policy and its backup that answered last; None: none has.
 
         Raises:
-            NotFoundError, FingerprintError, UnavailableError: one of the policies is not here, or the backup is not for
-                the same robot.
+            NotFoundError, FingerprintError, UnavailableError: one of the policies is not here, or is not for the same
+                robot, or not for as many steps as the session needs.
         """
         self._mode = opening.mode
         self._fallback = opening.fallback
-        self._seed = seed
+        self._seed = terms.seed
         modes = self._mode, self._fallback.action
         # Candidates that are computed at once, at most.
         self.rows = max(
             (mode.candidates for mode in modes if isinstance(mode, Shielded | LeastUnsafeAction)), default=1
         )
-        self._policy = _Followed(policies, opening.policy, session_id, versions[0])
+        policy = replace(opening.policy, name=terms.name, fingerprint=terms.fingerprint)
+        self._policy = _Followed(policies, policy, terms, versions[0])
         self.own: tuple[Situations, Mode, ActLists] | None = None  # what the policy was asked last, and said
         self.failure: InternalError | None = None  # why it said nothing that may be sent
         self._backup: _Followed | None = None
         if isinstance(opening.fallback.action, BackupPolicy):
             backup = opening.fallback.action.policy
-            if backup.fingerprint not in ("", opening.policy.fingerprint):
+            if backup.fingerprint not in ("", terms.fingerprint):
                 raise FingerprintError("The backup policy must have the fingerprint of the session's policy.")
-            backup = replace(backup, fingerprint=opening.policy.fingerprint)
-            self._backup = _Followed(policies, backup, session_id, versions[1])
+            backup = replace(backup, fingerprint=terms.fingerprint)
+            self._backup = _Followed(policies, backup, terms, versions[1])
 
     @property
     def policy(self) -> PolicyRuntime:
@@ -121,7 +128,7 @@ class Pilot:
         fallback = self._fallback
         own: ActLists | None = None
         self.own = self.failure = None
-        asked, mode = _asked(self.policy, situation), self._drawn(self._mode, situation.step)
+        asked, mode = situation.asked, self._drawn(self._mode, situation.step)
         try:
             own = self.policy.act(asked, mode)
             self.own = asked, mode, own
@@ -138,22 +145,24 @@ class Pilot:
             )
         authority, told = situation.authority.after(reason, fallback.recovery_steps)
         if told is not None:
-            return self._fall_back(situation, authority, FallbackTaken(told, authority.fallback_steps))
+            return self._fall_back(situation, asked, authority, FallbackTaken(told, authority.fallback_steps))
         if own is None:
             assert self.failure is not None
             raise self.failure
         return Decision.of(own, authority)
 
-    def _fall_back(self, situation: Situation, authority: Authority, taken: FallbackTaken) -> Decision:
+    def _fall_back(
+        self, situation: Situation, asked: Situations, authority: Authority, taken: FallbackTaken
+    ) -> Decision:
         match self._fallback.action:
             case LeastUnsafeAction(candidates):
                 mode = self._drawn(Shielded(candidates), situation.step)
-                return Decision.of(self.policy.act(_asked(self.policy, situation), mode), authority, taken)
+                return Decision.of(self.policy.act(asked, mode), authority, taken)
             case BackupPolicy():
                 assert self._backup is not None
                 self._backup.follow()
                 backup = self._backup.runtime
-                result = backup.act(_asked(backup, situation), Deterministic())
+                result = backup.act(asked, Deterministic())
                 return Decision.of(result, authority, replace(taken, backup=backup.served))
             case HoldLastAction() if situation.last_action is not None:
                 action = situation.last_action
@@ -162,7 +171,7 @@ class Pilot:
             case _:
                 action = list(self.policy.manifest.safe_action)
         try:
-            prediction = self.policy.evaluate_action(_asked(self.policy, situation), [action]).prediction
+            prediction = self.policy.evaluate_action(asked, [action]).prediction
         except InternalError:  # the action is known all the same
             return Decision(action, None, False, 0, authority, taken)
         return Decision(action, prediction, not prediction.flagged[0], 0, authority, taken)
@@ -176,37 +185,49 @@ class Pilot:
 
 
 class _Followed:
-    """A policy that a session stays with: the version it names, or the served one as long as the fingerprint stays."""
+    """A policy that a session stays with: the version it names, or the served one as long as it is for the session."""
 
-    def __init__(self, policies: Policies, selector: PolicySelector, key: str, version: int | None) -> None:
+    def __init__(self, policies: Policies, selector: PolicySelector, terms: Terms, version: int | None) -> None:
         """Select; an unnamed version begins with the served one, or with `version` where that one does not fit.
 
         Raises:
-            NotFoundError, FingerprintError, UnavailableError: there is no such policy.
+            NotFoundError, FingerprintError, UnavailableError: there is no such policy, or it does not fit.
         """
         self._policies = policies
         self._selector = selector
-        self._key = key
+        self._terms = terms
+        self._key = terms.session_id.hex()
         self._pinned = selector.version is not None
         try:
-            self.runtime = policies.select(selector.name, selector.version, selector.fingerprint, key)
+            self.runtime = self._begin(selector.version)
         except _NOT_THERE:
             if self._pinned or version is None:
                 raise
-            self.runtime = policies.select(selector.name, version, selector.fingerprint, key)
+            self.runtime = self._begin(version)
 
     def follow(self) -> None:
         """Move to the version that is served now; stay where there is none that fits."""
         if self._pinned:
             return
         try:
-            served = self._policies.select(self._selector.name, None, self._selector.fingerprint, self._key)
+            served = self._select(None)
         except _NOT_THERE:
             return
-        self.runtime = served
+        if self._fits(served):
+            self.runtime = served
 
+    def _begin(self, version: int | None) -> PolicyRuntime:
+        runtime = self._select(version)
+        if not self._fits(runtime):
+            raise FingerprintError(
+                f"Policy {runtime.served.name!r} version {runtime.served.version} has a horizon of "
+                f"{runtime.frame.horizon_steps} steps; this session needs {self._terms.steps_spoken_of}, and the "
+                "control period of the policy that it was opened with."
+            )
+        return runtime
 
-def _asked(policy: PolicyRuntime, situation: Situation) -> Situations:
-    """What a policy is asked; it is never asked about more steps than it has been trained for."""
-    steps = min(situation.account.steps_left, policy.frame.horizon_steps)
-    return Situations([situation.observation], [steps], [cost_allowed(situation.account)], [situation.repeats])
+    def _select(self, version: int | None) -> PolicyRuntime:
+        return self._policies.select(self._selector.name, version, self._selector.fingerprint, self._key)
+
+    def _fits(self, runtime: PolicyRuntime) -> bool:
+        return runtime.speaks_of(self._terms.steps_spoken_of, self._terms.control_period_ms)

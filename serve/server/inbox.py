@@ -24,13 +24,14 @@ _LONG_SECONDS = 2e-3
 class Inbox:
     """Reads a stream for the one task that takes from it, which is cancelled when the stream has failed."""
 
-    def __init__(self, context: Context, taker: "asyncio.Task[Any]", idle_seconds: float) -> None:
+    def __init__(self, context: Context, taker: "asyncio.Task[Any]", idle_seconds: float, max_bytes: int) -> None:
         """Begin to read.
 
         Args:
             context: of the stream.
             taker: the task that takes.
             idle_seconds: time without a message after which the stream has failed.
+            max_bytes: of the messages that wait behind the first one; then reading stops, too.
         """
         self.notices: deque[Any] = deque()  # what is to be said, whatever comes
         self.ended = False  # nothing more comes
@@ -38,7 +39,9 @@ class Inbox:
         self._context = context
         self._taker = taker
         self._idle_seconds = idle_seconds
+        self._max_bytes = max_bytes
         self._waiting: deque[Arrival] = deque()
+        self._bytes = 0  # of those that wait behind the first one, which is not weighed: most are taken at once
         self._loop = asyncio.get_running_loop()
         self._last_arrival = self._taken = time.perf_counter()
         self._something: asyncio.Future[None] | None = None  # the taker waits for it
@@ -50,6 +53,10 @@ class Inbox:
         """Messages that wait."""
         return len(self._waiting)
 
+    @property
+    def _full(self) -> bool:
+        return len(self._waiting) >= MAX_WAITING or self._bytes >= self._max_bytes
+
     async def take(self) -> list[Arrival]:
         """Return all that waits, the newest last; waits for something. Empty: notices are there, or all is over."""
         if len(self._waiting) > 1 or (self._waiting and time.perf_counter() - self._taken > _LONG_SECONDS):
@@ -59,6 +66,7 @@ class Inbox:
             await self._something
         taken = list(self._waiting)
         self._waiting.clear()
+        self._bytes = 0
         self._taken = time.perf_counter()
         _resolve(self._room)
         return taken
@@ -83,9 +91,11 @@ class Inbox:
         try:
             while (message := await self._context.read()) is not grpc.aio.EOF:
                 self._last_arrival = time.perf_counter()
+                if self._waiting:
+                    self._bytes += message.ByteSize()
                 self._waiting.append((self._last_arrival, message))
                 _resolve(self._something)
-                if len(self._waiting) >= MAX_WAITING:
+                if self._full:
                     self._room = self._loop.create_future()
                     await self._room
                 else:
@@ -99,11 +109,7 @@ class Inbox:
 
     async def _settle(self) -> None:
         """Give a message that has come already the time to be handed over."""
-        while (
-            len(self._waiting) < MAX_WAITING
-            and not self.ended
-            and time.perf_counter() - self._last_arrival < _HAND_OVER_SECONDS
-        ):
+        while not self._full and not self.ended and time.perf_counter() - self._last_arrival < _HAND_OVER_SECONDS:
             await asyncio.sleep(0)
 
     def _check_idle(self) -> None:

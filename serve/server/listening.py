@@ -17,14 +17,15 @@ _MOST_PATH_BYTES = 107  # of a socket's path, on Linux
 def check_reach(settings: Settings) -> None:
     """Refuse an address that other machines can reach, unless there is TLS or the operator said so.
 
-    The admin address also asks for clients' certificates: who reaches it decides what the robots are served.
+    With TLS the admin address asks for clients' certificates, whatever was said of plaintext: who reaches it decides
+    what the robots are served.
 
     Raises:
         StartupError: names the address.
     """
-    if settings.allow_plaintext_network:
-        return
     if settings.tls_certificate is None:
+        if settings.allow_plaintext_network:
+            return
         for address in filter(None, (settings.address, settings.admin_address, settings.metrics_address)):
             if _is_reached(address):
                 raise StartupError(

@@ -1,13 +1,16 @@
 """A plaintext HTTP port for those who watch the server and cannot present a certificate: /metrics, /livez, /readyz."""
 
 import asyncio
+import contextlib
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -20,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 _LOOP_PATIENCE_SECONDS = 5.0  # a loop that is only busy comes round in milliseconds
 _SOCKET_TIMEOUT_SECONDS = 10.0  # who asks and then says nothing is let go
+# Open at once. One more, and the oldest is let go: a probe or a scrape takes milliseconds, and always finds a place.
+MOST_CONNECTIONS = 16
 
 
 class Monitor:
@@ -69,7 +74,7 @@ class Monitor:
 
         host, port = split_address(address)
         try:
-            self._server = _Server((host, port), Handler)
+            self._server = _Server(host, port, Handler)
         except OSError as error:
             raise StartupError(
                 f"Cannot listen on {address} for metrics: {error.strerror}. Choose another --metrics-address."
@@ -84,6 +89,29 @@ class Monitor:
 
 
 class _Server(ThreadingHTTPServer):
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._open: dict[Any, None] = {}  # connections, the oldest first
+        self._changing = threading.Lock()
+        self.address_family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        super().__init__((str(target[0]), port), handler)
+
+    def process_request(self, request: Any, client_address: object) -> None:
+        """Answer in a thread of its own."""
+        with self._changing:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > MOST_CONNECTIONS else None
+            self._open.pop(oldest, None)
+        if oldest is not None:
+            with contextlib.suppress(OSError):  # its thread has closed it by itself
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection, answered or not."""
+        with self._changing:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Log what went wrong with a request, unless it is that the client has left."""
         error = sys.exception()

@@ -48,6 +48,8 @@ _NOTICE_SECONDS = 0.2
 _KEEPALIVE_MS = 20_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
 
+_STOPPING = signal.SIGTERM, signal.SIGINT
+
 
 @dataclass(frozen=True)
 class RunningServer:
@@ -206,12 +208,14 @@ def run(settings: Settings) -> int:
 
 
 async def _run(settings: Settings) -> int:
-    told = _stop_signal()
+    for number in _STOPPING:
+        signal.signal(number, _leave)  # while bundles load, the event loop does not turn
     try:
         server = await start(settings)
     except StartupError as error:
         print(error, file=sys.stderr)
         return 1
+    told = _stop_signal()
     gc.collect()
     gc.freeze()  # what is loaded stays: to look it through for garbage would hold up all robots for 20 ms
     ready = {
@@ -256,18 +260,22 @@ def _seal(settings: Settings) -> StateSeal:
         raise StartupError(f"--session-key-file: {path}: {error}.") from error
 
 
+def _leave(number: int, frame: object) -> None:
+    """End the process, which has nobody to answer yet."""
+    os._exit(0)
+
+
 def _stop_signal() -> "asyncio.Future[signal.Signals]":
     """Return what the first SIGTERM or SIGINT resolves; the second has its usual effect."""
     loop = asyncio.get_running_loop()
     told: asyncio.Future[signal.Signals] = loop.create_future()
-    numbers = (signal.SIGTERM, signal.SIGINT)
 
     def on_signal(number: signal.Signals) -> None:
-        for each in numbers:
+        for each in _STOPPING:
             loop.remove_signal_handler(each)
             signal.signal(each, signal.SIG_DFL)
         told.set_result(number)
 
-    for number in numbers:
+    for number in _STOPPING:
         loop.add_signal_handler(number, on_signal, number)
     return told

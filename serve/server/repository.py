@@ -146,6 +146,11 @@ def _on_trial(version: int, role: str, loaded: Mapping[int, PolicyRuntime], serv
             f"Version {version}, the {role}, has other spaces or constraints than version {served.served.version}, "
             "which is served."
         )
+    if not runtime.speaks_of(served.frame.horizon_steps, served.manifest.control_period_ms):
+        raise PlanError(
+            f"Version {version}, the {role}, has a shorter horizon or another control period than version "
+            f"{served.served.version}, which is served."
+        )
     return runtime
 
 

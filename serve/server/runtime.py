@@ -81,6 +81,10 @@ class PolicyRuntime:
         prediction = self._predict(out, situations, CalibrationStatus.EXTERNAL_ACTION)
         return EvaluateActionLists(self.served, prediction, time.perf_counter() - started)
 
+    def speaks_of(self, steps: int, control_period_ms: float | None) -> bool:
+        """Whether its predictions may be of so many steps of this length."""
+        return steps <= self.frame.horizon_steps and control_period_ms == self.manifest.control_period_ms
+
     def shifted(self, situations: Situations, shift_score: list[float]) -> list[bool]:
         """Return which observations are outside of what was seen in training or of the observation space, or frozen."""
         far = [score > self._shift_threshold for score in shift_score]

@@ -8,7 +8,6 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -61,10 +60,9 @@ class Session:
         strict_observations: bool,
     ) -> None:
         """Begin where `progress` says; see open_session and resume_session."""
-        selector = replace(opening.policy, name=terms.name, fingerprint=terms.fingerprint)
         versions = progress.version, progress.backup_version
         self.session_id = terms.session_id.hex()  # the same wherever it goes on
-        self._pilot = Pilot(replace(opening, policy=selector), policies, self.session_id, terms.seed, versions)
+        self._pilot = Pilot(opening, terms, policies, versions)
         self.rows = self._pilot.rows  # of the network that a step asks for at once, at most
         self._strict_observations = strict_observations
         self._max_age_seconds = opening.max_age_seconds
@@ -271,7 +269,7 @@ def open_session(
 
     Raises:
         NotFoundError, FingerprintError, UnavailableError: there is no such policy, or the backup policy is not for the
-            same robot.
+            same robot, or not for as many steps.
         InvalidRequestError: names the field: a budget below zero or NaN, an extent that is not within the policy's
             horizon, a constant action out of bounds.
     """
@@ -297,6 +295,7 @@ def open_session(
         opening=digest,
         name=policy.served.name,
         fingerprint=policy.served.fingerprint,
+        control_period_ms=policy.manifest.control_period_ms,
         cost_budget=budget,
         extent_steps=extent_steps,
         steps_ahead=steps_ahead(extent_steps, frame.window_steps) if rolling else None,
@@ -328,7 +327,7 @@ def resume_session(
 
     Raises:
         SessionStateError: the state is not to be trusted, stale, or of another opening.
-        NotFoundError, FingerprintError, UnavailableError: the session's policy is not here.
+        NotFoundError, FingerprintError, UnavailableError: the session's policy is not here, or not for as many steps.
     """
     terms, progress, history = unpack(seal.open(state))
     if terms.opening != digest:

@@ -79,7 +79,9 @@ class Settings(BaseSettings):
     max_rows: int = Field(
         default=Limits.max_rows, ge=2, description="situations times candidates of a shielded request, at most"
     )
-    max_message_bytes: int = Field(default=4 * 2**20, ge=1024, description="size of a request, at most")
+    max_message_bytes: int = Field(
+        default=Limits.max_message_bytes, ge=1024, description="size of a request, or of a stream's message, at most"
+    )
     max_concurrent_requests: int = Field(
         default=128,
         ge=1,
@@ -110,7 +112,9 @@ class Settings(BaseSettings):
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.max_batch, self.max_candidates, self.max_rows, self.strict_observations)
+        return Limits(
+            self.max_batch, self.max_candidates, self.max_rows, self.max_message_bytes, self.strict_observations
+        )
 
     @property
     def certificate_files(self) -> CertificateFiles | None:

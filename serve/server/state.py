@@ -17,9 +17,10 @@ from serve.errors import SessionStateError
 from serve.server.repeats import Repeats
 from serve.server.safety import Authority, Costs
 
-_FORMAT = b"\3"
+_FORMAT = b"\4"
 _SEAL = struct.Struct("<cd")  # format, time of issue in seconds since 1970
 _TAG_BYTES = 32
+_CLOCK_SECONDS = 5.0  # by which the clocks of servers may differ
 _SIZES = struct.Struct("<HHIBB")  # constraints, actions, observed values, bytes of name and fingerprint
 
 
@@ -31,10 +32,16 @@ class Terms:
     opening: bytes  # SHA-256 of the opening
     name: str  # of the policy
     fingerprint: str
+    control_period_ms: float | None  # of the policy that it was opened with
     cost_budget: Costs
     extent_steps: int  # the horizon, or the rolling window
     steps_ahead: int | None  # that the predictions of a rolling session speak of; None: the session ends
     seed: int  # of its draws
+
+    @property
+    def steps_spoken_of(self) -> int:
+        """Steps that its predictions speak of, at most."""
+        return self.extent_steps if self.steps_ahead is None else self.steps_ahead
 
 
 class Progress(NamedTuple):
@@ -75,7 +82,7 @@ class StateSeal:
         """Return what was sealed.
 
         Raises:
-            SessionStateError: forged, cut, of another key or format, or stale.
+            SessionStateError: forged, cut, of another key or format, stale, or from the future.
         """
         if state[:1] != _FORMAT:  # says nothing that matters to anyone who made it up
             raise SessionStateError("The state was issued by another release of this service. Open a new session.")
@@ -87,6 +94,10 @@ class StateSeal:
             )
         _, issued = _SEAL.unpack_from(sealed)
         age = self._clock() - issued
+        if age < -_CLOCK_SECONDS:  # or it would be taken for as much longer
+            raise SessionStateError(
+                f"The state was issued {-age:.0f} s from now: the clocks of the servers differ. Open a new session."
+            )
         if age > self.lifetime_seconds:
             raise SessionStateError(
                 f"The state is {age:.0f} s old; sessions are kept for {self.lifetime_seconds:g} s without a step. Open "
@@ -110,6 +121,7 @@ class StatePacker:
             terms.opening,
             name,
             fingerprint,
+            terms.control_period_ms or 0.0,
             terms.extent_steps,
             terms.steps_ahead or 0,
             terms.seed,
@@ -145,8 +157,20 @@ def unpack(content: bytes) -> tuple[Terms, Progress, bytes]:
     """Read what StatePacker wrote, and StateSeal has vouched for."""
     constraints, actions, observed, *texts = _SIZES.unpack_from(content)
     fixed, moving = _fixed(constraints, *texts), _moving(constraints, actions, observed)
-    session_id, opening, name, fingerprint, extent, ahead, seed, *budget = fixed.unpack_from(content, _SIZES.size)
-    terms = Terms(session_id, opening, name.decode(), fingerprint.decode(), tuple(budget), extent, ahead or None, seed)
+    session_id, opening, name, fingerprint, period, extent, ahead, seed, *budget = fixed.unpack_from(
+        content, _SIZES.size
+    )
+    terms = Terms(
+        session_id,
+        opening,
+        name.decode(),
+        fingerprint.decode(),
+        period or None,
+        tuple(budget),
+        extent,
+        ahead or None,
+        seed,
+    )
     start = _SIZES.size + fixed.size
     version, backup, next_step, steps, clear, has_action, *rest = moving.unpack_from(content, start)
     vectors = iter(rest)
@@ -166,7 +190,7 @@ def unpack(content: bytes) -> tuple[Terms, Progress, bytes]:
 
 
 def _fixed(constraints: int, name: int, fingerprint: int) -> struct.Struct:
-    return struct.Struct(f"<16s32s{name}s{fingerprint}sIIQ{constraints}d")
+    return struct.Struct(f"<16s32s{name}s{fingerprint}sdIIQ{constraints}d")
 
 
 def _moving(constraints: int, actions: int, observed: int) -> struct.Struct:

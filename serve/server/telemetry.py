@@ -76,7 +76,7 @@ class Metrics:
         self._paced = self.by_version(
             Counter(
                 "cvpo_serve_paced_answers",
-                "Answers of policies whose manifest has a control period.",
+                "Answers of policies whose manifest has a control period, and steps that were too late for one.",
                 ["policy", "version"],
                 registry=self.registry,
             )
@@ -84,7 +84,7 @@ class Metrics:
         self._late = self.by_version(
             Counter(
                 "cvpo_serve_late_answers",
-                "Those of them that took longer in the server than the control period.",
+                "Those of them that took longer in the server than the control period, or have no answer.",
                 ["policy", "version"],
                 registry=self.registry,
             )
@@ -119,7 +119,7 @@ class Metrics:
                 self._flags.of(policy.name, policy.version, constraint).inc(sum(flags))
 
     def count_pace(self, policy: str, version: int, *, late: bool) -> None:
-        """Count an answer of a policy that has a control period: whether it took longer in the server."""
+        """Count an answer, or a step that was too late for one, of a policy that has a control period."""
         self._paced.of(policy, version).inc()
         if late:
             self._late.of(policy, version).inc()

@@ -48,6 +48,7 @@ class _Plan:
     signature: Signature
     plan: ServingPlan | None  # the last that could be read
     refused: str = ""  # why what is there now cannot
+    settled: bool = True  # nothing more to read until the file changes
 
 
 class Watcher:
@@ -106,6 +107,16 @@ class Watcher:
         for version in gone:
             del self._in_use[version]
         return gone
+
+    def planned(self, name: str, policy: PolicyVersions) -> PolicyVersions:
+        """Return a policy under the plan that is written now, followed yet or not; as it is where that is no plan."""
+        path = plan_path(self._root, name)
+        if path is None:
+            return policy
+        try:
+            return follow(policy.loaded, read_plan(path), policy.served)
+        except PlanError:
+            return policy
 
     def set_plan(self, name: str, plan: ServingPlan, timeout_seconds: float) -> PolicyVersions:
         """Write the plan of a policy, and return the policy once this process follows it.
@@ -279,11 +290,11 @@ class Watcher:
             return follow(loaded, ServingPlan(), before)
         signature = _sign(path.parent, path.name)
         known = self._plans.get(name)
-        if known is None or known.signature != signature:
+        if known is None or known.signature != signature or not known.settled:
             try:
                 known = _Plan(signature, read_plan(path))
             except PlanError as error:
-                known = _Plan(signature, None if known is None else known.plan, str(error))
+                known = _Plan(signature, None if known is None else known.plan, str(error), not _may_pass(error))
             self._plans[name] = known
         if known.plan is None:  # nobody knows which version was meant, and a guess may be the one that was pinned away
             return PolicyVersions(loaded, ServingPlan(), None, problem=f"{known.refused} Nothing is served until then.")

@@ -207,6 +207,7 @@ def manifest(
     cost_limit: tuple[float | None, float | None] = COST_LIMIT,
     constraint_names: tuple[str, str] = ("heat", "wear"),
     control_period_ms: float | None = 20.0,
+    horizon_steps: int = HORIZON,
 ) -> Manifest:
     interval = Interval(mean=5.0, low=4.0, high=6.0)
     return Manifest(
@@ -217,7 +218,9 @@ def manifest(
         control_period_ms=control_period_ms,
         safe_action=(0.0, 0.0),
         constraints=tuple(
-            Constraint(name=name, unit="J", cost_limit=limit, discount=0.9, horizon_steps=HORIZON, window_steps=WINDOW)
+            Constraint(
+                name=name, unit="J", cost_limit=limit, discount=0.9, horizon_steps=horizon_steps, window_steps=WINDOW
+            )
             for name, limit in zip(constraint_names, cost_limit, strict=True)
         ),
         calibration=calibration,

@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
+import serve.server.admin
 from serve.gen.cvpo.v1 import admin_pb2 as pb
 from serve.gen.cvpo.v1.admin_pb2_grpc import PolicyAdminServiceStub
 from serve.server.plan import PLAN, ServingPlan, read_plan, write_plan
+from serve.server.repository import PolicyVersions
 from serve.server.settings import Settings
+from serve.server.watch import Watcher
 from tests.serve import bundles
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.running import ServerThread
@@ -128,6 +133,42 @@ def test_rollback_goes_back_step_by_step_and_never_forward(admin: PolicyAdminSer
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert "was served before" in message
     assert read_plan(tmp_path / "goal" / PLAN).pinned == 1
+
+
+def test_a_change_ends_before_the_next_one_begins_although_its_caller_has_left(
+    admin: PolicyAdminServiceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    set_plan = Watcher.set_plan
+
+    def slow(self: Watcher, name: str, plan: ServingPlan, timeout_seconds: float) -> PolicyVersions:
+        if plan.pinned == 1:
+            release.wait(PATIENCE_SECONDS)
+        return set_plan(self, name, plan, timeout_seconds)
+
+    monkeypatch.setattr(Watcher, "set_plan", slow)
+    request = pb.SetServingRequest(name="goal", plan=pb.ServingPlan(pinned=1))
+    with pytest.raises(grpc.RpcError):
+        admin.SetServing(request, timeout=0.5)
+    rolled_back = admin.Rollback.future(pb.RollbackRequest(name="goal"), timeout=PATIENCE_SECONDS)
+    time.sleep(0.5)
+    release.set()
+    assert rolled_back.result().policy.served == 3  # from 1 to what was served before it
+
+
+def test_a_rollback_begins_from_the_plan_that_is_written_although_it_is_not_followed_yet(
+    admin: PolicyAdminServiceStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve.server.admin, "_FOLLOW_SECONDS", 0.1)
+    monkeypatch.setattr(Watcher, "poll", lambda self: None)  # as while a bundle is being loaded
+    request = pb.SetServingRequest(name="goal", plan=pb.ServingPlan(pinned=1))
+    for call, pinned in (
+        (lambda: admin.SetServing(request, timeout=PATIENCE_SECONDS), 1),
+        (lambda: admin.Rollback(pb.RollbackRequest(name="goal"), timeout=PATIENCE_SECONDS), 3),
+    ):
+        assert refused(call)[0] is grpc.StatusCode.UNAVAILABLE
+        assert read_plan(tmp_path / "goal" / PLAN).pinned == pinned
+    assert get(admin).served == 3
 
 
 @pytest.mark.parametrize(

@@ -371,6 +371,7 @@ def test_when_steps_queue_the_newest_is_answered_and_the_costs_of_all_count(hous
         assert newest.budgets[0].spent == 5.0
         assert robot.step(11, CALM, (5.0, 0.0)).step == 11
     house.wait_for("cvpo_serve_steps_total", 9, policy="goal", code="ABORTED")
+    house.wait_for("cvpo_serve_paced_answers_total", 12, policy="goal", version="1")
 
 
 def test_a_wrong_step_in_the_queue_keeps_its_own_error(house: House, gate: Gate) -> None:

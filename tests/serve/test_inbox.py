@@ -12,6 +12,21 @@ import serve.server.inbox
 from serve.errors import DeadlineExceededError, InvalidRequestError
 from serve.server.inbox import MAX_WAITING, Inbox
 
+MAX_BYTES = 1000
+
+
+class Message(int):
+    """A number that is as large as it is told to be."""
+
+    size = 1
+
+    def ByteSize(self) -> int:  # noqa: N802  # as messages call it
+        return self.size
+
+
+class Large(Message):
+    size = MAX_BYTES // 2
+
 
 class Stream:
     """Hands over one message at a time, each a little after it is asked for, as gRPC does."""
@@ -39,7 +54,7 @@ def conversation(take: Callable[[Stream, Inbox], Awaitable[None]], idle_seconds:
         stream = Stream()
         taker = asyncio.current_task()
         assert taker is not None
-        inbox = Inbox(cast(Any, stream), taker, idle_seconds)
+        inbox = Inbox(cast(Any, stream), taker, idle_seconds, max_bytes=MAX_BYTES)
         try:
             await take(stream, inbox)
         except asyncio.CancelledError:
@@ -59,7 +74,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_message_is_taken_at_once() -> None:
     async def take(stream: Stream, inbox: Inbox) -> None:
         for number in range(3):
-            stream.sent.put_nowait(number)
+            stream.sent.put_nowait(Message(number))
             assert [message for _, message in await inbox.take()] == [number]
 
     conversation(take)
@@ -68,7 +83,7 @@ def test_one_message_is_taken_at_once() -> None:
 def test_who_takes_goes_before_the_next_read() -> None:
     async def take(stream: Stream, inbox: Inbox) -> None:
         for number in range(3):
-            stream.sent.put_nowait(number)
+            stream.sent.put_nowait(Message(number))
             await inbox.take()
             assert stream.begun == number + 1
             await asyncio.sleep(0)  # as when its answer is written
@@ -82,7 +97,7 @@ def test_after_a_long_time_all_that_has_come_is_taken_together() -> None:
         stream.sent.put_nowait(0)
         await inbox.take()
         for number in range(1, 6):
-            stream.sent.put_nowait(number)
+            stream.sent.put_nowait(Message(number))
         time.sleep(0.003)  # something holds up the event loop
         while not len(inbox):
             await asyncio.sleep(0)
@@ -96,7 +111,7 @@ def test_after_a_long_time_all_that_has_come_is_taken_together() -> None:
 def test_reading_stops_at_the_bound_and_goes_on_when_all_is_taken() -> None:
     async def take(stream: Stream, inbox: Inbox) -> None:
         for number in range(MAX_WAITING + 5):
-            stream.sent.put_nowait(number)
+            stream.sent.put_nowait(Message(number))
         for _ in range(10 * MAX_WAITING):
             await asyncio.sleep(0)
         assert stream.reads == len(inbox) == MAX_WAITING
@@ -105,6 +120,19 @@ def test_reading_stops_at_the_bound_and_goes_on_when_all_is_taken() -> None:
         while len(taken) < 5:
             taken += [message for _, message in await inbox.take()]
         assert taken == [MAX_WAITING + number for number in range(5)]
+
+    conversation(take)
+
+
+def test_reading_stops_where_few_messages_are_large_and_goes_on_when_all_is_taken() -> None:
+    async def take(stream: Stream, inbox: Inbox) -> None:
+        for number in range(8):
+            stream.sent.put_nowait(Large(number))
+        for bunch in ([0, 1, 2], [3, 4, 5], [6, 7]):  # the first of each is not weighed
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert stream.reads == bunch[-1] + 1
+            assert [message for _, message in await inbox.take()] == bunch
 
     conversation(take)
 

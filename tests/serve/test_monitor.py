@@ -1,5 +1,6 @@
 """What the metrics port makes of clients that leave and of its own failures: stderr is for JSON alone."""
 
+import contextlib
 import logging
 import socket
 import struct
@@ -11,23 +12,26 @@ from http.client import RemoteDisconnected
 import pytest
 from prometheus_client import CollectorRegistry
 
-from serve.server.monitor import Monitor
+from serve.server.monitor import MOST_CONNECTIONS, Monitor
 from tests.serve.running import LoopThread
 
 PATIENCE_SECONDS = 30.0
 
 
+Open = Callable[..., Monitor]
+
+
 @pytest.fixture
-def opened() -> Iterator[Callable[[Callable[[], bool]], Monitor]]:
+def opened() -> Iterator[Open]:
     """Open a monitor that asks a function whether the server is ready."""
     loop = LoopThread()
     monitors: list[Monitor] = []
 
-    async def make(ready: Callable[[], bool]) -> Monitor:
-        return Monitor("127.0.0.1:0", CollectorRegistry(), ready)
+    async def make(ready: Callable[[], bool], address: str) -> Monitor:
+        return Monitor(address, CollectorRegistry(), ready)
 
-    def open(ready: Callable[[], bool]) -> Monitor:
-        monitors.append(loop.run(make(ready)))
+    def open(ready: Callable[[], bool], address: str = "127.0.0.1:0") -> Monitor:
+        monitors.append(loop.run(make(ready, address)))
         return monitors[-1]
 
     yield open
@@ -37,7 +41,7 @@ def opened() -> Iterator[Callable[[Callable[[], bool]], Monitor]]:
 
 
 def test_of_a_client_that_leaves_in_the_middle_nothing_is_said(
-    opened: Callable[[Callable[[], bool]], Monitor],
+    opened: Open,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -64,7 +68,7 @@ def test_of_a_client_that_leaves_in_the_middle_nothing_is_said(
 
 
 def test_a_failure_of_its_own_is_an_event_of_the_log(
-    opened: Callable[[Callable[[], bool]], Monitor],
+    opened: Open,
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -77,3 +81,49 @@ def test_a_failure_of_its_own_is_an_event_of_the_log(
     assert (record.levelno, record.getMessage()) == (logging.ERROR, "metrics request failed")
     assert "of a kind that nobody thought of" in str(record.exc_info)
     assert capfd.readouterr() == ("", "")
+
+
+def look(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/readyz", timeout=PATIENCE_SECONDS) as page:
+        return str(page.read().decode().strip())
+
+
+def test_where_too_many_connections_are_open_the_oldest_is_let_go(opened: Open) -> None:
+    address = opened(lambda: True).address
+    host, port = address.split(":")
+    before = set(threading.enumerate())
+    with contextlib.ExitStack() as held:
+        clients = [
+            held.enter_context(socket.create_connection((host, int(port)), PATIENCE_SECONDS))
+            for _ in range(3 * MOST_CONNECTIONS)
+        ]
+        for client in clients[::-1]:
+            with contextlib.suppress(ConnectionError):
+                client.sendall(b"GET /metr")
+        for client in clients[: 2 * MOST_CONNECTIONS]:
+            assert closed(client)
+        assert look(address) == "ready"
+        for client in clients[2 * MOST_CONNECTIONS + 1 :]:
+            client.sendall(b"ics HTTP/1.1\r\n\r\n")
+            assert client.recv(9) == b"HTTP/1.0 "
+        for thread in set(threading.enumerate()) - before:
+            thread.join(PATIENCE_SECONDS)
+            assert not thread.is_alive()
+
+
+def closed(client: socket.socket) -> bool:
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_it_listens_on_an_address_of_ipv6(opened: Open) -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    address = opened(lambda: True, "[::1]:0").address
+    assert address.startswith("[::1]:")
+    assert look(address) == "ready"

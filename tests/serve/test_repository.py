@@ -19,10 +19,12 @@ OTHER_NAMES = ("heat", "tear")
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[int, PolicyRuntime]:
-    """Versions 1 to 4; 4 has other constraints."""
+    """Versions 1 to 6; 4 has other constraints, 5 a shorter horizon, 6 another control period."""
     root = tmp_path_factory.mktemp("versions")
     made = {version: bundles.manifest(version=version) for version in (1, 2, 3)}
     made[4] = bundles.manifest(version=4, constraint_names=OTHER_NAMES)
+    made[5] = bundles.manifest(version=5, horizon_steps=99)
+    made[6] = bundles.manifest(version=6, control_period_ms=40.0)
     return {
         version: load(read_bundle(bundles.write(root / str(version), manifest))) for version, manifest in made.items()
     }
@@ -98,7 +100,14 @@ def test_what_is_served_goes_on_from_memory_when_no_other_may_take_its_place(
 
 @pytest.mark.parametrize("role", ["canary", "shadow"])
 @pytest.mark.parametrize(
-    ("version", "says"), [(9, "is not loaded"), (2, "is served to all"), (4, "other spaces or constraints")]
+    ("version", "says"),
+    [
+        (9, "is not loaded"),
+        (2, "is served to all"),
+        (4, "other spaces or constraints"),
+        (5, "shorter horizon"),
+        (6, "another control period"),
+    ],
 )
 def test_a_trial_that_cannot_be_is_told_and_the_rest_of_the_plan_is_followed(
     versions: dict[int, PolicyRuntime], role: str, version: int, says: str

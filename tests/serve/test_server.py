@@ -129,6 +129,14 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
             "let in only clients with a certificate",
             1,
         ),
+        (
+            [
+                *("{repository}", "--address", "127.0.0.1:0", "--admin-address", "0.0.0.0:0"),
+                *("--tls-certificate", "c", "--tls-key", "k", "--allow-plaintext-network"),
+            ],
+            "let in only clients with a certificate",
+            1,
+        ),
         (["{repository}", "--address", "unix:{repository}/policy.sock", "--share-port"], "cannot be shared", 1),
         (["{repository}", "--tls-certificate", "/nowhere.pem"], "both --tls-certificate and --tls-key", 1),
         (
@@ -422,6 +430,34 @@ def test_it_ends_when_the_drain_time_is_up_whatever_its_threads_do(tmp_path: Pat
                 assert process.wait(PATIENCE_SECONDS) == 0
                 if what == "request":
                     assert type(answer.exception(PATIENCE_SECONDS)) is UnavailableError
+        finally:
+            process.kill()
+
+
+LOADING = """
+import sys, time
+import serve.server.watch
+from serve.__main__ import main
+
+def read_bundle(path, trusted):
+    print("loads", flush=True)
+    time.sleep(60)
+
+serve.server.watch.read_bundle = read_bundle
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_at_once_while_it_still_loads_its_bundles(repository: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", LOADING, str(repository / "goal"), "--address", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "loads\n"
+            process.send_signal(number)
+            assert process.communicate(timeout=PATIENCE_SECONDS) == ("", "")
+            assert process.returncode == 0
         finally:
             process.kill()
 

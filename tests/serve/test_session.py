@@ -91,8 +91,9 @@ class Served:
 
 @pytest.fixture(scope="module")
 def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, PolicyRuntime]]:
-    """goal 1 and 2, which choose actions of opposite sign, goal 3 for another robot, sure, which always answers, bare
-    without calibration, short, whose horizon is 20 steps, and sensed, which knows how often its values may repeat."""
+    """goal 1 and 2, which choose actions of opposite sign, goal 3 for another robot, goal 4, whose horizon is 20 steps,
+    goal 5, whose steps are longer, sure, which always answers, bare without calibration, and sensed, which knows how
+    often its values may repeat."""
     root: Path = tmp_path_factory.mktemp("bundles")
 
     def made(name: str, version: int, text: Callable[[str], str] = str, **fields: Any) -> PolicyRuntime:
@@ -106,11 +107,6 @@ def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Po
     def reversed_signs(text: str) -> str:
         return text.replace("0.5, 0.0, 0.0, -0.25, 0.25, 0.5", "-0.5, 0.0, 0.0, 0.25, -0.25, -0.5")
 
-    of_20_steps = bundles.manifest("short")
-    of_20_steps = of_20_steps.model_copy(
-        update={"constraints": tuple(c.model_copy(update={"horizon_steps": 20}) for c in of_20_steps.constraints)}
-    )
-    short = load(read_bundle(bundles.write(root / "short", of_20_steps)))
     watching = bundles.manifest("sensed")
     seen = watching.observation_statistics.model_copy(update={"frozen_after_steps": (2, None, 3)})
     watching = watching.model_copy(update={"observation_statistics": seen})
@@ -120,10 +116,11 @@ def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Po
             1: made("goal", 1),
             2: made("goal", 2, reversed_signs),
             3: made("goal", 3, constraint_names=("heat", "noise")),
+            4: made("goal", 4, horizon_steps=20),
+            5: made("goal", 5, control_period_ms=40.0),
         },
         "sure": {5: made("sure", 5, lambda text: never_nan(reversed_signs(text)))},
         "bare": {1: made("bare", 1, calibration=None)},
-        "short": {1: short},
         "sensed": {1: sensed},
     }
 
@@ -230,6 +227,15 @@ def test_a_reason_that_is_none_is_refused(number: int) -> None:
     assert caught.value.field == "open.fallback.reasons[1]"
 
 
+def test_more_reasons_than_there_are_are_refused_before_they_are_looked_at() -> None:
+    message = pb.OpenSession(fallback=pb.Fallback(reasons=[pb.FALLBACK_REASON_FLAGGED] * 4))
+    assert decode_opening(message, Limits()).fallback.reasons == {FallbackReason.FLAGGED}
+    message.fallback.reasons.extend([99] * 1_000_000)  # type: ignore[list-item]
+    with pytest.raises(InvalidRequestError, match="has 1000004 entries; there are 4") as caught:
+        decode_opening(message, Limits())
+    assert caught.value.field == "open.fallback.reasons"
+
+
 def test_what_an_opening_leaves_out_has_the_defaults_of_the_contract() -> None:
     opening = decode_opening(pb.OpenSession(fallback=pb.Fallback(least_unsafe=pb.LeastUnsafeAction())), Limits())
     assert opening == Opening(fallback=Fallback(LeastUnsafeAction(16)))
@@ -246,6 +252,19 @@ def test_a_backup_must_be_for_the_same_robot(served: Served, seal: StateSeal) ->
         begin(served, seal, with_fallback(BackupPolicy(PolicySelector("sure", fingerprint="0123456789abcdef"))))
     with pytest.raises(NotFoundError):
         begin(served, seal, with_fallback(BackupPolicy(PolicySelector("nobody"))))
+
+
+def test_a_backup_must_speak_of_all_steps_of_the_session(served: Served, seal: StateSeal) -> None:
+    of_20_steps, of_longer_steps = (with_fallback(BackupPolicy(PolicySelector("goal", n))) for n in (4, 5))
+    for longer in (None, Horizon(21)):
+        with pytest.raises(FingerprintError, match="version 4 has a horizon of 20 steps"):
+            begin(served, seal, replace(of_20_steps, extent=longer))
+    for extent in (Horizon(20), RollingWindow(100)):  # the latter's predictions speak of 10 steps
+        taken = take(begin(served, seal, replace(of_20_steps, extent=extent)), OUTSIDE)
+        assert taken.prediction is not None
+        assert taken.prediction.steps_left.tolist() == [taken.account.steps_left]
+    with pytest.raises(FingerprintError, match="control period"):
+        begin(served, seal, replace(of_longer_steps, extent=Horizon(20)))
 
 
 # --- steps ---------------------------------------------------------------------------------------------------------
@@ -450,13 +469,6 @@ def test_the_backup_policy_answers_for_itself(served: Served, seal: StateSeal) -
     assert recovering.prediction.calibration_status.tolist() == [CalibrationStatus.CALIBRATED]
 
 
-def test_a_backup_is_not_asked_about_more_steps_than_it_was_trained_for(served: Served, seal: StateSeal) -> None:
-    taken = take(begin(served, seal, with_fallback(BackupPolicy(PolicySelector("short")))), OUTSIDE)
-    assert taken.account.steps_left == 100
-    assert taken.prediction is not None
-    assert taken.prediction.steps_left.tolist() == [20]
-
-
 def test_the_least_unsafe_candidate_is_that_of_the_shielded_policy(served: Served, seal: StateSeal) -> None:
     opening = Opening(cost_budget=(4.0, 2.0), extent=Horizon(8), fallback=Fallback(LeastUnsafeAction(32)))
     taken = take(begin(served, seal, opening), GREEDY, (0.0, 0.0))
@@ -621,6 +633,40 @@ def test_a_session_without_a_version_moves_with_the_one_that_is_served_and_only_
     assert step() == (2, 1)
     served.serve["goal"] = 1
     assert step() == (1, 1)
+
+
+def test_a_session_stays_with_a_version_that_speaks_of_all_its_steps(served: Served, seal: StateSeal) -> None:
+    opening = Opening(cost_budget=(10.0, INF), extent=Horizon(100), fallback=Fallback(ConstantAction()))
+    session = begin(served, seal, opening)
+    # u_0 is 0.25: 25 are expected of the 10 that are left; of the next 20 steps alone 5, which would raise no flag.
+    for step, serve in enumerate([1, 4, 4, 5]):
+        served.serve["goal"] = serve
+        result = take(session, GREEDY, (0.0, 0.0))
+        assert result.policy.version == 1
+        assert result.fallback is not None
+        assert result.fallback.reason is FallbackReason.FLAGGED
+        assert result.prediction is not None
+        assert result.prediction.steps_left.tolist() == [100 - step]
+    served.serve["goal"] = 4
+    resumed = begin(served, seal, opening, result.state)
+    assert take(resumed, GREEDY, (0.0, 0.0)).policy.version == 1
+    del served.versions["goal"][1]
+    with pytest.raises(NotFoundError):
+        begin(served, seal, opening, result.state)
+
+
+@pytest.mark.parametrize("extent", [Horizon(20), RollingWindow(100)])  # the latter's predictions speak of 10 steps
+def test_a_session_moves_to_a_shorter_horizon_that_speaks_of_all_its_steps_but_not_to_longer_steps(
+    served: Served, seal: StateSeal, extent: Horizon | RollingWindow
+) -> None:
+    session = begin(served, seal, Opening(cost_budget=FREE, extent=extent))
+    assert take(session).policy.version == 1
+    served.serve["goal"] = 4
+    moved = take(session)
+    assert moved.policy.version == 4
+    served.serve["goal"] = 5
+    assert take(session).policy.version == 4
+    assert take(begin(served, seal, Opening(cost_budget=FREE, extent=extent), moved.state)).policy.version == 4
 
 
 def test_a_backup_without_a_version_moves_too(served: Served, seal: StateSeal) -> None:
@@ -789,6 +835,17 @@ def test_a_state_grows_stale(served: Served) -> None:
     with pytest.raises(SessionStateError, match="60 s"):
         begin(served, seal, state=state)
     assert begin(served, seal, state=fresh).next_step == 1
+
+
+def test_a_state_from_the_future_is_refused_beyond_what_clocks_differ_by(served: Served) -> None:
+    now = 1000.0
+    seal = StateSeal(KEY, 60.0, clock=lambda: now)
+    state = begin(served, seal).opened().state
+    now = 995.0
+    assert begin(served, seal, state=state).next_step == 0
+    now = 994.5
+    with pytest.raises(SessionStateError, match="the clocks of the servers differ"):
+        begin(served, seal, state=state)
 
 
 def test_a_session_whose_policy_is_not_here_is_refused(served: Served, seal: StateSeal) -> None:

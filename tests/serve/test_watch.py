@@ -515,6 +515,31 @@ def test_a_broken_plan_is_told_and_the_one_before_goes_on(
     assert not problem(watcher)
 
 
+def test_a_plan_that_the_machine_could_not_read_is_read_again_at_each_look(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(tmp_path, 2)
+    watcher.poll()
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    read_bytes = Path.read_bytes
+
+    def fail(self: Path) -> bytes:
+        if self.name == PLAN:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    for _ in range(3):
+        watcher.poll()
+        assert served(watcher) == 2
+        assert "Input/output error" in problem(watcher)
+    assert caplog.messages.count("plan not followed") == 1
+    monkeypatch.undo()
+    watcher.poll()
+    assert served(watcher) == 1
+    assert not problem(watcher)
+
+
 def test_a_broken_plan_at_first_serves_nothing_rather_than_a_guess(tmp_path: Path) -> None:
     add(tmp_path, 1)
     (tmp_path / "goal" / PLAN).write_text("{}}")
