@@ -357,7 +357,7 @@ _OPERATORS: Mapping[str, _Operator] = {
     **_operators(_elementwise, "Clip Where", _THREE),
     **_operators(_elementwise, "Max Min", range(2, 5)),
     **_operators(_layer_norm, "LayerNormalization", _TWO, "axis", "epsilon"),
-    **_operators(_reduce, "ReduceL2 ReduceMax ReduceMean ReduceSum", _TWO, "keepdims"),
+    **_operators(_reduce, "ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum", _TWO, "keepdims"),
     **_operators(_arg, "ArgMax ArgMin", _ONE, "axis", "keepdims"),
     **_operators(_matmul, "MatMul", _TWO),
     **_operators(_gemm, "Gemm", _THREE, "transB"),
@@ -365,7 +365,7 @@ _OPERATORS: Mapping[str, _Operator] = {
     **_operators(_transpose, "Transpose", _ONE, "perm"),
     **_operators(_squeeze, "Squeeze", _TWO),
     **_operators(_unsqueeze, "Unsqueeze", _TWO),
-    **_operators(_concat, "Concat", range(1, 17), "axis"),
+    **_operators(_concat, "Concat", range(1, 257), "axis"),  # of as many critics
     **_operators(_split, "Split", _TWO, "axis"),
     **_operators(_shape, "Shape", _ONE, "start", "end"),
     **_operators(_gather, "Gather", _TWO, "axis"),

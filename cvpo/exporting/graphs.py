@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from cvpo.bundle import (
     CRITIC_GRAPH,
     FLOAT,
     INPUTS,
-    INT64,
     IR_VERSION,
     OPSET,
     OUTPUTS,
@@ -34,7 +34,7 @@ from cvpo.bundle import (
     Precision,
 )
 from cvpo.calibration.costmap import CostMap
-from cvpo.calibration.forecast import QUANTILES, CostForecast
+from cvpo.calibration.forecast import QUANTILES, TIMES, CostForecast
 from cvpo.calibration.shift import FARTHEST
 from cvpo.errors import BundleError
 from cvpo.exporting.precision import store
@@ -160,7 +160,12 @@ class _Graph:
         return self._add(operator, inputs, [output], attributes)[0]
 
     def split(self, value: str, axis: int, *sizes: int, outputs: tuple[str, ...] = ()) -> list[str]:
+        if len(sizes) == 1:
+            return [value]
         return self._add("Split", [value, self.integers(*sizes)], outputs or [""] * len(sizes), {"axis": axis})
+
+    def concat(self, values: Sequence[str], axis: int) -> str:
+        return values[0] if len(values) == 1 else self.node("Concat", *values, axis=axis)
 
     def _add(
         self, operator: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Mapping[str, Any]
@@ -173,7 +178,7 @@ class _Graph:
 
     def array(self, value: NDArray[Any]) -> str:
         constants = self._constants
-        stored: NDArray[Any] = np.ascontiguousarray(value)  # gives a scalar an axis
+        stored: NDArray[Any] = np.asarray(value, order="C")
         tensor = numpy_helper.from_array(stored, f"constant_{len(constants)}")
         return constants.setdefault((stored.dtype.name, stored.shape, stored.tobytes()), tensor).name
 
@@ -206,7 +211,17 @@ class _Graph:
         return whole if stored.scale is None else self.node("Mul", whole, self.array(stored.scale))
 
     def linear(self, value: str, layer: nn.Linear, outputs: int | None = None) -> str:
-        return self.node("Gemm", value, self.weight(layer.weight, outputs), self.tensor(layer.bias), transB=1)
+        return self.gemm(value, self.weight(layer.weight, outputs), layer.bias)
+
+    def gemm(self, value: str, weight: str, bias: Tensor) -> str:
+        """A layer with a weight [outputs, inputs]."""
+        return self.node("Gemm", value, weight, self.tensor(bias), transB=1)
+
+    def products(self, value: str, matrices: Sequence[str]) -> str:
+        """Of the values of each of E members, [N, E, K, ·], with its matrix. One by one: ONNX Runtime lays a matrix out
+        for the processor only if it has two axes, and takes a fifth less time then, when it was out of the cache."""
+        parts = self.split(value, 1, *[1] * len(matrices))
+        return self.concat([self.node("MatMul", *pair) for pair in zip(parts, matrices, strict=True)], 1)
 
     def norm_relu(self, value: str, width: int) -> str:
         scale = self.array(np.ones(width, np.float32))
@@ -243,8 +258,7 @@ class _Asked(NamedTuple):
     """What is asked of a map of costs, as it finds it in its tables."""
 
     cell: str  # [N], of steps left
-    within: str  # [N, C, K], how many atoms are at most what is allowed
-    unconstrained: str  # [N, C, 1]
+    within: str  # [N, C, K, M + 1], whether an atom is at most what is allowed
 
 
 class _Judged(NamedTuple):
@@ -299,101 +313,97 @@ def _value(graph: _Graph, served: Served) -> None:
     """`Model.values` of the candidates."""
     critics = served.model.critics
     E, _, H = critics.observation_weight.shape
-    C = critics.num_costs
-    state = graph.node("MatMul", NORMALIZED, graph.weight(critics.observation_weight))
-    state = graph.node("Add", state, graph.tensor(critics.first_bias))  # [E, N, H]
-    action_weight = graph.weight(critics.action_weight.unsqueeze(1))
-    first = graph.node("MatMul", CANDIDATE_ACTION, action_weight)  # [E, N, K, H]
-    first = graph.node("Add", first, graph.unsqueeze(state, 2))
-    hidden = graph.norm_relu(graph.node("Reshape", first, graph.integers(E, -1, H)), H)
-    hidden = graph.node("MatMul", hidden, graph.weight(critics.second_weight, -1))
+    C, reward_heads, cost_heads = critics.num_costs, critics.reward_heads, critics.cost_heads
+    observation_weight = graph.weight(critics.observation_weight.mT.flatten(0, 1))
+    state = graph.gemm(NORMALIZED, observation_weight, critics.first_bias.flatten())
+    state = graph.node("Reshape", state, graph.integers(-1, E, 1, H))
+    first = graph.node("MatMul", graph.unsqueeze(CANDIDATE_ACTION, 1), graph.weight(critics.action_weight))
+    hidden = graph.norm_relu(graph.node("Add", first, state), H)  # [N, E, K, H]
+    hidden = graph.products(hidden, [graph.weight(weight, -1) for weight in critics.second_weight])
     hidden = graph.norm_relu(graph.node("Add", hidden, graph.tensor(critics.second_bias)), H)
-    value = graph.node("MatMul", hidden, graph.weight(critics.output_weight))
-    value = graph.node("Add", value, graph.tensor(critics.output_bias))  # [E, N·K, 1]
-    reward_value, cost_value = graph.split(value, 0, critics.reward_heads, critics.cost_heads * C)
-
-    candidates = graph.node("Shape", CANDIDATE_ACTION, start=0, end=2)
-    shape = graph.node("Concat", graph.integers(critics.reward_heads), candidates, axis=0)
-    reward_value = graph.reduce("ReduceMean", graph.node("Reshape", reward_value, shape), 0)
+    value = graph.reduce("ReduceSum", graph.node("Mul", hidden, graph.weight(critics.output_weight.mT)), 3)
+    value = graph.node("Add", value, graph.tensor(critics.output_bias[..., 0]))  # [N, E, K]
+    reward_value, cost_value = graph.split(value, 1, reward_heads, cost_heads * C)
+    reward_value = graph.reduce("ReduceMean", reward_value, 1)
     graph.node("Mul", reward_value, graph.floats(served.reward_scale), output=CANDIDATE_REWARD_VALUE)
-    shape = graph.node("Concat", graph.integers(critics.cost_heads, C), candidates, axis=0)
-    cost_value = graph.node("Reshape", graph.node("Softplus", cost_value), shape)
-    cost_value = graph.reduce("ReduceMean", cost_value, 0)  # [C, N, K]
-    cost_value = graph.node("Mul", cost_value, graph.tensor(served.model.cost_factor.view(C, 1, 1)))
-    graph.node("Transpose", cost_value, perm=[1, 0, 2], output=CANDIDATE_COST_VALUE)
+    mean = torch.eye(C).tile(cost_heads) / cost_heads * served.model.cost_factor[:, None]  # of the heads of each cost
+    graph.node("MatMul", graph.tensor(mean), graph.node("Softplus", cost_value), output=CANDIDATE_COST_VALUE)
 
 
 def _shift_score(graph: _Graph, served: Served, standardized: str) -> None:
     shift = served.shift
     bounded = graph.clip(standardized, -FARTHEST, FARTHEST)
-    along = graph.node("MatMul", bounded, graph.tensor(shift.directions))
-    below = graph.node("Sub", graph.tensor(shift.low), along)
-    above = graph.node("Sub", along, graph.tensor(shift.high))
-    graph.reduce("ReduceMax", graph.node("Max", below, above, graph.floats(0.0)), 1, output="shift_score")
+    weight = graph.tensor(torch.cat([shift.directions, -shift.directions], 1).T)
+    beyond = graph.gemm(bounded, weight, torch.cat([-shift.high, shift.low]))
+    graph.node("Relu", graph.reduce("ReduceMax", beyond, 1), output="shift_score")
 
 
 def _judge(graph: _Graph, answering: Answering) -> _Judged:
-    forecast = CANDIDATE_COST_VALUE if answering.forecast is None else _forecast(graph, answering.forecast)
-    asked, *predicted = _predict(graph, answering.cost_map, forecast)
+    steps_left = graph.unsqueeze(graph.cast("steps_left", FLOAT), 1)
+    cost_value = graph.unsqueeze(CANDIDATE_COST_VALUE, 3)
+    forecast = answering.forecast
+    asked_with = cost_value if forecast is None else _forecast(graph, forecast, cost_value, steps_left)
+    asked, *predicted = _predict(graph, answering.cost_map, asked_with, steps_left)
     return _Judged(asked, predicted[-1], graph.node("Concat", CANDIDATE_COST_VALUE, *predicted, axis=1))
 
 
-def _forecast(graph: _Graph, forecast: CostForecast) -> str:
-    """`CostForecast.forward`, [N, C, K]."""
+def _forecast(graph: _Graph, forecast: CostForecast, cost_value: str, steps_left: str) -> str:
+    """`CostForecast.forward`, [N, C, K, 1], of cost values of that shape."""
     C, _, F = forecast.state_weight.shape
-    steps = graph.unsqueeze(graph.cast("steps_left", FLOAT), 1)
-    share = graph.node("Sub", graph.node("Mul", steps, graph.floats(2 / forecast.horizon)), graph.floats(1.0))
-    logarithm = graph.node("Mul", graph.node("Log", steps), graph.floats(1 / np.log(forecast.horizon + 1)))
-    state = graph.node("Concat", NORMALIZED, share, logarithm, axis=1)
-    state = graph.node("MatMul", state, graph.tensor(forecast.state_weight))
-    state = graph.unsqueeze(graph.node("Add", state, graph.tensor(forecast.first_bias)), 2)  # [C, N, 1, F]
-    by_constraint = graph.node("Transpose", CANDIDATE_COST_VALUE, perm=[1, 0, 2])  # [C, N, K]
-    value = graph.unsqueeze(by_constraint, 3)
-    typical = graph.tensor(forecast.typical_value.unsqueeze(1))
-    value = graph.node("Div", value, graph.node("Add", value, typical))
-    value = graph.node("Mul", value, graph.tensor(forecast.value_weight.unsqueeze(1)))  # [C, N, K, F]
+    # Steps and their logarithm go in as they are: what `CostForecast.times` makes of them is left to the weights.
+    times = torch.tensor([2 / forecast.horizon, 1 / np.log(forecast.horizon + 1)])
+    of_times = forecast.state_weight[:, -TIMES:]
+    weight = torch.cat([forecast.state_weight[:, :-TIMES], of_times * times[:, None]], 1).mT.flatten(0, 1)
+    bias = (forecast.first_bias - of_times[:, :1]).flatten()
+    state = graph.node("Concat", NORMALIZED, steps_left, graph.node("Log", steps_left), axis=1)
+    state = graph.gemm(state, graph.tensor(weight), bias)
+    state = graph.node("Reshape", state, graph.integers(-1, C, 1, F))
+    value = graph.node("Div", cost_value, graph.node("Add", cost_value, graph.tensor(forecast.typical_value)))
+    value = graph.node("Mul", value, graph.tensor(forecast.value_weight))  # [N, C, K, F]
     hidden = graph.node("Relu", graph.node("Add", state, value))
-    hidden = graph.node("Reshape", hidden, graph.integers(C, -1, F))
-    hidden = graph.node("MatMul", hidden, graph.tensor(forecast.second_weight))
+    hidden = graph.products(hidden, [graph.tensor(weight) for weight in forecast.second_weight])
     hidden = graph.node("Relu", graph.node("Add", hidden, graph.tensor(forecast.second_bias)))
-    output = graph.node("MatMul", hidden, graph.tensor(forecast.output_weight))
-    increments = graph.node("Relu", graph.node("Add", output, graph.tensor(forecast.output_bias)))  # [C, N·K, Q]
+    output = graph.products(hidden, [graph.tensor(weight) for weight in forecast.output_weight])
+    increments = graph.node("Relu", graph.node("Add", output, graph.tensor(forecast.output_bias)))  # [N, C, K, Q]
     # The mean of quantiles that are sums of increments: the first one counts Q times, the last once.
     count = np.arange(len(QUANTILES), 0, -1.0)[:, None] / len(QUANTILES)
-    relative = graph.node("MatMul", increments, graph.array(count.astype(np.float32)))
-    relative = graph.node("Reshape", relative, graph.node("Shape", by_constraint))
-    return graph.node("Transpose", relative, perm=[1, 0, 2])
+    return graph.node("MatMul", increments, graph.array(count.astype(np.float32)))
 
 
-def _predict(graph: _Graph, cost_map: CostMap, forecast: str) -> tuple[_Asked, str, str, str]:
+def _predict(graph: _Graph, cost_map: CostMap, forecast: str, steps_left: str) -> tuple[_Asked, str, str, str]:
     """`CostMap.forward`: what it was asked, and the fields of CostPrediction, [N, C, K] each."""
     C, B, M = cost_map.num_costs, cost_map.num_nodes, cost_map.num_atoms
-    steps_left = graph.unsqueeze(graph.cast("steps_left", FLOAT), 1)
-    lower = graph.tensor(cost_map.horizon_lower)
-    along_horizon = graph.node("Div", graph.node("Sub", steps_left, lower), graph.tensor(cost_map.horizon_width))
-    table = graph.node("MatMul", graph.clip(along_horizon, 0.0, 1.0), graph.tensor(cost_map.table))
+    # One more ramp, which never begins: the first that has not begun is then the cell.
+    lower = pad(cost_map.horizon_lower, (0, 1), value=torch.inf)
+    along_horizon = graph.node("Sub", steps_left, graph.tensor(lower))
+    along_horizon = graph.node("Div", along_horizon, graph.tensor(pad(cost_map.horizon_width, (0, 1), value=1.0)))
+    along_horizon = graph.clip(along_horizon, 0.0, 1.0)
+    cell = graph.node("ArgMin", along_horizon, axis=1, keepdims=0)  # [N]
+    table = graph.node("MatMul", along_horizon, graph.tensor(pad(cost_map.table, (0, 0, 0, 1))))
     table = graph.node("Reshape", table, graph.integers(-1, C, B, M + 1))
-    along_nodes = graph.node("Sub", graph.unsqueeze(forecast, 3), graph.tensor(cost_map.node_lower))
+    along_nodes = graph.node("Sub", forecast, graph.tensor(cost_map.node_lower))
     along_nodes = graph.node("Div", along_nodes, graph.tensor(cost_map.node_width))
-    values = graph.node("MatMul", graph.clip(along_nodes, 0.0, 1.0), table)  # [N, C, K, M + 1]
-    atoms, mean = graph.split(values, 3, M, 1)
+    values = graph.node("MatMul", graph.clip(along_nodes, 0.0, 1.0), table)  # [N, C, K, M + 1]: atoms, mean
 
-    cell = graph.reduce("ReduceSum", graph.cast(graph.node("Greater", steps_left, lower), INT64), 1)  # [N]
-    within = graph.node("LessOrEqual", atoms, graph.unsqueeze("cost_allowed", 2, 3))
-    within = graph.reduce("ReduceSum", graph.cast(within, INT64), 3)
-    unconstrained = graph.unsqueeze(graph.node("Equal", "cost_allowed", graph.floats(np.inf)), 2)
-    asked = _Asked(cell, within, unconstrained)
-    probability = _beyond(graph, cost_map.tail, asked)
-    bound = graph.unsqueeze(graph.node("Gather", graph.tensor(cost_map.bound), cell, axis=0), 2)
-    cost_upper = graph.reduce("ReduceMax", graph.node("Add", atoms, bound), 3)
-    return asked, graph.node("Squeeze", mean, graph.integers(3)), cost_upper, probability
+    # In the mean's place an atom of an infinite cost, which is within only what is not constrained.
+    atoms = graph.node("Add", values, graph.array(np.array([0.0] * M + [np.inf], np.float32)))
+    asked = _Asked(cell, graph.node("LessOrEqual", atoms, graph.unsqueeze("cost_allowed", 2, 3)))
+    bound = _of_cell(graph, asked, cost_map.bound, -torch.inf)
+    cost_upper = graph.reduce("ReduceMax", graph.node("Add", values, bound), 3)
+    mean = graph.node("Gather", values, graph.array(np.array(M)), axis=3)
+    return asked, mean, cost_upper, _beyond(graph, cost_map.tail, asked)
 
 
 def _beyond(graph: _Graph, tail: Tensor, asked: _Asked) -> str:
-    """Probability beyond what is allowed, [N, C, K]."""
-    rows = graph.node("Gather", graph.tensor(tail), asked.cell, axis=0)
-    probability = graph.node("GatherElements", rows, asked.within, axis=2)
-    return graph.node("Where", asked.unconstrained, graph.floats(0.0), probability)
+    """Probability beyond what is allowed, [N, C, K]: that beyond the last atom within."""
+    beyond = _of_cell(graph, asked, tail[..., 1:], 0.0)  # each atom; descending
+    return graph.reduce("ReduceMin", graph.node("Where", asked.within, beyond, graph.floats(1.0)), 3)
+
+
+def _of_cell(graph: _Graph, asked: _Asked, rows: Tensor, last: float) -> str:
+    """The row of the cell, [N, C, 1, M + 1], with one more value."""
+    table = graph.tensor(pad(rows, (0, 1), value=last).unsqueeze(2))
+    return graph.node("Gather", table, asked.cell, axis=0)
 
 
 def _finish(name: str, graph: _Graph, answering: Answering) -> bytes:
@@ -411,14 +421,14 @@ def _choose(graph: _Graph, answering: Answering, judged: _Judged) -> str:
     cost_map, probability = answering.cost_map, judged.probability
     if not torch.equal(cost_map.choosing_tail, cost_map.tail):  # a shield was calibrated
         probability = _beyond(graph, cost_map.choosing_tail, judged.asked)
-    flags = graph.cast(graph.node("Greater", probability, graph.unsqueeze("alarm_level", 1)), FLOAT)  # [N, C, K]
-    of_first = graph.node("Gather", flags, graph.integers(0), axis=2)  # [N, C, 1]
-    below = graph.node("Neg", graph.reduce("ReduceSum", flags, 1))  # minus their number, [N, K]
-    fewest = graph.reduce("ReduceMax", below, 1)
-    graph.node("Greater", fewest, graph.floats(-1.0), output="feasible")
+    flagged = graph.cast(graph.node("Greater", probability, graph.unsqueeze("alarm_level", 1)), FLOAT)  # [N, C, K]
+    of_first = graph.node("Gather", flagged, graph.integers(0), axis=2)  # [N, C, 1]
+    flags = graph.reduce("ReduceSum", flagged, 1)  # [N, K]
+    fewest = graph.reduce("ReduceMin", flags, 1)
+    graph.node("Greater", graph.floats(1.0), fewest, output="feasible")
     relative = graph.node("Div", CANDIDATE_COST_VALUE, graph.tensor(answering.typical_cost_value))
     worst = graph.reduce("ReduceMax", graph.node("Mul", relative, of_first), 1)  # [N, K]
-    more = graph.node("Less", below, graph.unsqueeze(fewest, 1))
+    more = graph.node("Greater", flags, graph.unsqueeze(fewest, 1))
     worst = graph.node("Where", more, graph.floats(np.inf), worst)
     graph.node("ArgMin", worst, axis=1, keepdims=0, output="chosen")
 
