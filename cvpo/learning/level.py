@@ -24,7 +24,7 @@ class LevelMeter:
 
     predicted: Array  # of what was seen to its end
     realized: Array
-    said: Array  # predicted in all
+    said: Array  # predicted in all, with what follows the end
     episodes: Array  # the same sum of ones
 
     @classmethod
@@ -54,7 +54,7 @@ class LevelMeter:
         One episode that came as it was predicted is counted besides, so that a few without any cost do not say that
         there is none.
         """
-        as_said = self.said / np.maximum(self.episodes, 1.0)
+        as_said = np.where(self.predicted > 0, self.predicted, self.said) / np.maximum(self.episodes, 1.0)
         known = as_said > 0
         factor = (self.realized + as_said) / np.where(known, np.maximum(self.predicted, 0) + as_said, 1.0)
         return np.where(known, np.clip(factor, 1 / BOUND, BOUND), 1.0)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cvpo.learning.config import LimitConfig, TrainConfig
 
 Array = NDArray[np.float64]
+LETTING_GO = 0.1  # the gap below a limit that the integral falls by where there is none
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,12 @@ class LimitController:
         """Integrate the gap over environment steps; no further than to a share at its bound, so that it cannot wind up.
 
         What the gap itself asks for fills a part of the share: a long fall from far above the limit leaves an integral
-        that is soon undone.
+        that is soon undone. Without a gap, as under a limit of zero while nothing costs, what was asked for is taken
+        back, and no more: nothing else would, and reward would be forgotten for the rest of a run.
         """
         rate = config.integral_gain * np.clip(gap, -1, 1) * steps / config.integral_steps
+        taken_back = np.clip(self.integral, 0, LETTING_GO * config.integral_gain * steps / config.integral_steps)
+        rate = np.where(gap == 0, -taken_back, rate)
         proportional = _proportional(gap, config)
         low, high = -1.0 - proportional, config.max_share - proportional
         integral = np.clip(self.integral + rate, np.minimum(self.integral, low), np.maximum(self.integral, high))
@@ -113,16 +117,10 @@ def limit_at(config: TrainConfig, steps: int) -> Array:
 
 
 def relative_gap(measured_cost: Array, cost_limit: Array) -> Array:
-    """(J − d)/max(d, 10), [C]; an unconstrained cost counts as far below its limit, -1.
-
-    No cost at all counts as at least 0.1 below any limit: under a limit of zero nothing else would take back what was
-    asked for, and reward would be forgotten for the rest of a run.
-    """
+    """(J − d)/max(d, 10), [C]; an unconstrained cost counts as far below its limit, -1."""
     finite = np.isfinite(cost_limit)
     limit = np.where(finite, cost_limit, 0.0)
-    gap = (measured_cost - limit) / np.maximum(limit, 10.0)
-    gap = np.where(measured_cost <= 0, np.minimum(gap, -0.1), gap)
-    return np.where(finite, gap, -1.0)
+    return np.where(finite, (measured_cost - limit) / np.maximum(limit, 10.0), -1.0)
 
 
 def advantage_threshold(share: Array, least_cost: Array, reward_only_cost: Array, cost_limit: Array) -> Array:

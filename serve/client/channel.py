@@ -32,6 +32,7 @@ _OPTIONS = (
     ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),  # without it gRPC waits a minute for the answer
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),  # no bound
+    ("grpc.client_idle_timeout_ms", 300_000),  # what was left for renewed credentials does not connect for ever
 )
 _SHORTEST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 5.0

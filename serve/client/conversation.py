@@ -39,6 +39,10 @@ _REFUSALS = (InvalidRequestError, NotFoundError, FingerprintError)
 # A stream on which nothing comes for so long is given up, even if nothing says that it is broken.
 _SILENCE_SECONDS = 1.0
 
+# Servers take up a version or a plan of their repository within a second or so of each other: one that lags may refuse
+# a session that it goes on with a moment later.
+_LAG_SECONDS = 2.0
+
 
 @dataclass
 class _Leg:
@@ -97,6 +101,7 @@ class Conversation:
         self._cost_total = np.zeros(len(description.constraints))
         self._last: ControlAnswer | None = None  # what stands for the last answer of a server
         self._refusals: dict[str, PolicyServiceError] = {}  # by address, since a server went on with the session
+        self._refused_since: float | None = None  # the first of these
         self._leg: _Leg | None = None
         self._previous: _Leg | None = None  # goes on to be one that answers until the present one is opened
         self._link: Link | None = None  # where the session goes on next
@@ -242,10 +247,18 @@ class Conversation:
             self._switch()
         if isinstance(error, _REFUSALS) and not leg.opened:
             self._refusals[stream.address] = error
+            if self._refused_since is None:
+                self._refused_since = self._clock()
             everywhere = isinstance(error, InvalidRequestError) or len(self._refusals) == len(self._addresses)
-            if (everywhere or self._stale()) and self._leg is None:
+            if ((everywhere and not self._may_pass(error)) or self._stale()) and self._leg is None:
                 self.lost = error
         self._send()
+
+    def _may_pass(self, error: PolicyServiceError) -> bool:
+        """Whether a session that was open may be refused by a server that has not yet looked at its repository."""
+        if self.opened is None or self._refused_since is None or isinstance(error, InvalidRequestError):
+            return False
+        return self._clock() - self._refused_since < _LAG_SECONDS
 
     def _stale(self) -> bool:
         """Whether the state is older than servers go on from: one that cannot be reached would refuse it, too."""
@@ -271,6 +284,7 @@ class Conversation:
         leg.opened = True
         self._go_on_from(opened.state, opened.next_step)
         self._refusals.clear()
+        self._refused_since = None
         self._addresses.worked(leg.stream.address)
         if self._previous is not None:
             self._previous.stream.finish()

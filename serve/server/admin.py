@@ -72,6 +72,8 @@ class AdminServicer(PolicyAdminServiceServicer):
             return await asyncio.shield(changing)
         except asyncio.CancelledError:
             await asyncio.wait([changing])
+            if not changing.cancelled() and (error := changing.exception()):
+                log(logger, logging.WARNING, "plan not changed", policy=name, error=str(error))
             raise
 
     async def _write(self, name: str, plan: ServingPlan, named: str) -> pb.PolicyServing:

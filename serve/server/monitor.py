@@ -92,7 +92,9 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
         self._open: dict[Any, None] = {}  # connections, the oldest first
         self._changing = threading.Lock()
-        self.address_family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # Probes ask 127.0.0.1, which a name such as localhost may come second with.
+        self.address_family, _, _, _, target = min(found, key=lambda one: one[0] is not socket.AF_INET)
         super().__init__((str(target[0]), port), handler)
 
     def process_request(self, request: Any, client_address: object) -> None:

@@ -29,6 +29,14 @@ def test_a_critic_that_is_wrong_by_a_factor_is_put_right(wrong: float) -> None:
     assert factor * wrong == pytest.approx(1.0, rel=0.12)
 
 
+@pytest.mark.parametrize("wrong", [0.4, 2.5])
+def test_episodes_may_be_short_beside_what_the_discount_looks_ahead(wrong: float) -> None:
+    meter, discounts = LevelMeter.start(1), np.array([0.99])
+    for _ in range(200):
+        meter = meter.seeing(np.full((20, 1), 100 * wrong), np.ones((20, 1)), discounts)
+    assert meter.factor() * wrong == pytest.approx([1.0], rel=0.12)
+
+
 def test_critics_that_are_right_are_left_as_they_are() -> None:
     for episodes in (1, 3, 50):
         assert seeing(episodes, cost_value=2.0, cost=1.0).factor() == pytest.approx(1.0)

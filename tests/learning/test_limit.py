@@ -33,17 +33,17 @@ def test_the_gap_is_relative_to_the_limit_but_to_no_less_than_ten() -> None:
     np.testing.assert_allclose(gap, [0.5, 0.0, 0.4, -0.6])
 
 
-def test_under_a_limit_of_zero_what_was_asked_for_is_taken_back_while_nothing_costs() -> None:
-    zero = np.zeros(1)
-    assert relative_gap(zero, zero).tolist() == [-0.1]
-    assert relative_gap(np.array([1e-3]), zero)[0] > 0  # and any cost at all is over it
-    controller = with_integral(0.8)
-    for _ in range(10):
-        before = controller
-        controller = controller.advanced(relative_gap(zero, zero), 10_000, CONFIG)
-        assert controller.integral[0] < before.integral[0]
-    assert relative_gap(zero, np.array([25.0])).tolist() == [-1.0]
-    assert relative_gap(zero, np.array([np.inf])).tolist() == [-1.0]
+def test_under_a_limit_of_zero_what_was_asked_for_is_taken_back_while_nothing_costs_and_no_more() -> None:
+    gap = relative_gap(np.zeros(1), np.zeros(1))
+    asked = [0.8]
+    for _ in range(40):
+        asked.append(after(gap[0], 10_000, asked[-1]))
+    assert asked[1] == pytest.approx(0.8 - 0.1 * CONFIG.integral_gain)
+    assert asked == sorted(asked, reverse=True)
+    assert asked[-1] == 0.0
+    assert share(gap[0], asked[-1]) == 0.0  # no cost is allowed to grow
+    assert after(gap[0], 10_000, -0.2) == -0.2
+    assert after(relative_gap(np.ones(1), np.zeros(1))[0], 10_000, 0.3) > 0.3
 
 
 def test_an_unconstrained_cost_counts_as_far_below_its_limit() -> None:

@@ -19,6 +19,7 @@ from serve.control_values import Opening, PolicySelector
 from serve.errors import (
     FingerprintError,
     InvalidRequestError,
+    NotFoundError,
     PolicyServiceError,
     ResourceExhaustedError,
     UnavailableError,
@@ -202,7 +203,19 @@ def test_a_refusal_counts_until_a_server_goes_on_with_the_session(description: P
     robot.conversation.handle(Ended(second, gone))
     robot.conversation.handle(Ended(robot.connect("b"), refused))
     assert robot.conversation.lost is None
+    robot.now = 3.0
     robot.conversation.handle(Ended(robot.connect("a"), refused))
+    assert robot.conversation.lost is refused
+
+
+def test_a_server_that_lags_behind_its_repository_does_not_lose_a_session(description: PolicyDescription) -> None:
+    robot, refused = Robot(description, idle_timeout_seconds=60), NotFoundError("no version 2 yet")
+    robot.conversation.handle(Ended(robot.stream, UnavailableError("gone")))
+    for robot.now, address in ((0.0, "a"), (0.1, "b"), (1.9, "a")):
+        robot.conversation.handle(Ended(robot.connect(address), refused))
+        assert robot.conversation.lost is None
+    robot.now = 2.1
+    robot.conversation.handle(Ended(robot.connect("b"), refused))
     assert robot.conversation.lost is refused
 
 
@@ -309,6 +322,7 @@ def test_a_server_that_is_found_for_a_lost_session_is_let_go(description: Policy
     robot = Robot(description)
     robot.conversation.handle(Ended(robot.stream, UnavailableError("gone")))
     robot.conversation.handle(Ended(robot.connect("a"), FingerprintError("another key")))
+    robot.now = 3.0
     robot.conversation.handle(Ended(robot.connect("b"), FingerprintError("another key")))
     assert robot.conversation.lost is not None
     link = FakeLink("a")
