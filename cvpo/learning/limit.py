@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cvpo.learning.config import LimitConfig, TrainConfig
 
 Array = NDArray[np.float64]
-LETTING_GO = 0.1  # the gap below a limit that the integral falls by where there is none
+LETTING_GO = 0.1  # the gap below its limit that a cost at rest counts as
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,22 @@ class LimitController:
         """Integrate the gap over environment steps; no further than to a share at its bound, so that it cannot wind up.
 
         What the gap itself asks for fills a part of the share: a long fall from far above the limit leaves an integral
-        that is soon undone. Without a gap, as under a limit of zero while nothing costs, what was asked for is taken
-        back, and no more: nothing else would, and reward would be forgotten for the rest of a run.
+        that is soon undone.
         """
         rate = config.integral_gain * np.clip(gap, -1, 1) * steps / config.integral_steps
-        taken_back = np.clip(self.integral, 0, LETTING_GO * config.integral_gain * steps / config.integral_steps)
-        rate = np.where(gap == 0, -taken_back, rate)
         proportional = _proportional(gap, config)
         low, high = -1.0 - proportional, config.max_share - proportional
         integral = np.clip(self.integral + rate, np.minimum(self.integral, low), np.maximum(self.integral, high))
         return replace(self, integral=np.clip(integral, config.integral_low, config.integral_high))
+
+    def taken_back(self, at_rest: NDArray[np.bool_], steps: int, config: LimitConfig) -> "LimitController":
+        """Over environment steps take back what the integral asks for, and no more, of costs that are at rest, [C].
+
+        That is a cost of nothing under a limit of zero. There is no gap below such a limit that would ever take it
+        back, and reward would be forgotten for the rest of a run.
+        """
+        fall = LETTING_GO * config.integral_gain * steps / config.integral_steps
+        return replace(self, integral=self.integral - np.where(at_rest, np.clip(self.integral, 0, fall), 0.0))
 
     def share(self, gap: Array, config: LimitConfig) -> Array:
         """Share of the reachable cost change to ask for, [C]: positive lowers the cost, negative lets it grow.

@@ -294,7 +294,9 @@ class _Loop:
             measured = self.meter.measured(self.spec.max_episode_steps)
             limit = limit_at(self.config, self.steps)
             gap = learner.limit_gap(measured, limit, self.config)
-            self.learner.controller = self.learner.controller.advanced(gap, self.env.num_envs, self.config.limit)
+            controller = self.learner.controller.advanced(gap, self.env.num_envs, self.config.limit)
+            at_rest = (limit == 0) & (measured == 0)
+            self.learner.controller = controller.taken_back(at_rest, self.env.num_envs, self.config.limit)
             if self.config.estep.constraint == "critic":
                 exhausted = ~self.feasible
             else:

@@ -33,17 +33,16 @@ def test_the_gap_is_relative_to_the_limit_but_to_no_less_than_ten() -> None:
     np.testing.assert_allclose(gap, [0.5, 0.0, 0.4, -0.6])
 
 
-def test_under_a_limit_of_zero_what_was_asked_for_is_taken_back_while_nothing_costs_and_no_more() -> None:
-    gap = relative_gap(np.zeros(1), np.zeros(1))
-    asked = [0.8]
+def test_of_a_cost_at_rest_what_was_asked_for_is_taken_back_and_no_more() -> None:
+    controller, asked = with_integral(0.8), [0.8]
     for _ in range(40):
-        asked.append(after(gap[0], 10_000, asked[-1]))
+        controller = controller.taken_back(np.array([True]), 10_000, CONFIG)
+        asked.append(float(controller.integral[0]))
     assert asked[1] == pytest.approx(0.8 - 0.1 * CONFIG.integral_gain)
     assert asked == sorted(asked, reverse=True)
-    assert asked[-1] == 0.0
-    assert share(gap[0], asked[-1]) == 0.0  # no cost is allowed to grow
-    assert after(gap[0], 10_000, -0.2) == -0.2
-    assert after(relative_gap(np.ones(1), np.zeros(1))[0], 10_000, 0.3) > 0.3
+    assert asked[-1] == 0.0  # no cost is allowed to grow
+    assert with_integral(0.8).taken_back(np.array([False]), 10_000, CONFIG).integral == [0.8]
+    assert with_integral(-0.2).taken_back(np.array([True]), 10_000, CONFIG).integral == [-0.2]
 
 
 def test_an_unconstrained_cost_counts_as_far_below_its_limit() -> None:

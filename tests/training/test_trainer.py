@@ -517,6 +517,21 @@ def test_environments_that_act_as_the_served_policy_are_those_whose_cost_is_held
     assert loop.meter.window.shape == (2 * STEPS, measured, 1)
 
 
+@pytest.mark.parametrize(("limit", "effort", "falls"), [(0.0, 0.0, True), (0.0, 0.1, False), (20.0, 20 / STEPS, False)])
+def test_what_was_asked_for_is_taken_back_where_nothing_may_cost_and_nothing_does(
+    limit: float, effort: float, falls: bool
+) -> None:
+    settings = small_config(limit, limit={"aim": 1.0})
+    with VectorEnv("tests.budget:make", num_envs=4, workers=0, seed=0) as env:
+        loop = trainer._Loop(settings, trainer.constraints_of(settings, env.spec), env)
+        loop.learner.updates, loop.learner.controller = 1, replace(loop.learner.controller, integral=np.array([0.5]))
+        observation = env.reset()
+        for _ in range(3):
+            env.step_async(np.full((4, 1), effort))
+            observation = loop._take_in(observation, np.full((4, 1), 2 * effort - 1))
+    assert (loop.learner.controller.integral[0] < 0.5) == falls
+
+
 @pytest.mark.parametrize("constraint", ["measured", "critic"])
 def test_checkpoints_have_their_critics_at_the_level_of_the_measured_episodes(tmp_path: Path, constraint: str) -> None:
     """They say a tenth of what comes of the served policy, and less of what comes of the explorers."""
