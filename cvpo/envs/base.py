@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +15,8 @@ from cvpo.errors import EnvError
 
 with contextlib.redirect_stderr(io.StringIO()):  # its plugin gymnasium_robotics prints a notice about tasks of its own
     import gymnasium
+
+LARGEST = 1e15  # of what an environment may return: squares and sums of more are infinite in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,7 @@ class CostEnv:
         self._step += 1
         if action.shape != self._low.shape:
             raise self._failure(f"the action has shape {action.shape} instead of {self._low.shape}")
-        if not all_finite(action):
+        if not all_usable(action):
             raise self._failure(f"the action {action} is not finite")
         native = np.minimum(np.maximum(action, self._low), self._high).astype(self._native_type)
         if native.shape != self._native_shape:
@@ -109,8 +110,8 @@ class CostEnv:
             raw, reward, terminated, truncated, info = self._env.step(native)
         except Exception as error:
             raise self._failure(f"step raised {describe(error)}") from error
-        if (value := as_number(reward)) is None or not math.isfinite(value):
-            raise self._failure(f"the reward is {reward!r}, not a finite number")
+        if (value := as_number(reward)) is None or not abs(value) <= LARGEST:
+            raise self._failure(f"the reward is {reward!r}, not a number within ±{LARGEST:g}")
         truncated = bool(truncated) or self._step >= self._horizon
         return Step(self._observation(raw), value, self._cost(info), bool(terminated), truncated)
 
@@ -143,9 +144,9 @@ class CostEnv:
             raise self._failure(f"the observation does not fit its space: {describe(error)}") from error
         if flat.size != self.spec.observation_size:
             raise self._failure(f"the observation has {flat.size} values instead of {self.spec.observation_size}")
-        if not all_finite(flat):
-            index = int(np.flatnonzero(~np.isfinite(flat))[0])
-            raise self._failure(f"observation[{index}] is {flat[index]}")
+        if not all_usable(flat):
+            index = int(np.flatnonzero(~(np.abs(flat) <= LARGEST))[0])
+            raise self._failure(f"observation[{index}] is {flat[index]}, not a number within ±{LARGEST:g}")
         return flat
 
     def _cost(self, info: Mapping[str, Any]) -> NDArray[np.float64]:
@@ -154,8 +155,8 @@ class CostEnv:
             if name not in info:
                 raise self._failure(f"{missing_cost(name, info)}; put it in at every step, or name another cost")
             value = as_number(info[name])
-            if value is None or not math.isfinite(value) or value < 0:
-                raise self._failure(f'info["{name}"] is {info[name]!r}; a cost is a finite number and not negative')
+            if value is None or not 0 <= value <= LARGEST:
+                raise self._failure(f'info["{name}"] is {info[name]!r}; a cost is a number from 0 to {LARGEST:g}')
             cost[index] = value
         return cost
 
@@ -171,10 +172,10 @@ def flatten(space: gymnasium.Space[Any], observation: object) -> NDArray[np.floa
     return np.array(observation, np.float32).reshape(-1)
 
 
-def all_finite(array: NDArray[np.floating[Any]]) -> bool:
-    """Whether no element of a vector is NaN or infinite."""
-    square = array.dot(array)  # finite only if every element is, and quickly had; where it overflows, look at each
-    return math.isfinite(square) or bool(np.isfinite(array).all())
+def all_usable(array: NDArray[np.floating[Any]]) -> bool:
+    """Whether every element of a vector is a number within ±LARGEST."""
+    square = array.dot(array)  # small only if every element is, and quickly had; where it is large, look at each
+    return square <= LARGEST**2 or bool((np.abs(array) <= LARGEST).all())
 
 
 def as_number(value: object) -> float | None:

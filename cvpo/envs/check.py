@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvpo.envs import snapshot
-from cvpo.envs.base import CostEnv, as_number, describe, flatten, missing_cost
+from cvpo.envs.base import LARGEST, CostEnv, as_number, describe, flatten, missing_cost
 from cvpo.envs.make import (
     DEFAULT_COST_NAMES,
     action_bounds,
@@ -146,8 +145,8 @@ def _rollout(
         observation, reward, terminated, truncated, info = result
         row = _check_observation(env.observation_space, observation, where, report)
         value = as_number(reward)
-        if value is None or not math.isfinite(value):
-            report.error("reward", f"The reward is {reward!r} {where}; it must be a finite number.")
+        if value is None or not abs(value) <= LARGEST:
+            report.error("reward", f"The reward is {reward!r} {where}; it must be a number within ±{LARGEST:g}.")
         ended = step - start + 1 >= length
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if isinstance(flag, bool | np.bool_):
@@ -192,9 +191,11 @@ def _check_observation(space: gymnasium.Space[Any], raw: Any, where: str, report
         report.error("shape", f"The observation does not fit its space {where}; the space is {space}.")
         return None
     row = flatten(space, raw).astype(np.float64)
-    broken = np.flatnonzero(~np.isfinite(row))
+    broken = np.flatnonzero(~(np.abs(row) <= LARGEST))
     if broken.size:
-        report.error("finite", f"observation[{broken[0]}] is {row[broken[0]]} {where}; it must be finite in float32.")
+        report.error(
+            "finite", f"observation[{broken[0]}] is {row[broken[0]]} {where}; it must be a number within ±{LARGEST:g}."
+        )
     return row
 
 
@@ -212,8 +213,8 @@ def _check_costs(info: Any, names: tuple[str, ...], where: str, report: _Report)
             )
             continue
         value = as_number(info[name])
-        if value is None or not math.isfinite(value) or value < 0:
-            report.error(name, f'info["{name}"] is {info[name]!r} {where}; a cost is a finite number and not negative.')
+        if value is None or not 0 <= value <= LARGEST:
+            report.error(name, f'info["{name}"] is {info[name]!r} {where}; a cost is a number from 0 to {LARGEST:g}.')
             continue
         costs.append(value)
     return np.array(costs) if len(costs) == len(names) else None

@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from cvpo.envs import safety_tasks
-from cvpo.envs.base import all_finite
+from cvpo.envs.base import all_usable
 from cvpo.envs.world import leave_out_islands
 
 INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION  # all that decides how a simulation goes on
@@ -173,7 +173,7 @@ def ant(stock: Any) -> Callable[[NDArray[Any]], Result]:
         after = torso[:2].copy()
         x_speed, y_speed = (after - before) / dt
         state = np.concatenate((position, velocity))
-        terminated = not (all_finite(state) and low <= state[2] <= high)
+        terminated = not (all_usable(state) and low <= state[2] <= high)
         control_cost = weight * np.add.reduce(np.square(action))
         info = {
             "reward_forward": x_speed,

@@ -14,6 +14,7 @@ Array = NDArray[np.float64]
 TOLERANCE = 1e-8  # of the scaled KKT residuals that end the solver
 MET_TOLERANCE = 1e-6  # scaled excess of a solution that is called feasible
 FEASIBILITY_MARGIN = 1e-9  # scaled excess that still counts as met
+NOTHING = 1e-9  # scaled change of a cost that counts as none: the mean over actions is rounded
 MAX_NEWTON_STEPS = 60
 NEAR_STEPS = 12  # from a similar batch's solution; more than that, and feasibility is asked first
 MIN_TEMPERATURE = 1e-4  # relative to the spread of the values; below it the KL bound does not bind
@@ -124,7 +125,8 @@ def reachable_share(advantage: Array, change: Array, kl_bound: float) -> float:
 
     Args:
         advantage: A_c of the sampled actions, [B, K, C]; its mean over actions is 0.
-        change: what is asked of E_q[A_c], finite, [C]; below 0 at least once, or every share is within reach.
+        change: what is asked of E_q[A_c], finite, [C]; below 0 at least once, or every share is within reach. Where it
+            is nothing beside the spread of A_c, that cost is asked not to rise.
         kl_bound: nats.
 
     Raises:
@@ -135,8 +137,12 @@ def reachable_share(advantage: Array, change: Array, kl_bound: float) -> float:
     no_reward = np.zeros(advantage.shape[:2])
     _check(no_reward, advantage, change, kl_bound)
     problem = _Problem.scaled(no_reward, advantage, change, kl_bound)
+    # Not the threshold of the problem, from which a mean of 0, and with it a rounding error, was taken.
+    asked = np.where(np.abs(change) > NOTHING * problem.cost_scale, change / problem.cost_scale, 0.0)
+    if not (asked < 0).any():
+        return 1.0
     # A share of 1 − t leaves an excess of −t·change over all of it.
-    return 1 - _least_excess(problem, -problem.threshold).value
+    return 1 - _least_excess(replace(problem, threshold=asked), -asked).value
 
 
 @dataclass(frozen=True)

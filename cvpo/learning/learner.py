@@ -16,7 +16,7 @@ from cvpo.errors import NonFiniteError
 from cvpo.learning.config import TrainConfig
 from cvpo.learning.critics import bootstrap_target, critic_loss, follow
 from cvpo.learning.estep import DualSolution, least_excess, reachable_share, solve_dual
-from cvpo.learning.limit import LimitController, advantage_threshold, limit_at, relative_gap
+from cvpo.learning.limit import LimitController, advantage_threshold, limit_at
 from cvpo.learning.mstep import TrustRegion, gaussian_kl, interpolate, weighted_likelihood
 from cvpo.learning.networks import Critics, GaussianPolicy, Model, build_model
 from cvpo.learning.replay import Batch
@@ -149,7 +149,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     cost_limit, pace = limit_at(config, steps), pace_at(config, steps)
     if state.updates >= config.schedule.warmup_updates:  # before, what the critics predict says nothing yet
         state.controller = state.controller.seeing(predicted_cost, measured_cost, state.measured_age, config.limit)
-    present_gap = limit_gap(state.controller.present_cost(predicted_cost), cost_limit, config)
+    present_gap = state.controller.gap(state.controller.present_cost(predicted_cost), held_at(cost_limit, config))
     share = state.controller.share(present_gap, config.limit)
     dual, asked = _solve(state, recent_reward, recent_cost, share, cost_limit, pace * config.estep.kl_bound, config)
     weights = _weights(dual, reward_value, cost_value)
@@ -232,9 +232,9 @@ def require_finite_parameters(state: LearnerState) -> None:
                 raise NonFiniteError(f"{network}.{name} has a NaN or infinite entry.")
 
 
-def limit_gap(episode_cost: Array, cost_limit: Array, config: TrainConfig) -> Array:
-    """How far an episode's cost is from what it is held at, `limit.aim` of its limit, [C]; see `relative_gap`."""
-    return relative_gap(episode_cost, config.limit.aim * cost_limit)
+def held_at(cost_limit: Array, config: TrainConfig) -> Array:
+    """The episode cost that the controller aims at, `limit.aim` of the limit, [C]."""
+    return config.limit.aim * cost_limit
 
 
 def pace_at(config: TrainConfig, steps: int) -> float:

@@ -13,6 +13,8 @@ from cvpo.learning.config import LimitConfig, TrainConfig
 
 Array = NDArray[np.float64]
 LETTING_GO = 0.1  # the gap below its limit that a cost at rest counts as
+FEW_STEPS = 10  # of the costliest kind: less than that is no part of an episode's cost to tell a gap by,
+SMALL_PART = 0.2  # but this of the costliest episode always is
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class LimitController:
     past_prediction: Array  # as old as the measured cost is; NaN: nothing was seen yet
     mean_prediction: Array  # of that, over long
     mean_measured: Array  # as long
+    # Largest so far:
+    step_cost: Array  # of one step
+    episode_cost: Array  # measured
 
     @classmethod
     def start(cls, unit_threshold: Array) -> "LimitController":
@@ -37,7 +42,29 @@ class LimitController:
             past_prediction=np.full_like(unit_threshold, np.nan),
             mean_prediction=unit_threshold,
             mean_measured=np.ones_like(unit_threshold),
+            step_cost=np.zeros_like(unit_threshold),
+            episode_cost=np.zeros_like(unit_threshold),
         )
+
+    def having_seen(self, step_cost: Array, measured_cost: Array) -> "LimitController":
+        """Take the costs of one step, [N, C], and the measured episode cost, [C], into the largest so far."""
+        return replace(
+            self,
+            step_cost=np.maximum(self.step_cost, step_cost.max(0)),
+            episode_cost=np.maximum(self.episode_cost, measured_cost),
+        )
+
+    def gap(self, episode_cost: Array, cost_limit: Array) -> Array:
+        """(J − d)/max(d, least), [C]; an unconstrained cost counts as far below its limit, -1.
+
+        Under a small limit a gap of the limit's own size is an accident of single steps. So there is a least unit, in
+        what the environment's costs were seen to be: whatever unit they are counted in, a run is the same.
+        """
+        finite = np.isfinite(cost_limit)
+        limit = np.where(finite, cost_limit, 0.0)
+        unit = np.maximum(limit, np.minimum(FEW_STEPS * self.step_cost, SMALL_PART * self.episode_cost))
+        relative = np.divide(episode_cost - limit, unit, out=np.zeros_like(limit), where=unit > 0)  # 0: no cost ever
+        return np.where(finite, relative, -1.0)
 
     def seeing(self, predicted_cost: Array, measured_cost: Array, age: float, config: LimitConfig) -> "LimitController":
         """Take what is predicted and measured now into the running means; what is seen first takes their place.
@@ -91,7 +118,7 @@ class LimitController:
         """Share of the reachable cost change to ask for, [C]: positive lowers the cost, negative lets it grow.
 
         Args:
-            gap: of `present_cost`, [C]; see `relative_gap`.
+            gap: of `present_cost`, [C].
             config: of the controller.
         """
         return np.clip(_proportional(gap, config) + self.integral, -1.0, config.max_share)
@@ -120,13 +147,6 @@ def limit_at(config: TrainConfig, steps: int) -> Array:
         return np.array(config.cost_limits)
     at, limits = [point.steps for point in schedule], np.array([point.cost_limits for point in schedule])
     return np.array([np.interp(steps, at, column) for column in limits.T])
-
-
-def relative_gap(measured_cost: Array, cost_limit: Array) -> Array:
-    """(J − d)/max(d, 10), [C]; an unconstrained cost counts as far below its limit, -1."""
-    finite = np.isfinite(cost_limit)
-    limit = np.where(finite, cost_limit, 0.0)
-    return np.where(finite, (measured_cost - limit) / np.maximum(limit, 10.0), -1.0)
 
 
 def advantage_threshold(share: Array, least_cost: Array, reward_only_cost: Array, cost_limit: Array) -> Array:

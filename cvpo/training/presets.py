@@ -106,4 +106,4 @@ PRESETS: Mapping[str, Preset] = {
 
 def preset_of(env_id: str) -> Preset | None:
     """The preset of a task; None where there is none."""
-    return PRESETS.get(env_id.removeprefix("bullet_safety_gym:"))
+    return PRESETS.get(env_id.removeprefix("bullet_safety_gym:").removeprefix("safety_gymnasium:"))

@@ -290,10 +290,11 @@ class _Loop:
             self.returns.append(float(self.running_return[i]))
             self.running_return[i] = 0.0
         self.steps += self.env.num_envs
+        measured = self.meter.measured(self.spec.max_episode_steps)
+        self.learner.controller = self.learner.controller.having_seen(step.cost[self.measured], measured)
         if self.learner.updates:
-            measured = self.meter.measured(self.spec.max_episode_steps)
             limit = limit_at(self.config, self.steps)
-            gap = learner.limit_gap(measured, limit, self.config)
+            gap = self.learner.controller.gap(measured, learner.held_at(limit, self.config))
             controller = self.learner.controller.advanced(gap, self.env.num_envs, self.config.limit)
             at_rest = (limit == 0) & (measured == 0)
             self.learner.controller = controller.taken_back(at_rest, self.env.num_envs, self.config.limit)

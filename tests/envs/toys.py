@@ -90,6 +90,21 @@ class NanObservation(_Altered):
         return np.array([0.0, np.nan]), *result[1:]
 
 
+class HugeObservation(_Altered):
+    def alter(self, result: Result) -> Any:
+        return np.array([0.0, -1e16]), *result[1:]
+
+
+class HugeReward(_Altered):
+    def alter(self, result: Result) -> Any:
+        return result[0], 1e25, *result[2:]
+
+
+class HugeCost(_Altered):
+    def alter(self, result: Result) -> Any:
+        return *result[:4], {"cost": 1e25}
+
+
 class InfiniteReward(_Altered):
     def alter(self, result: Result) -> Any:
         return result[0], -np.inf, *result[2:]

@@ -216,8 +216,9 @@ def test_above_the_limit_the_policy_lowers_the_cost_though_it_costs_reward() -> 
 def test_the_cost_is_held_at_the_aim_with_room_below_the_limit() -> None:
     # Limit 50, aim 0.8: held at 40. Measured 60: (60 − 40)/40; measured 40: there.
     settings = config((50.0,), limit={"aim": 0.8})
-    assert learner.limit_gap(np.array([60.0]), np.array([50.0]), settings) == pytest.approx([0.5])
-    assert learner.limit_gap(np.array([40.0]), np.array([50.0]), settings) == pytest.approx([0.0])
+    held = learner.held_at(np.array([50.0]), settings)
+    assert held == pytest.approx([40.0])
+    assert create(settings).controller.gap(np.array([60.0]), held) == pytest.approx([0.5])
 
 
 SCHEDULE = {"schedule": [[0, [1000.0]], [500, [1000.0]]]}  # then 10

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cvpo.learning.config import LimitConfig, TrainConfig, parse_config
 from cvpo.learning.estep import least_excess, solve_dual
-from cvpo.learning.limit import CostMeter, LimitController, advantage_threshold, limit_at, relative_gap
+from cvpo.learning.limit import CostMeter, LimitController, advantage_threshold, limit_at
 
 CONFIG = LimitConfig()
 
@@ -28,9 +28,36 @@ def after(gap: float, steps: int, integral: float = 0.0) -> float:
     return float(with_integral(integral).advanced(np.array([gap]), steps, CONFIG).integral[0])
 
 
-def test_the_gap_is_relative_to_the_limit_but_to_no_less_than_ten() -> None:
-    gap = relative_gap(np.array([30.0, 20.0, 4.0, 10.0]), np.array([20.0, 20.0, 0.0, 25.0]))
-    np.testing.assert_allclose(gap, [0.5, 0.0, 0.4, -0.6])
+def gap(measured: float, limit: float, step_cost: float = 1.0, episode_cost: float = 1e3) -> float:
+    """After the largest costs so far were those."""
+    seen = LimitController.start(np.ones(1)).having_seen(np.array([[step_cost]]), np.array([episode_cost]))
+    seen = seen.having_seen(np.zeros((3, 1)), np.zeros(1))  # less, since then
+    return float(seen.gap(np.array([measured]), np.array([limit]))[0])
+
+
+def test_the_gap_is_relative_to_the_limit_but_to_no_less_than_a_few_steps_of_the_costliest_kind() -> None:
+    assert gap(30, 20) == pytest.approx(0.5)
+    assert gap(20, 20) == 0.0
+    assert gap(4, 0) == pytest.approx(0.4)
+    assert gap(10, 25) == pytest.approx(-0.6)
+    assert gap(10, 25, step_cost=4) == pytest.approx(-15 / 40)
+
+
+def test_where_an_episode_costs_no_more_than_a_few_steps_the_gap_is_told_in_parts_of_it() -> None:
+    # A crash costs 1, and ends the episode: over a limit of 0.1, 0.3 is a gap of the unit's size.
+    assert gap(0.3, 0.1, episode_cost=1.0) == pytest.approx(1.0)
+
+
+def test_a_cost_that_was_never_seen_leaves_no_gap_above_a_limit_of_zero() -> None:
+    assert gap(0.5, 0.0, step_cost=0.0, episode_cost=0.0) == 0.0  # critics that have learned nothing say 0.5
+
+
+@given(st.floats(0, 50), st.floats(0, 50), st.floats(0, 5), st.floats(0, 500), st.sampled_from([2.0**-9, 0.5, 2.0**12]))
+def test_the_gap_does_not_depend_on_the_unit_of_the_cost(
+    measured: float, limit: float, step_cost: float, episode_cost: float, unit: float
+) -> None:
+    other = gap(unit * measured, unit * limit, unit * step_cost, unit * episode_cost)
+    assert other == pytest.approx(gap(measured, limit, step_cost, episode_cost))
 
 
 def test_of_a_cost_at_rest_what_was_asked_for_is_taken_back_and_no_more() -> None:
@@ -46,7 +73,7 @@ def test_of_a_cost_at_rest_what_was_asked_for_is_taken_back_and_no_more() -> Non
 
 
 def test_an_unconstrained_cost_counts_as_far_below_its_limit() -> None:
-    np.testing.assert_array_equal(relative_gap(np.array([1e9]), np.array([np.inf])), [-1.0])
+    assert gap(1e9, np.inf) == -1.0
 
 
 def test_above_the_limit_cost_is_lowered_and_below_it_may_grow() -> None:
@@ -183,8 +210,7 @@ def test_what_is_asked_of_one_constraint_is_always_feasible(
     generator = np.random.default_rng(seed)
     reward, cost = generator.normal(size=(8, 6)), generator.normal(size=(8, 6, 1)) * 10.0 ** generator.uniform(-3, 3)
     advantage = cost - cost.mean(1, keepdims=True)
-    gap = relative_gap(np.array([measured]), np.array([limit]))
-    asked = with_integral(integral).share(gap, CONFIG)
+    asked = with_integral(integral).share(np.array([gap(measured, limit)]), CONFIG)
     least = least_excess(advantage, np.zeros(1), 0.1)[1]
     free = solve_dual(reward, advantage, np.array([np.inf]), 0.1).cost
     solution = solve_dual(reward, advantage, advantage_threshold(asked, least, free, np.array([limit])), 0.1)

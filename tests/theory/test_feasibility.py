@@ -150,6 +150,30 @@ def test_of_opposed_costs_nothing_can_be_asked() -> None:
     assert share == pytest.approx(0, abs=1e-5)  # the temperature's floor of 1e-4, times the bound
 
 
+def largest_feasible_share(advantage: Array, change: Array) -> float:
+    """By bisection."""
+    low, high = 0.0, 20.0
+    while high - low > 1e-7:
+        middle = (low + high) / 2
+        feasible = least_excess(advantage, middle * change, 0.1)[0] <= 1e-10
+        low, high = (middle, high) if feasible else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize("asked", [0.0, 1e-13, -1e-13, 1e-10, -1e-10, 1e-7, -1e-7, 1e-4, -1e-4])
+def test_a_cost_of_which_nothing_is_asked_does_not_blow_up_what_is_asked_of_another(asked: float) -> None:
+    # Cliffs: values that differ by orders of magnitude, whose mean over 12 actions is 0 but for rounding.
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        spread = generator.uniform(1.0, 20.0, 2)
+        cost = np.logaddexp(0.0, spread * generator.normal(size=(8, 12, 2)) + 3 * generator.normal(size=(8, 1, 1)))
+        advantage = cost - cost.mean(1, keepdims=True)
+        alone, _ = (least_excess(advantage[..., [i]], np.zeros(1), 0.1)[1][0] for i in range(2))
+        change = np.array([0.5 * alone, asked])
+        share = reachable_share(advantage, change, 0.1)
+        assert share == pytest.approx(largest_feasible_share(advantage, change), rel=1e-4, abs=1e-5)
+
+
 @hypothesis_settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 3), st.floats(-2, 2), st.floats(0.05, 0.9))
 def test_what_is_asked_within_reach_is_met_at_a_bounded_price(

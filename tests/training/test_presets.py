@@ -98,8 +98,9 @@ def test_checkpoints_come_twenty_times_but_not_too_close_or_far(steps: int, ever
     assert parse_config(Preset((25.0,), steps).document("Env-v0")).schedule.checkpoint_every == every
 
 
-def test_bullets_tasks_are_known_by_their_longer_name_too() -> None:
+def test_tasks_are_known_by_their_longer_names_too() -> None:
     assert preset_of("bullet_safety_gym:SafetyCarCircle-v0") is PRESETS["SafetyCarCircle-v0"]
+    assert preset_of("safety_gymnasium:SafetyPointGoal1-v0") is PRESETS["SafetyPointGoal1-v0"]
     assert preset_of("CartPole-v1") is None
 
 
