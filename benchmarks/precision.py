@@ -23,8 +23,7 @@ from benchmarks.errors import run
 from benchmarks.rounds import finish, interleave, table
 from benchmarks.serving.workload import write_workload
 from cvpo.bundle import GRAPHS, POLICY_GRAPH, Precision, read_bundle
-from cvpo.envs import VectorEnv
-from cvpo.evaluate import Episode, TorchActor, run_episodes, summarize
+from cvpo.evaluate import Episode, TorchActor, environments, run_episodes, summarize
 from cvpo.exporting.precision import compare, rounded
 from cvpo.exporting.record import open_graph
 from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
@@ -101,15 +100,8 @@ def measure_answers(path: Path) -> dict[str, Any]:
 
 
 def _rollouts(trained: TrainedPolicy, precision: Precision, count: int, seed: int) -> list[Episode]:
-    environment = trained.config.environment
-    with VectorEnv(
-        environment.env_id,
-        num_envs=10,
-        workers=0,
-        seed=trained.config.seed + SEED_OFFSET + 1_000 * seed,
-        cost_names=environment.cost_names,
-        max_episode_steps=environment.max_episode_steps,
-    ) as env:
+    first = trained.config.seed + SEED_OFFSET + 1_000 * seed
+    with environments(trained.config.environment, num_envs=10, workers=0, seed=first) as env:
         return run_episodes(env, TorchActor(rounded(trained.model, precision), trained.spec), count)
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 from cvpo.bundle import Evaluation, Interval, Mode
 from cvpo.envs import CostEnv, EnvSpec, Step, VectorEnv
 from cvpo.errors import BundleError, ServiceError
+from cvpo.learning.config import EnvironmentConfig
 from cvpo.learning.networks import Model
 from cvpo.learning.returns import seen_costs
 from serve.client import PolicyCaller
@@ -43,6 +44,19 @@ Progress: TypeAlias = Callable[[str, int, int, float], None]
 
 def no_progress(name: str, done: int, episodes: int, share: float) -> None:
     """Tell nobody."""
+
+
+def environments(config: EnvironmentConfig, *, num_envs: int, workers: int, seed: int) -> VectorEnv:
+    """Environments as a run has them: so many, in so many simulator processes, with episodes of that seed."""
+    return VectorEnv(
+        config.env_id,
+        num_envs=num_envs,
+        workers=workers,
+        seed=seed,
+        cost_names=config.cost_names,
+        max_episode_steps=config.max_episode_steps,
+        step_timeout_seconds=config.step_timeout_seconds,
+    )
 
 
 class Actor(Protocol):

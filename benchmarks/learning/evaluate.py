@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.learning.results import MODES, EvaluatedMode
-from cvpo.envs import VectorEnv
-from cvpo.evaluate import EVALUATION_SEED_OFFSET, TorchActor, cost_levels, run_episodes
+from cvpo.evaluate import EVALUATION_SEED_OFFSET, TorchActor, cost_levels, environments, run_episodes
 from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 
 
@@ -20,14 +19,8 @@ def evaluate(policy: TrainedPolicy, mode: EvaluatedMode, episodes: int) -> dict[
     """Return and cost of each episode; both modes meet the same ones."""
     config = policy.config
     generator = torch.Generator().manual_seed(config.seed) if mode == "sampled" else None
-    with VectorEnv(
-        config.environment.env_id,
-        num_envs=min(episodes, 10),
-        workers=0,
-        seed=config.seed + EVALUATION_SEED_OFFSET,
-        cost_names=config.environment.cost_names,
-        max_episode_steps=config.environment.max_episode_steps,
-    ) as env:
+    seed = config.seed + EVALUATION_SEED_OFFSET
+    with environments(config.environment, num_envs=min(episodes, 10), workers=0, seed=seed) as env:
         done = run_episodes(env, TorchActor(policy.model, policy.spec, generator), episodes)
     level = cost_levels(done, config.cost_discounts)[0]
     return {

@@ -275,12 +275,12 @@ def _served(repository: Path) -> Iterator[str]:
             process.terminate()
 
 
-def _tracks(actor: Actor, seed: int, episodes: int = 3) -> list[Track]:
+def _tracks(actor: Actor, seed: int) -> list[Track]:
     """How far the swimmer came in a few episodes, and what that cost."""
     env = make_env(TASK)
     horizon, period = env.spec.max_episode_steps, (env.spec.control_period_ms or 0.0) / 1e3
     tracks = []
-    for episode in range(episodes):
+    for episode in range(3):
         position: list[float] = []
         cost: list[float] = []
         for step in play(env, actor, seed + EVALUATION_SEED_OFFSET + episode):

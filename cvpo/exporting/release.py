@@ -17,9 +17,8 @@ from cvpo.bundle import NAME_PATTERN, CurvePoint, Evaluation, Manifest, Precisio
 from cvpo.calibration.frozen import frozen_after_steps
 from cvpo.calibration.samples import learning_curve
 from cvpo.calibration.shift import FALSE_ALARM_RATE, choose_threshold, fit_shift_score
-from cvpo.envs import VectorEnv
 from cvpo.errors import BundleError, CheckpointError, ConfigError
-from cvpo.evaluate import Episode, Progress, TorchActor, no_progress, run_episodes
+from cvpo.evaluate import Episode, Progress, TorchActor, environments, no_progress, run_episodes
 from cvpo.exporting.export import NamedPolicy, ShiftMonitor, export_bundle
 from cvpo.exporting.measure import ENVS, Plan, measure
 from cvpo.learning.networks import Model
@@ -96,15 +95,8 @@ def release(
         precision=precision,
     )
     environment = trained.config.environment
-    with VectorEnv(
-        environment.env_id,
-        num_envs=ENVS,
-        workers=workers,
-        seed=trained.config.seed + EPISODE_SEED_OFFSET,
-        cost_names=environment.cost_names,
-        max_episode_steps=environment.max_episode_steps,
-        step_timeout_seconds=environment.step_timeout_seconds,
-    ) as env:
+    seed = trained.config.seed + EPISODE_SEED_OFFSET
+    with environments(environment, num_envs=ENVS, workers=workers, seed=seed) as env:
         real = run_episodes(env, TorchActor(trained.model, trained.spec), SHIFT_EPISODES)
         observations = np.concatenate([episode.observation for episode in real])
         with tempfile.TemporaryDirectory() as scratch:
@@ -136,7 +128,6 @@ def monitor_shift(
     model: Model,
     fitting: Sequence[Episode],
     calibrating: Sequence[Episode],
-    false_alarm_rate: float = FALSE_ALARM_RATE,
 ) -> ShiftMonitor:
     """What tells observations outside of what was seen, and frozen ones, by episodes that the score was not fitted to.
 
@@ -144,7 +135,6 @@ def monitor_shift(
         model: the policy that is exported.
         fitting: episodes to fit the score to.
         calibrating: others, in the mode that is served, to set the threshold on, and how long a value may not change.
-        false_alarm_rate: asked of the threshold (`choose_threshold`).
     """
     normalizer = model.normalizer
     score = fit_shift_score(normalizer, torch.from_numpy(np.concatenate([episode.observation for episode in fitting])))
@@ -152,7 +142,7 @@ def monitor_shift(
         score(normalizer.standardize(torch.from_numpy(episode.observation))).double().numpy() for episode in calibrating
     ]
     frozen = frozen_after_steps([episode.observation for episode in calibrating])
-    return ShiftMonitor(score, choose_threshold(scores, false_alarm_rate), frozen)
+    return ShiftMonitor(score, choose_threshold(scores, FALSE_ALARM_RATE), frozen)
 
 
 def identity(out: Path) -> tuple[str, int]:

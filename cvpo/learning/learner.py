@@ -63,7 +63,7 @@ class UpdateMetrics:
     feasible: bool
     share: Array | None  # [C]; None where the constraint is the critics'
     cost_value: Array  # [C], mean over recent states, under the policy that `critic.cost_policy` names
-    standard_deviation: float  # of the behavior policy, mean over states and dimensions
+    standard_deviation: float  # of the behavior policy before tanh, mean over states and dimensions
     kl_mean: float | None = None  # achieved by the M-step, over the bound that held; once a period
     kl_covariance: float | None = None  # the same
     kept_share: float | None = None  # below 1: the step was pulled back
@@ -177,26 +177,24 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     state.infeasible_updates += not dual.feasible
     if dual.feasible:
         state.dual_start = (dual.temperature, dual.cost_multiplier)
-    achieved: tuple[float | None, float | None, float | None] = (None, None, None)
-    gap = None
-    if state.updates % config.mstep.period == 0:
-        achieved = _end_period(state, next_observation, pace)
-        recent = (value[: batch.recent] for value in (next_observation, sample, weights, noise))
-        gap = _projection_gap(state, *recent)
-    return UpdateMetrics(
-        value_loss.item(),
-        dual.temperature,
-        dual.cost_multiplier,
-        dual.kl_residual,
-        dual.cost_residual,
-        dual.infeasibility,
-        dual.feasible,
-        asked,
-        predicted_cost,
-        old.standard_deviation().mean().item(),
-        *achieved,
-        gap,
+    metrics = UpdateMetrics(
+        critic_loss=value_loss.item(),
+        temperature=dual.temperature,
+        cost_multiplier=dual.cost_multiplier,
+        kl_residual=dual.kl_residual,
+        cost_residual=dual.cost_residual,
+        infeasibility=dual.infeasibility,
+        feasible=dual.feasible,
+        share=asked,
+        cost_value=predicted_cost,
+        standard_deviation=old.standard_deviation().mean().item(),
     )
+    if state.updates % config.mstep.period:
+        return metrics
+    moved_mean, moved_covariance, kept = _end_period(state, next_observation, pace)
+    recent = (value[: batch.recent] for value in (next_observation, sample, weights, noise))
+    gap = _projection_gap(state, *recent)
+    return replace(metrics, kl_mean=moved_mean, kl_covariance=moved_covariance, kept_share=kept, projection_gap=gap)
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ METRICS = {
     "mstep/kl_covariance": "achieved KL of the covariance over the bound that held, mean over periods",
     "mstep/gap/NAME": "|E[Q_c] of the policy − of q| on recent states after a period, mean over periods, cost units",
     "mstep/pulled_back": "periods so far that ended over twice a bound and were pulled back",
-    "mstep/standard_deviation": "of the behavior policy before tanh, mean over recent states",
+    "mstep/standard_deviation": "of the behavior policy before tanh, mean over states of the batch and dimensions",
     "evaluation/return": "undiscounted return of the deterministic policy, mean over evaluation episodes",
     "evaluation/cost/NAME": "undiscounted episode cost of the same, mean",
     "evaluation/discounted_cost/NAME": "realized in the same episodes after a step, mean over steps",

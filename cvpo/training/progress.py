@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -187,5 +187,5 @@ def _update(values: dict[str, Any]) -> UpdateMetrics:
     return UpdateMetrics(**(values | arrays))
 
 
-def _mean(values: Any) -> float:
-    return float(np.mean([float(value) for value in values]))
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

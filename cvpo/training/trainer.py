@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cvpo.bundle import Constraint
 from cvpo.envs import EnvSpec, VectorEnv, VectorStep
 from cvpo.errors import CheckpointError, ConfigError, EnvError, NonFiniteError, WorkerError
-from cvpo.evaluate import EpisodeRunner, TorchActor, cost_levels, summarize, to_environment
+from cvpo.evaluate import EpisodeRunner, TorchActor, cost_levels, environments, summarize, to_environment
 from cvpo.learning import learner
 from cvpo.learning.config import TrainConfig, parse_config
 from cvpo.learning.learner import UpdateMetrics
@@ -314,8 +314,8 @@ class _Loop:
         for i, steps in enumerate(self.measured_steps):
             steps.append((observation[i].copy(), action[i].copy(), step.cost[i].copy()))
             if step.terminated[i] or step.truncated[i]:
-                seen, done, cost = map(np.array, zip(*steps, strict=True))
-                said = learner.cost_values(self.learner, seen, done)
+                observations, actions, cost = map(np.array, zip(*steps, strict=True))
+                said = learner.cost_values(self.learner, observations, actions)
                 self.level = self.level.seeing(said, cost, np.array(self.config.cost_discounts))
                 self.learner.model.cost_factor.copy_(self.learner.tensor(self.level.factor()))
                 steps.clear()
@@ -340,18 +340,18 @@ class _Loop:
     def _progress(self, clock: Clock, waits: Waits, updates_due: int = 0) -> Progress:
         updates = self.learner.updates
         return Progress(
-            self.steps,
-            self.config.schedule.steps,
-            clock.rate(self.steps),
-            float(np.mean(self.returns)) if self.returns else None,
-            self.meter.measured(self.spec.max_episode_steps),
-            limit_at(self.config, self.steps),
-            self.unmet_steps,
-            self.last.temperature if self.last else None,
-            self.last.cost_multiplier if self.last else None,
-            self.learner.infeasible_updates / updates if updates else 0.0,
-            updates_due,
-            waits,
+            steps=self.steps,
+            total_steps=self.config.schedule.steps,
+            steps_per_second=clock.rate(self.steps),
+            train_return=float(np.mean(self.returns)) if self.returns else None,
+            train_cost=self.meter.measured(self.spec.max_episode_steps),
+            cost_limit=limit_at(self.config, self.steps),
+            unmet_steps=self.unmet_steps,
+            temperature=self.last.temperature if self.last else None,
+            cost_multiplier=self.last.cost_multiplier if self.last else None,
+            infeasible_share=self.learner.infeasible_updates / updates if updates else 0.0,
+            updates_due=updates_due,
+            waits=waits,
         )
 
     def _model(self) -> Model:
@@ -430,14 +430,11 @@ class _Evaluator:
 
     def __enter__(self) -> "_Evaluator":
         schedule, environment = self.config.schedule, self.config.environment
-        self.env = VectorEnv(
-            environment.env_id,
+        self.env = environments(
+            environment,
             num_envs=min(schedule.evaluation_episodes, EVALUATION_ENVS),
             workers=schedule.evaluation_workers,
             seed=self.config.seed + EVALUATION_SEED_OFFSET,
-            cost_names=environment.cost_names,
-            max_episode_steps=environment.max_episode_steps,
-            step_timeout_seconds=environment.step_timeout_seconds,
         )
         # Steps of an evaluation to take with each step of training, so that it ends before the next one begins.
         rounds = math.ceil(schedule.evaluation_episodes / self.env.num_envs)
@@ -508,15 +505,7 @@ def _with_steps(config: TrainConfig, steps: int) -> TrainConfig:
 
 def _environments(config: TrainConfig) -> VectorEnv:
     environment = config.environment
-    return VectorEnv(
-        environment.env_id,
-        num_envs=environment.num_envs,
-        workers=environment.workers,
-        seed=config.seed,
-        cost_names=environment.cost_names,
-        max_episode_steps=environment.max_episode_steps,
-        step_timeout_seconds=environment.step_timeout_seconds,
-    )
+    return environments(environment, num_envs=environment.num_envs, workers=environment.workers, seed=config.seed)
 
 
 @contextmanager
