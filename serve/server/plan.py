@@ -90,16 +90,34 @@ def _holds_bundle(folder: Path) -> bool:
         return False
 
 
-def read_plan(path: Path) -> ServingPlan:
+def _holds_anything(folder: Path) -> bool:
+    """Whether a folder is there, and is not empty."""
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
+
+
+def read_plan(path: Path, known: ServingPlan | None = ServingPlan()) -> ServingPlan:
     """Read a plan; where there is no file, nothing is asked for.
 
+    Args:
+        path: of the plan.
+        known: what was asked for until now; None: a plan that could not be read. Where it is anything, it takes a
+            folder with something in it to say that nothing is asked for any more: a repository that is moved or
+            unmounted has neither.
+
     Raises:
-        PlanError: it cannot be read, or is not a plan.
+        PlanError: it cannot be read, is not a plan, or is gone with all that was beside it.
     """
     try:
         return ServingPlan.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return ServingPlan()
+    except FileNotFoundError as error:
+        if known == ServingPlan() or _holds_anything(path.parent):
+            return ServingPlan()
+        raise PlanError(
+            f"{path} is gone with all that was beside it. Put it back, or write {{}} into it to ask for nothing."
+        ) from error
     except OSError as error:
         raise PlanError(f"Cannot read {path}: {error.strerror}.") from error
     except ValidationError as error:

@@ -114,7 +114,7 @@ class Watcher:
         if path is None:
             return policy
         try:
-            return follow(policy.loaded, read_plan(path), policy.served)
+            return follow(policy.loaded, read_plan(path, policy.plan), policy.served)
         except PlanError:
             return policy
 
@@ -291,10 +291,12 @@ class Watcher:
         signature = _sign(path.parent, path.name)
         known = self._plans.get(name)
         if known is None or known.signature != signature or not known.settled:
+            plan = ServingPlan() if known is None else known.plan
             try:
-                known = _Plan(signature, read_plan(path))
+                known = _Plan(signature, read_plan(path, plan))
             except PlanError as error:
-                known = _Plan(signature, None if known is None else known.plan, str(error), not _may_pass(error))
+                plan = None if known is None else plan
+                known = _Plan(signature, plan, str(error), settled=not isinstance(error.__cause__, OSError))
             self._plans[name] = known
         if known.plan is None:  # nobody knows which version was meant, and a guess may be the one that was pinned away
             return PolicyVersions(loaded, ServingPlan(), None, problem=f"{known.refused} Nothing is served until then.")

@@ -36,7 +36,15 @@ def test_the_document_shows_a_plan(tmp_path: Path) -> None:
 
 
 def test_no_file_asks_for_nothing(tmp_path: Path) -> None:
-    assert read_plan(tmp_path / PLAN) == ServingPlan()
+    assert read_plan(tmp_path / "goal" / PLAN) == ServingPlan()
+    (tmp_path / "goal" / "1").mkdir(parents=True)
+    assert read_plan(tmp_path / "goal" / PLAN, FULL) == ServingPlan()  # it was taken away from what is still there
+
+
+def test_no_folder_says_nothing_of_a_plan_that_was_there(tmp_path: Path) -> None:
+    for known in (FULL, None):
+        with pytest.raises(PlanError, match="is gone with all that was beside it"):
+            read_plan(tmp_path / "goal" / PLAN, known)
 
 
 @pytest.mark.parametrize(

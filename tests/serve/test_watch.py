@@ -540,6 +540,74 @@ def test_a_plan_that_the_machine_could_not_read_is_read_again_at_each_look(
     assert not problem(watcher)
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [ServingPlan(pinned=1), ServingPlan(canary=Canary(version=2, share=0.0)), ServingPlan(shadow=2)],
+    ids=["pin", "canary", "shadow"],
+)
+@pytest.mark.parametrize("away", ["root renamed", "volume of the root unmounted", "policy renamed", "policy unmounted"])
+def test_a_plan_holds_while_its_folder_is_away(
+    watcher: Watcher, tmp_path: Path, plan: ServingPlan, away: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(tmp_path, 2)
+    write_plan(tmp_path, "goal", plan)
+    watcher.poll()
+    assert served(watcher) == 1
+    folder = tmp_path if away.startswith(("root", "volume")) else tmp_path / "goal"
+    elsewhere = tmp_path.with_name(f".{tmp_path.name}-away")
+    folder.rename(elsewhere)
+    if away.endswith("unmounted"):
+        folder.mkdir()
+    for _ in range(3):
+        watcher.poll()
+        assert served(watcher) == 1
+        assert watcher.repository.snapshot.policies["goal"].plan == plan
+        assert f"{PLAN} is gone with all that was beside it" in problem(watcher)
+    if away.endswith("unmounted"):
+        folder.rmdir()
+    elsewhere.rename(folder)
+    for _ in range(2):
+        watcher.poll()
+        assert served(watcher) == 1
+        assert not problem(watcher)
+    assert loaded(watcher) == [1, 2]
+
+
+def test_a_folder_that_comes_back_without_its_plan_asks_for_nothing(watcher: Watcher, tmp_path: Path) -> None:
+    add(tmp_path, 2)
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    watcher.poll()
+    (tmp_path / "goal").rename(tmp_path / ".goal")
+    watcher.poll()
+    (tmp_path / ".goal" / PLAN).unlink()
+    (tmp_path / ".goal").rename(tmp_path / "goal")
+    watcher.poll()
+    assert served(watcher) == 2
+    assert not problem(watcher)
+
+
+def test_a_plan_that_goes_away_while_it_is_read_is_read_once_it_is_back(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(tmp_path, 2)
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    watcher.poll()
+    write_plan(tmp_path, "goal", ServingPlan(pinned=2))
+
+    def unmounted(self: Path) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", unmounted)
+        patched.setattr(Path, "iterdir", unmounted)
+        watcher.poll()
+    assert served(watcher) == 1
+    assert "is gone" in problem(watcher)
+    watcher.poll()
+    assert served(watcher) == 2
+    assert not problem(watcher)
+
+
 def test_a_broken_plan_at_first_serves_nothing_rather_than_a_guess(tmp_path: Path) -> None:
     add(tmp_path, 1)
     (tmp_path / "goal" / PLAN).write_text("{}}")
