@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,7 +42,7 @@ class Shadow:
         self._when_answered = when_answered
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="shadow")
         self._room = threading.BoundedSemaphore(_WAITING)
-        self._told: PolicyRuntime | None = None  # whose failure was logged last
+        self._told: weakref.ref[PolicyRuntime] | None = None  # whose failure was logged last; it may be retired since
         self._comparisons = metrics.by_version(
             Counter(
                 "cvpo_serve_shadow_comparisons",
@@ -101,8 +102,8 @@ class Shadow:
             self._record(shadow, shadow.act(situations, mode), answer)
         except Exception as error:
             self._count(shadow, "failed")
-            if self._told is not shadow:
-                self._told = shadow
+            if self._told is None or self._told() is not shadow:
+                self._told = weakref.ref(shadow)
                 name, version = shadow.served.name, shadow.served.version
                 log(logger, logging.ERROR, "shadow failed", exception=error, policy=name, version=version)
         else:

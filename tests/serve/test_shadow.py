@@ -1,21 +1,25 @@
 """A shadow is compared with what was answered, and can do no harm to it."""
 
+import gc
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cvpo.bundle import read_bundle
 from serve.codec import Limits
 from serve.gen.cvpo.v1 import policy_pb2 as pb
-from serve.server.plan import Canary, ServingPlan
+from serve.server.plan import Canary, ServingPlan, write_plan
 from serve.server.repository import Repository, Snapshot, follow
 from serve.server.runtime import PolicyRuntime, load
 from serve.server.service import PolicyServicer
 from serve.server.shadow import Shadow
 from serve.server.telemetry import Metrics
+from serve.server.watch import Watcher
 from serve.values import ActLists, Deterministic, Mode, Sampled, Situations
 from tests.serve import bundles
 
@@ -181,3 +185,26 @@ def test_its_failures_are_counted_and_logged_once(
     compared.wait("failed", 5)
     assert caplog.messages.count("shadow failed") == 1
     compared.shadow.close()
+
+
+def test_a_shadow_that_failed_is_let_go_when_it_is_retired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.server.shadow.log", lambda *_, **__: None)  # pytest keeps what is logged, and its frames
+    for version in (1, 2):
+        bundles.write(tmp_path / "goal" / str(version), bundles.manifest(version=version))
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1, shadow=2))
+    watcher = Watcher(tmp_path, allow_uncalibrated=False)
+    watcher.poll(first=True)
+    shadow = Shadow(watcher.repository, Metrics(), lambda function, *arguments: function(*arguments))
+    given = answer(watcher.repository.select("goal", 1, ""), asked((1, 2, -1)))
+    shadow.compare(asked((1e30, 0, 0)), Deterministic(), given)  # for which the policy by hand has no answer
+    shutil.rmtree(tmp_path / "goal" / "2")
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    watcher.poll()
+    gone, deadline = [], time.monotonic() + PATIENCE_SECONDS
+    while not gone:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+        gc.collect()
+        gone = watcher.gone()
+    assert gone == [("goal", 2)]
+    shadow.close()
