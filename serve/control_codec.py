@@ -287,9 +287,9 @@ def decode_result(message: pb.ControlResult) -> StepResult:
     )
 
 
-def encode_step_error(step: int, status: Status, next_step: int) -> pb.ControlResponse:
-    """Return what says why a step has no action."""
-    return pb.ControlResponse(error=pb.StepError(step=step, status=status, next_step=next_step))
+def encode_step_error(step: int, status: Status, next_step: int, state: bytes) -> pb.ControlResponse:
+    """Return what says why a step has no action, and where the session is."""
+    return pb.ControlResponse(error=pb.StepError(step=step, status=status, next_step=next_step, state=state))
 
 
 def encode_notice(kind: pb.NoticeKind, message: str) -> pb.ControlResponse:

@@ -159,7 +159,8 @@ class _LocalStream:
         try:
             response = encode_result(self._session.step(step))
         except PolicyServiceError as error:
-            response = encode_step_error(step.number, status_of(error, _HERE), self._session.next_step)
+            session = self._session
+            response = encode_step_error(step.number, status_of(error, _HERE), session.next_step, session.state())
         self._deliver(self, response)
 
     def finish(self) -> None:

@@ -3,9 +3,9 @@
 No transport and no threads: what happens comes in as events, and streams are whatever can be sent to. The clients in
 `control_client` and `control_aio` and the in-process `serve.local` all hold the same conversation.
 
-A session outlives its streams. Each answer brings the state to go on from; a new stream begins with the last one, so
-that a step which is in flight can be sent right behind it. Answers are told apart by their stream and step number, so
-that one that comes too late is never taken for that of the step after.
+A session outlives its streams. Each answer or error brings the state to go on from; a new stream begins with the last
+one, so that a step which is in flight can be sent right behind it. Answers are told apart by their stream and step
+number, so that one that comes too late is never taken for that of the step after.
 """
 
 import time
@@ -160,9 +160,7 @@ class Conversation:
 
     def no_session(self) -> ControlAnswer:
         """Return the watchdog's answer in a session that is lost."""
-        return self._substitute(
-            WatchdogReason.SESSION_LOST, f"No server goes on with the session: {self.lost}. Open a new one."
-        )
+        return self._substitute(WatchdogReason.SESSION_LOST, f"No server goes on with the session: {self.lost}")
 
     def finish(self) -> None:
         """End the session on all streams."""
@@ -316,6 +314,8 @@ class Conversation:
         )
 
     def _refused(self, leg: _Leg, message: pb.StepError) -> ControlAnswer | None:
+        if message.state:  # a server of an earlier release sends none
+            self._go_on_from(message.state, message.next_step)
         if message.step != leg.sent:
             return None  # too late, or of a step before the one that is to be answered
         leg.next_step = message.next_step

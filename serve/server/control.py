@@ -264,13 +264,13 @@ class _Conversation:
         return self._refuse(message.step, SupersededError("A newer step was waiting and is answered instead."))
 
     def _refuse(self, step: int, error: Exception) -> pb.ControlResponse:
-        code, named = code_of(error), request_id(self._context)
+        code, named, session = code_of(error), request_id(self._context), self._session
         self._record.failed(code.name)
         if code in _TOO_LATE:
             self._count_pace(math.inf)
         if code is grpc.StatusCode.INTERNAL:
             self._log_failure("step failed", error, step)
-        return encode_step_error(step, status_of(error, named), self._session.next_step)
+        return encode_step_error(step, status_of(error, named), session.next_step, session.state())
 
     def _log_failure(self, event: str, error: Exception, step: int) -> None:
         """Once for as long as it goes on."""

@@ -98,7 +98,7 @@ def _holds_anything(folder: Path) -> bool:
         return False
 
 
-def read_plan(path: Path, known: ServingPlan | None = ServingPlan()) -> ServingPlan:
+def read_plan(path: Path, known: ServingPlan | None = ServingPlan()) -> ServingPlan:  # noqa: B008  # frozen
     """Read a plan; where there is no file, nothing is asked for.
 
     Args:

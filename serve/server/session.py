@@ -110,8 +110,12 @@ class Session:
             extent_steps=self._terms.extent_steps,
             next_step=self._progress.next_step,
             idle_timeout_seconds=self._seal.lifetime_seconds,
-            state=self._state(),
+            state=self.state(),
         )
+
+    def state(self) -> bytes:
+        """What the session goes on from, here or elsewhere."""
+        return self._seal.seal(self._packer.pack(self._progress, self._history.packed))
 
     def account(self) -> Account:
         """What is spent and left before the next step brings its costs."""
@@ -171,7 +175,7 @@ class Session:
             account,
             policy,
             StepTiming(queued_seconds, checked - started, computed - checked),
-            self._state(),
+            self.state(),
         )
 
     def pass_over(self, step: Step) -> None:
@@ -250,9 +254,6 @@ class Session:
     def _advance(self, progress: Progress) -> None:
         self._history.add(self._progress.next_step, self._progress.cost_total, progress.cost_total)
         self._progress = progress
-
-    def _state(self) -> bytes:
-        return self._seal.seal(self._packer.pack(self._progress, self._history.packed))
 
 
 def open_session(

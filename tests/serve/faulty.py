@@ -47,7 +47,7 @@ def answer(session: Session, message: pb.ControlStep, context: grpc.ServicerCont
     try:
         yield encode_result(session.step(step))
     except PolicyServiceError as error:
-        yield encode_step_error(step.number, status_of(error, "request"), session.next_step)
+        yield encode_step_error(step.number, status_of(error, "request"), session.next_step, session.state())
 
 
 class Stall:

@@ -621,3 +621,49 @@ def test_a_session_goes_on_at_another_server_and_a_state_of_another_opening_is_r
         assert elsewhere.read("cvpo_serve_sessions_total", policy="goal", goes_on="true") == 1
     finally:
         elsewhere.close()
+
+
+@pytest.mark.parametrize("what", ["wrong", "not computed", "superseded"])
+def test_a_session_goes_on_from_its_errors_as_from_its_answers(house: House, gate: Gate, what: str) -> None:
+    with Robot(house.address, THREADED) as robot:
+        robot.opened()
+        robot.step(0, CALM, (0.5, 0.0))
+        if what == "superseded":
+            gate.keep()
+            robot.send(1, CALM, (0.75, 0.0))
+            assert gate.begun.acquire(timeout=PATIENCE_SECONDS)
+            robot.send(2, CALM, (1.0, 0.0))
+            robot.send(3, CALM, (1.0, 0.0))
+            house.wait_for_arrivals(2)
+            gate.open.set()
+            assert robot.result().step == 1
+        else:
+            robot.send(1, NONSENSE if what == "not computed" else CALM[:1], (0.75, 0.0))
+        error = robot.error()
+    again = pb.OpenSession()
+    again.CopyFrom(THREADED)
+    again.state = error.state
+    with Robot(house.address, again) as robot:
+        assert robot.opened().next_step == error.next_step == (3 if what == "superseded" else 1)
+        robot.send(error.next_step, CALM, (0.75, 0.0))
+        if what == "superseded":  # it counted, and so does its cost
+            assert bad_field(robot.error().status) == "step.cost_total[0]"
+        else:
+            assert robot.result().budgets[0].spent == 0.75
+
+
+def test_a_state_of_an_error_is_as_young_as_the_error(runtimes: dict[int, PolicyRuntime]) -> None:
+    house = House(dict(runtimes), idle_seconds=1.0)
+    try:
+        with Robot(house.address, OPEN) as robot:
+            first = robot.opened().state
+            for _ in range(6):
+                time.sleep(0.2)
+                robot.send(0, NONSENSE)
+                error = robot.error()
+        with Robot(house.address, pb.OpenSession(policy=GOAL, state=first)) as robot:
+            assert "sessions are kept for 1 s" in robot.status().message
+        with Robot(house.address, pb.OpenSession(policy=GOAL, state=error.state)) as robot:
+            assert robot.opened().next_step == 0
+    finally:
+        house.close()

@@ -137,7 +137,7 @@ def fail_with(error: PolicyServiceError) -> Callable[..., Answers]:
 
     def behave(session: Session, message: pb.ControlStep, context: grpc.ServicerContext) -> Answers:
         list(answer(session, message, context))
-        yield encode_step_error(message.step, status_of(error, "request"), session.next_step)
+        yield encode_step_error(message.step, status_of(error, "request"), session.next_step, session.state())
 
     return behave
 
@@ -286,7 +286,7 @@ def test_a_step_whose_number_the_server_does_not_expect_is_sent_again_as_it_asks
 
     def refuse_without_counting(session: Session, message: pb.ControlStep, context: grpc.ServicerContext) -> Answers:
         status = status_of(ResourceExhaustedError("too many"), "request")
-        yield encode_step_error(message.step, status, message.step + 7)
+        yield encode_step_error(message.step, status, message.step + 7, b"")
 
     server.behave = [refuse_without_counting]
     assert session.step(OBSERVATION, cost=[0, 0]).watchdog is not None
@@ -314,6 +314,16 @@ def test_a_step_in_flight_when_the_stream_breaks_is_sent_again(control: Open, se
     second = session.step(OTHER, cost=[1, 0])
     assert (second.source, second.step, second.cost_left[0]) == (Source.POLICY, 1, 7.0)
     assert second.action.tolist() == OTHER_ACTION
+    assert server.opened == 2
+
+
+def test_a_session_goes_on_from_a_step_that_had_no_action_and_counts(control: Open, server: FaultyServer) -> None:
+    session = control([server.address], cost_budget=[9, 9], watchdog=PATIENT)
+    server.behave = [answer, fail_with(SupersededError("a newer one")), break_off]
+    session.step(OBSERVATION, cost=[1, 0])
+    assert session.step(OBSERVATION, cost=[1, 0]).watchdog is not None
+    third = session.step(OTHER, cost=[1, 0])
+    assert (third.source, third.step, third.cost_left[0]) == (Source.POLICY, 2, 6.0)
     assert server.opened == 2
 
 

@@ -162,6 +162,32 @@ def test_a_late_answer_brings_the_state_to_go_on_from(description: PolicyDescrip
     assert second.sent[1].step.step == 1
 
 
+def test_an_error_brings_the_state_to_go_on_from(description: PolicyDescription) -> None:
+    robot = Robot(description, idle_timeout_seconds=60)
+    robot.begin()
+    robot.now = 59.0
+    error = pb.StepError(status=Status(code=code_pb2.ABORTED), next_step=1, state=b"after the error")
+    refused = robot.receive(robot.stream, error=error)
+    assert refused is not None
+    assert refused.watchdog is not None
+    robot.conversation.handle(Ended(robot.stream, UnavailableError("gone")))
+    robot.begin()
+    robot.now = 118.0  # as old as the first state may not be
+    second = robot.connect("b")
+    assert second.sent[0].open.state == b"after the error"
+    assert second.sent[1].step.step == 1
+    robot.conversation.handle(Ended(second, NotFoundError("b: not here")))
+    assert robot.conversation.lost is None
+
+
+def test_an_error_of_a_server_of_before_leaves_the_state_as_it_was(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    robot.begin()
+    robot.receive(robot.stream, error=pb.StepError(status=Status(code=code_pb2.INTERNAL)))
+    robot.conversation.handle(Ended(robot.stream, UnavailableError("gone")))
+    assert robot.connect("b").sent[0].open.state == b"opened"
+
+
 def test_a_server_that_is_found_when_there_is_one_already_is_not_needed(description: PolicyDescription) -> None:
     robot = Robot(description)
     link = FakeLink("b")

@@ -216,14 +216,16 @@ class StepTiming(_message.Message):
     def __init__(self, queued: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., checked: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., computed: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class StepError(_message.Message):
-    __slots__ = ("step", "status", "next_step")
+    __slots__ = ("step", "status", "next_step", "state")
     STEP_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     step: int
     status: _status_pb2.Status
     next_step: int
-    def __init__(self, step: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., next_step: _Optional[int] = ...) -> None: ...
+    state: bytes
+    def __init__(self, step: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., next_step: _Optional[int] = ..., state: _Optional[bytes] = ...) -> None: ...
 
 class Notice(_message.Message):
     __slots__ = ("kind", "message")
