@@ -97,6 +97,7 @@ class Conversation:
         self._state = b""
         self._issued = 0.0  # when the state came
         self._next_step = 0  # the one after the state
+        self._observation_size = len(description.observation.names)
         self._action_size = len(description.action.names)
         self._cost_total = np.zeros(len(description.constraints))
         self._last: ControlAnswer | None = None  # what stands for the last answer of a server
@@ -123,6 +124,10 @@ class Conversation:
             raise PolicyServiceError("The session is closed; open another one.")
         total = self._totals(cost, cost_total)  # first: a cost counts whatever else is wrong with its step
         values = vector("observation", observation)
+        if len(values) != self._observation_size:  # a message that is far too long would end the stream
+            raise InvalidRequestError(
+                "step.observation", f"has {len(values)} values; the policy's observation has {self._observation_size}"
+            )
         self._began = self._clock()
         self._switch()
         self._in_flight = Step(0, values, total)

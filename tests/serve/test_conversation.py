@@ -331,6 +331,20 @@ def test_a_cost_counts_whose_observation_is_no_vector(description: PolicyDescrip
         robot.answer(robot.stream, number, 0.1)
 
 
+@pytest.mark.parametrize("size", [2, 4, 2**20])
+def test_an_observation_of_another_length_is_refused_before_it_is_sent(
+    description: PolicyDescription, size: int
+) -> None:
+    robot = Robot(description)
+    with pytest.raises(InvalidRequestError, match=f"has {size} values; the policy's observation has 3") as caught:
+        robot.conversation.begin([0.0] * size, [1, 0], None)
+    assert caught.value.field == "step.observation"
+    robot.begin()
+    (_, step) = robot.stream.sent
+    assert list(step.step.observation) == OBSERVATION
+    assert list(step.step.cost_total) == [1, 0]  # the cost of what is refused counts
+
+
 def test_what_comes_for_a_step_that_its_caller_has_left_is_for_no_other(description: PolicyDescription) -> None:
     robot = Robot(description, watchdog=Watchdog(hold_steps=1))
     robot.begin()

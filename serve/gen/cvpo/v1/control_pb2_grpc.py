@@ -51,8 +51,9 @@ class ControlServiceServicer(object):
         kinds but in the order of steps; notices may stand between them. What is wrong with one step is a StepError, and the
         stream goes on. The stream ends with a status of its own only where the session cannot go on: INVALID_ARGUMENT,
         NOT_FOUND or FAILED_PRECONDITION for an opening that cannot be met, among them a state that is forged, stale, or of
-        another server's key; RESOURCE_EXHAUSTED (google.rpc.RetryInfo) for more streams than the server takes;
-        DEADLINE_EXCEEDED for a stream on which nothing came for the idle timeout; UNAVAILABLE when the server has stopped.
+        another server's key; RESOURCE_EXHAUSTED for more streams than the server takes (google.rpc.RetryInfo), or a message
+        that is too large; DEADLINE_EXCEEDED for a stream on which nothing came for the idle timeout; UNAVAILABLE when the
+        server has stopped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
