@@ -136,11 +136,13 @@ class Pilot:
             self.failure = error
         reason = None
         if not isinstance(fallback.action, FlaggedAction):
+            # What is outside the space, or frozen, is told also where the policy gives nothing.
+            score = [0.0] if own is None else own.prediction.shift_score
             reason = first_reason(
                 fallback.reasons,
                 no_answer=own is None,
                 exhausted=any(situation.account.exhausted),
-                shifted=own is not None and self.policy.shifted(asked, own.prediction.shift_score)[0],
+                shifted=self.policy.shifted(asked, score)[0],
                 flagged=own is not None and own.prediction.flagged[0],
             )
         authority, told = situation.authority.after(reason, fallback.recovery_steps)

@@ -612,6 +612,20 @@ def test_an_observation_outside_is_told_also_by_a_policy_without_calibration(ser
     assert told(take(session, OUTSIDE)) == (FallbackReason.SHIFTED, 1)
 
 
+def test_what_needs_no_policy_to_be_told_is_shifted_where_the_policy_gives_nothing(
+    served: Served, seal: StateSeal
+) -> None:
+    opening = with_fallback(ConstantAction(), reasons=frozenset({FallbackReason.SHIFTED}))
+    session = begin(served, seal, opening)
+    with pytest.raises(InternalError):  # far from what was seen in training, which only the policy knows
+        take(session, NONSENSE)
+    assert told(take(session, (1e20, 5.5, 0.0))) == (FallbackReason.SHIFTED, 1)  # y is -5 to 5
+    frozen = begin(served, seal, replace(SENSED, fallback=opening.fallback))
+    for step in range(3):
+        frozen.pass_over(as_sent(step, NONSENSE))
+    assert told(take(frozen, NONSENSE)) == (FallbackReason.SHIFTED, 1)
+
+
 # --- versions ------------------------------------------------------------------------------------------------------
 
 
