@@ -64,20 +64,27 @@ def decode_mode(request: pb.ActRequest | OpenSession, limits: Limits, path: str 
     which = request.WhichOneof("mode")
     if which == "shielded":
         candidates = request.shielded.candidates
-        if not 2 <= candidates <= limits.max_candidates:
-            raise InvalidRequestError(
-                f"{path}shielded.candidates", f"is {candidates}; this server takes 2 to {limits.max_candidates}"
-            )
-        if situations * candidates > limits.max_rows:
-            raise InvalidRequestError(
-                f"{path}shielded.candidates",
-                f"is {candidates} for {situations} situations, {situations * candidates} in all; this server takes "
-                f"{limits.max_rows} in one request",
-            )
+        check_candidates(f"{path}shielded.candidates", candidates, limits, situations)
         return Shielded(candidates, request.shielded.seed if request.shielded.HasField("seed") else None)
     if which == "sampled":
         return Sampled(request.sampled.seed if request.sampled.HasField("seed") else None)
     return Deterministic()
+
+
+def check_candidates(field: str, candidates: int, limits: Limits, situations: int = 1) -> None:
+    """Refuse a number of candidates, each in so many situations, that is none or asks for too much.
+
+    Raises:
+        InvalidRequestError: names the field.
+    """
+    if not 2 <= candidates <= limits.max_candidates:
+        raise InvalidRequestError(field, f"is {candidates}; this server takes 2 to {limits.max_candidates}")
+    if situations * candidates > limits.max_rows:
+        raise InvalidRequestError(
+            field,
+            f"is {candidates} for {situations} situations, {situations * candidates} in all; this server takes "
+            f"{limits.max_rows} in one request",
+        )
 
 
 def decode_situations(messages: Sequence[pb.Situation], frame: Frame, limits: Limits) -> Situations:

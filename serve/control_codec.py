@@ -14,6 +14,7 @@ from serve.codec import (
     UINT32_MAX,
     UINT64_MAX,
     Limits,
+    check_candidates,
     decode_duration,
     decode_mode,
     decode_predictions,
@@ -52,6 +53,7 @@ from serve.errors import InvalidRequestError
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
 
+_STATE_FRAME_BYTES = 12  # of the tag and length of a state in its opening, and of that in its request, at most
 _LONGEST_SECONDS = 3e11  # that a Duration takes: some ten thousand years
 
 # --- requests, on the server ---------------------------------------------------------------------------------------
@@ -80,6 +82,11 @@ def decode_opening(message: pb.OpenSession, limits: Limits) -> Opening:
         max_age_seconds=max_age,
         fallback=_decode_fallback(message.fallback, limits),
     )
+
+
+def state_room(message: pb.OpenSession, limits: Limits) -> int:
+    """Return how many bytes the state may have with which a session goes on that was opened by this message."""
+    return limits.max_message_bytes - message.ByteSize() - _STATE_FRAME_BYTES
 
 
 def opening_digest(message: pb.OpenSession) -> bytes:
@@ -117,11 +124,7 @@ def _decode_fallback_action(message: pb.Fallback, limits: Limits) -> FallbackAct
     match message.WhichOneof("action"):
         case "least_unsafe":
             candidates = message.least_unsafe.candidates or DEFAULT_LEAST_UNSAFE_CANDIDATES
-            if not 2 <= candidates <= limits.max_candidates:
-                raise InvalidRequestError(
-                    "open.fallback.least_unsafe.candidates",
-                    f"is {candidates}; this server takes 2 to {limits.max_candidates}",
-                )
+            check_candidates("open.fallback.least_unsafe.candidates", candidates, limits)
             return LeastUnsafeAction(candidates)
         case "constant":
             return ConstantAction(tuple(message.constant.action) or None)

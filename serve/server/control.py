@@ -19,6 +19,7 @@ from serve.control_codec import (
     encode_result,
     encode_step_error,
     opening_digest,
+    state_room,
 )
 from serve.control_values import Step, StepAnswer
 from serve.errors import (
@@ -147,7 +148,10 @@ class ControlServicer(ControlServiceServicer):
             if state:
                 session = resume_session(opening, digest, state, self._policies, self._seal, strict_observations=strict)
             else:
-                session = open_session(opening, digest, self._policies, self._seal, strict_observations=strict)
+                room = state_room(message, self._limits)
+                session = open_session(
+                    opening, digest, self._policies, self._seal, strict_observations=strict, state_bytes=room
+                )
         except SessionStateError as error:
             self._session_metrics.refused_states.inc()
             log(logger, logging.WARNING, "session state refused", request_id=request_id(context), reason=str(error))

@@ -53,6 +53,12 @@ def steps_ahead(rolling_window_steps: int, policy_window_steps: int) -> int:
     return min(policy_window_steps, (rolling_window_steps + 1) // 2)
 
 
+def longest_window(policy_window_steps: int, constraints: int, history_bytes: int) -> int:
+    """Steps of the longest rolling window whose CostHistory has at most so many bytes, whatever it costs."""
+    steps_back = max(0, history_bytes) // _record(constraints).size
+    return min(steps_back + policy_window_steps, 2 * steps_back + 1)
+
+
 def cost_allowed(account: Account) -> list[float]:
     """What is left as the policy's graphs take it, [C]: in float32, never rounded up."""
     return [left if math.isinf(left) else _float32_below(left) for left in account.left]
@@ -72,10 +78,16 @@ def _minus(a: float, b: float) -> float:
     return math.nextafter(difference, -math.inf) if error < 0 else difference
 
 
+def _record(constraints: int) -> struct.Struct:
+    """Of a cost history: step and totals."""
+    return struct.Struct(f"<Q{constraints}d")
+
+
 class CostHistory:
     """Cost totals at the steps that changed them, as far back as a rolling window looks.
 
-    Kept packed, since it travels in every answer's state: one record of step and totals per change.
+    Kept packed, since it travels in every answer's state: one record of step and totals per change, and no more of them
+    than steps that the window looks back.
     """
 
     def __init__(self, constraints: int, steps_back: int, packed: bytes = b"") -> None:
@@ -86,7 +98,7 @@ class CostHistory:
             steps_back: how many steps the window looks back; 0: it needs no history.
             packed: an earlier history's.
         """
-        self._record = struct.Struct(f"<Q{constraints}d")
+        self._record = _record(constraints)
         self._none: Costs = (0.0,) * constraints
         self._steps_back = steps_back
         self._packed = bytearray(packed)

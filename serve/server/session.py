@@ -37,6 +37,7 @@ from serve.server.safety import (
     CostHistory,
     Costs,
     horizon_account,
+    longest_window,
     rolling_account,
     steps_ahead,
 )
@@ -257,7 +258,13 @@ class Session:
 
 
 def open_session(
-    opening: Opening, digest: bytes, policies: Policies, seal: StateSeal, *, strict_observations: bool = False
+    opening: Opening,
+    digest: bytes,
+    policies: Policies,
+    seal: StateSeal,
+    *,
+    strict_observations: bool = False,
+    state_bytes: int | None = None,
 ) -> Session:
     """Begin a session.
 
@@ -267,12 +274,13 @@ def open_session(
         policies: where the policies are.
         seal: what its states are sealed with.
         strict_observations: refuse an observation outside the observation space.
+        state_bytes: of a state that can be sent back, at most. None: there is no bound.
 
     Raises:
         NotFoundError, FingerprintError, UnavailableError: there is no such policy, or the backup policy is not for the
             same robot, or not for as many steps.
         InvalidRequestError: names the field: a budget below zero or NaN, an extent that is not within the policy's
-            horizon, a constant action out of bounds.
+            horizon, a rolling window whose costs do not fit into a state, a constant action out of bounds.
     """
     session_id, selector = os.urandom(16), opening.policy
     policy = policies.select(selector.name, selector.version, selector.fingerprint, session_id.hex())
@@ -304,7 +312,16 @@ def open_session(
     )
     observed = Repeats.none(frame.observation_size)
     progress = Progress(policy.served.version, None, 0, (0.0,) * len(budget), Authority(), None, observed)
-    return Session(opening, terms, progress, b"", policies, seal, strict_observations)
+    session = Session(opening, terms, progress, b"", policies, seal, strict_observations)
+    if rolling and state_bytes is not None:
+        longest = longest_window(frame.window_steps, len(budget), state_bytes - len(session.state()))
+        if extent_steps > longest:
+            raise InvalidRequestError(
+                "open.rolling_window_steps",
+                f"is {extent_steps}; the session could not go on elsewhere, for its state may outgrow what a message "
+                f"holds. At most {longest} here, or more with a larger --max-message-bytes",
+            )
+    return session
 
 
 def resume_session(

@@ -63,7 +63,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 class House:
     """A server of control streams with policy goal in versions 1 and 2, of which 1 is served."""
 
-    def __init__(self, runtimes: dict[int, PolicyRuntime], idle_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        runtimes: dict[int, PolicyRuntime],
+        idle_seconds: float = 60.0,
+        limits: Limits = Limits(),  # noqa: B008  # frozen
+    ) -> None:
+        self._limits = limits
         self.served = Served({"goal": runtimes}, {"goal": 1})
         self.metrics = Metrics()
         self._loop = LoopThread()
@@ -74,7 +80,7 @@ class House:
         registrar = Registrar(self._server, self.metrics, asyncio.Event(), max_requests=8, max_streams=64)
         self._workers = Workers(2)
         seal = StateSeal(b"0123456789abcdef", idle_seconds)
-        self.servicer = ControlServicer(self.served, Limits(), seal, self._workers, self.metrics)
+        self.servicer = ControlServicer(self.served, self._limits, seal, self._workers, self.metrics)
         add_ControlServiceServicer_to_server(self.servicer, registrar)  # type: ignore[no-untyped-call]
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
@@ -289,6 +295,23 @@ def test_an_opening_that_cannot_be_met_ends_the_stream(
         status = robot.status()
     assert status.code == code_pb2.INVALID_ARGUMENT
     assert bad_field(status) == field
+
+
+def test_an_opening_is_held_to_the_limits_of_the_server(runtimes: dict[int, PolicyRuntime]) -> None:
+    house = House(dict(runtimes), limits=Limits(max_rows=16, max_message_bytes=700))
+    openings = {
+        "open.shielded.candidates": pb.OpenSession(shielded=policy_pb2.Shielded(candidates=17)),
+        "open.fallback.least_unsafe.candidates": pb.OpenSession(
+            fallback=pb.Fallback(least_unsafe=pb.LeastUnsafeAction(candidates=17))
+        ),
+        "open.rolling_window_steps": pb.OpenSession(rolling_window_steps=100),
+    }
+    try:
+        for field, opening in openings.items():
+            with Robot(house.address, opening) as robot:
+                assert bad_field(robot.status()) == field
+    finally:
+        house.close()
 
 
 def test_an_unknown_policy_and_another_fingerprint_end_the_stream(house: House) -> None:

@@ -25,6 +25,7 @@ from serve.control_codec import (
     encode_result,
     encode_step,
     opening_digest,
+    state_room,
 )
 from serve.control_values import (
     BackupPolicy,
@@ -303,6 +304,37 @@ def test_a_rolling_session_is_judged_over_the_next_steps_of_the_window(served: S
         assert result.prediction.cost_allowed[0, 0] == max(0.0, 4.0 - result.account.spent[0])
         spent.append(result.account.spent[0])
     assert spent[:20] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("max_message_bytes", "longest"),
+    [
+        (
+            500,
+            17,
+        ),  # 36 are the opening's, 12 lengths, 248 the rest of the state; 204 hold 8 records: 8 steps and 9 ahead
+        (700, 26),  # 16 records: 16 steps and the policy's 10 ahead
+    ],
+)
+def test_a_rolling_window_is_no_longer_than_a_state_that_can_be_sent_back(
+    served: Served, seal: StateSeal, max_message_bytes: int, longest: int
+) -> None:
+    def opened(steps: int) -> Session:
+        message = encode_opening(Opening(cost_budget=(INF, INF), extent=RollingWindow(steps)))
+        room = state_room(message, Limits(max_message_bytes=max_message_bytes))
+        decoded, digest = decode_opening(message, Limits()), opening_digest(message)
+        return open_session(decoded, digest, served, seal, state_bytes=room)
+
+    with pytest.raises(InvalidRequestError, match=rf"At most {longest} here.*--max-message-bytes") as caught:
+        opened(longest + 1)
+    assert caught.value.field == "open.rolling_window_steps"
+    session = opened(longest)
+    largest = 0
+    for step in range(3 * longest):
+        session.pass_over(as_sent(step, CALM, (step + 1.0, 0.0)))
+        again = encode_opening(Opening(cost_budget=(INF, INF), extent=RollingWindow(longest)), session.state())
+        largest = max(largest, pb.ControlRequest(open=again).ByteSize())
+    assert max_message_bytes - 48 < largest <= max_message_bytes  # less than two records are left
 
 
 def test_a_step_that_is_far_too_long_is_refused_before_it_is_copied(served: Served, seal: StateSeal) -> None:
