@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.errors import BenchmarkError
 from benchmarks.serving.messages import observation, session
 from benchmarks.serving.network import Network
-from benchmarks.serving.parties import ECHO, OURS, PEERS, RUN, STREAM_SECONDS, TWO, UNIX, Endpoint, Parties
+from benchmarks.serving.parties import ECHO, OURS, PEERS, RUN, TWO, UNIX, Endpoint, Parties
 from benchmarks.serving.tools import (
     MissingToolError,
     Throughput,
@@ -146,7 +146,7 @@ class _InProcess:
 
 def _asker(endpoint: Endpoint, way: str) -> Asker:
     if way == "stream":
-        return StreamAsker(endpoint.address, *session(), STREAM_SECONDS)
+        return StreamAsker(endpoint.address, *session(), _TIMEOUT_SECONDS)
     return UnaryAsker(endpoint.address, endpoint.method, endpoint.request, _TIMEOUT_SECONDS)
 
 

@@ -504,7 +504,7 @@ def loadtest(
     observation: Annotated[
         str | None, typer.Option(help="JSON list of numbers.  [default: zeros, within the bounds]")
     ] = None,
-    timeout_seconds: Annotated[float, typer.Option(min=0.001, help="Longest wait for one answer.")] = 1.0,
+    timeout_seconds: Annotated[float, typer.Option(min=0.001, max=86_400, help="Longest wait for one answer.")] = 1.0,
     figure: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw the histogram, too.")] = None,
     tls_ca: TlsCa = None,
     tls_certificate: TlsCertificate = None,

@@ -65,6 +65,43 @@ class UnaryAsker:
         self._channel.close()
 
 
+class _Patience:
+    """Cancels a call on which an answer is waited for too long, which gRPC knows of no single one of a stream."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()
+        self._call: Any = None  # whose answer is waited for; None: no answer is, or no longer
+        self._until = 0.0  # on the clock of time.monotonic
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def begin(self, call: Any) -> None:
+        """An answer is waited for from now on."""
+        with self._lock:
+            self._call, self._until = call, time.monotonic() + self._timeout_seconds
+
+    def end(self) -> bool:
+        """None is any more; return whether there still was patience for it."""
+        with self._lock:
+            waited, self._call = self._call is not None, None
+        return waited
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._closed.set()
+
+    def _watch(self) -> None:
+        pause = self._timeout_seconds
+        while not self._closed.wait(pause):
+            with self._lock:
+                left = self._until - time.monotonic() if self._call is not None else self._timeout_seconds
+                if left <= 0:
+                    self._call.cancel()
+                    self._call = None
+            pause = left if left > 0 else self._timeout_seconds
+
+
 class StreamAsker:
     """One robot's control stream, opened anew where it ends."""
 
@@ -82,7 +119,7 @@ class StreamAsker:
             address: of the server.
             opening: of each stream.
             step: sent again and again, with its number; every other one with its last digits changed.
-            timeout_seconds: of a whole stream, with all its steps.
+            timeout_seconds: for an answer; the stream of one that takes longer ends.
             tls: None: in plaintext.
         """
         self._channel = connect(address, tls)
@@ -90,43 +127,53 @@ class StreamAsker:
         self._opening = control_pb2.ControlRequest(open=opening).SerializeToString()
         other = control_pb2.ControlStep(observation=_nudged(step.observation), cost_total=step.cost_total)
         self._steps = [control_pb2.ControlRequest(step=each) for each in (step, other)]
-        self._number = 0  # of the next step
-        self._timeout_seconds = timeout_seconds
-        self._requests: queue.SimpleQueue[bytes | None] | None = None
+        self._number: int | None = None  # of the next step; None: nobody has said
+        self._patience = _Patience(timeout_seconds)
+        self._requests: queue.SimpleQueue[bytes | None] | None = None  # of the stream; None: there is none
         self._answers: Any = None
 
     def ask(self) -> str:
+        if self._requests is None:
+            self._requests, self._number = queue.SimpleQueue(), None
+            self._requests.put(self._opening)
+            self._answers = self._method(iter(self._requests.get, None))
+        self._patience.begin(self._answers)
         try:
-            if self._requests is None:
-                self._open()
-            assert self._requests is not None
-            request = self._steps[self._number % 2]
-            request.step.step = self._number
-            self._requests.put(request.SerializeToString())
-            answer = self._next()
+            code = self._step(self._requests)
         except grpc.RpcError as error:
-            self._requests = None
-            return _code(error)
+            code = _code(error)
+            self._leave()
         except StopIteration:
-            self._requests = None
-            return "OUT_OF_RANGE"  # the server ended the stream in good order, but a robot goes on
+            code = "OUT_OF_RANGE"  # the server ended the stream in good order, but a robot goes on
+            self._leave()
+        if not self._patience.end():
+            code = "DEADLINE_EXCEEDED"
+            self._leave()
+        return code
+
+    def close(self) -> None:
+        self._patience.close()
+        self._leave()
+        self._channel.close()
+
+    def _step(self, requests: "queue.SimpleQueue[bytes | None]") -> str:
+        if self._number is None:
+            self._number = self._next().opened.next_step
+        request = self._steps[self._number % 2]
+        request.step.step = self._number
+        requests.put(request.SerializeToString())
+        answer = self._next()
         if answer.HasField("error"):
             self._number = answer.error.next_step
             return _CODES.get(answer.error.status.code, "UNKNOWN")
         self._number += 1
         return "OK"
 
-    def close(self) -> None:
+    def _leave(self) -> None:
+        """End the stream."""
         if self._requests is not None:
             self._requests.put(None)
-        self._channel.close()
-
-    def _open(self) -> None:
-        requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        requests.put(self._opening)
-        self._answers = self._method(iter(requests.get, None), timeout=self._timeout_seconds)
-        self._number = self._next().opened.next_step
-        self._requests = requests
+            self._requests = None
 
     def _next(self) -> control_pb2.ControlResponse:
         """The next answer; news of the server are passed over."""

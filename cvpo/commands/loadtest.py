@@ -18,7 +18,7 @@ from serve.values import PolicyDescription
 
 Way = Literal["unary", "stream"]
 DEFAULT_RATE_HZ = 50.0  # where the policy does not know its control period
-_CONNECTING_SECONDS = 10.0  # for all clients to connect, before the first question that counts
+_MOST_QUESTIONS = 10**8  # whose waits a machine holds in memory
 _TOLD = {"50": 0.5, "99": 0.99, "99.9": 0.999}
 CROWDED_SECONDS = 1e-3  # a client that wakes up later than this once in a hundred times measures itself, too
 
@@ -140,10 +140,12 @@ def run_load_test(test: LoadTest) -> LoadReport:
     """Put a server under load and see how long it takes to answer.
 
     Raises:
+        ConfigError: nothing is to be asked, or more than can be counted.
         ServiceError: there is no answer to the first question, or to none of the others.
     """
     policy = _describe(test)
     rate_hz = test.rate_hz or 1 / (policy.control_period_seconds or 1 / DEFAULT_RATE_HZ)
+    _check_schedule(rate_hz, test.seconds, test.clients)
     observation = np.zeros(len(policy.observation.names)) if test.observation is None else np.array(test.observation)
     if test.observation is None:
         observation = np.clip(observation, policy.observation.low, policy.observation.high)
@@ -162,6 +164,20 @@ def run_load_test(test: LoadTest) -> LoadReport:
     return LoadReport(test, policy, rate_hz, load)
 
 
+def _check_schedule(rate_hz: float, seconds: float, clients: int) -> None:
+    questions = rate_hz * seconds * clients
+    if not questions <= _MOST_QUESTIONS:  # True for NaN
+        raise ConfigError(
+            f"--rate {rate_hz:g} for --seconds {seconds:g} with --clients {clients} makes {questions:g} questions; "
+            f"{_MOST_QUESTIONS:,} can be counted."
+        )
+    if round(rate_hz * seconds) == 0:
+        raise ConfigError(
+            f"Nothing falls due at --rate {rate_hz:g} within --seconds {seconds:g}. Raise one of them: "
+            f"a question is asked every {1 / rate_hz:g} s."
+        )
+
+
 def _describe(test: LoadTest) -> PolicyDescription:
     try:
         timeout_seconds = max(test.timeout_seconds, 2.0)
@@ -177,5 +193,4 @@ def _asker(test: LoadTest, policy: PolicyDescription, observation: list[float]) 
         request = act_request(name, observation)
         return UnaryAsker(test.address, "/cvpo.v1.PolicyService/Act", request, test.timeout_seconds, test.tls)
     opening, step = control_messages(name, observation, policy.window_steps, len(policy.constraints))
-    stream_seconds = test.seconds + _CONNECTING_SECONDS + test.timeout_seconds
-    return StreamAsker(test.address, opening, step, stream_seconds, test.tls)
+    return StreamAsker(test.address, opening, step, test.timeout_seconds, test.tls)

@@ -94,7 +94,7 @@ def test_errors_are_counted_by_code_and_are_no_waits(clock: Clock) -> None:
 def test_no_value_of_two_steps_in_a_row_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[control_pb2.ControlStep] = []
 
-    def answer(requests: Iterator[bytes], timeout: float) -> Iterator[bytes]:
+    def answer(requests: Iterator[bytes]) -> Iterator[bytes]:
         for request in requests:
             asked = control_pb2.ControlRequest.FromString(request)
             if asked.HasField("open"):

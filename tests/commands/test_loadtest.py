@@ -1,12 +1,16 @@
 """`cvpo loadtest` against a real server: figures, errors by code, pictures, and what a user gets wrong."""
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
-from cvpo.commands.load import UnaryAsker, act_request, one_after_the_other
+from cvpo.commands.load import StreamAsker, UnaryAsker, act_request, control_messages, one_after_the_other
+from serve.gen.cvpo.v1 import control_pb2
 from serve.server.settings import Settings
 from tests.command import cvpo, succeed
 from tests.serve import bundles
@@ -68,6 +72,49 @@ def test_the_histogram_becomes_a_picture(address: str, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A server that opens a stream and answers nothing on it."""
+
+    def converse(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        next(requests)
+        yield control_pb2.ControlResponse(opened=control_pb2.SessionOpened()).SerializeToString()
+        for _ in requests:
+            """It hangs."""
+
+    handler = grpc.stream_stream_rpc_method_handler(converse)
+    server = grpc.server(ThreadPoolExecutor(8))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("cvpo.v1.ControlService", {"Control": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+def test_a_step_that_is_not_answered_within_the_timeout_is_an_error_and_the_next_has_a_stream_of_its_own(
+    silent: str, address: str
+) -> None:
+    for where, timeout_seconds, code in ((silent, 0.2, "DEADLINE_EXCEEDED"), (address, 30.0, "OK")):
+        asker = StreamAsker(where, *control_messages("goal", [0.0, 0.0, 0.0], 5, 2), timeout_seconds)
+        began = time.perf_counter()
+        assert [asker.ask() for _ in range(3)] == [code] * 3
+        asker.close()
+        assert where == address or 0.6 <= time.perf_counter() - began < 10
+
+
+def test_a_stream_outlasts_the_timeout_of_its_answers(address: str) -> None:
+    asker = StreamAsker(address, *control_messages("goal", [0.0, 0.0, 0.0], 5, 2), 1.0)
+    began, codes = time.perf_counter(), []
+    while time.perf_counter() - began < 1.5:
+        codes.append(asker.ask())
+        time.sleep(0.1)
+    assert set(codes) == {"OK"}
+    assert asker._number == len(codes)  # all on one stream
+    asker.close()
+
+
 def test_answers_that_come_after_the_timeout_are_errors_by_code(address: str) -> None:
     # A deadline that is over when the question is asked.
     asker = UnaryAsker(address, "/cvpo.v1.PolicyService/Act", act_request("goal", [0, 0, 0]), -1.0)
@@ -83,10 +130,20 @@ def test_answers_that_come_after_the_timeout_are_errors_by_code(address: str) ->
         (("--policy", "nobody"), "There is no policy 'nobody'"),
         (("--policy", "goal", "--observation", "[1, 2]"), "no answer to the first question (INVALID_ARGUMENT)"),
         (("--policy", "goal", "--observation", "north"), "not a JSON list of numbers"),
+        (("--policy", "goal", "--seconds", "inf"), "--rate 20 for --seconds inf with --clients 1 makes inf questions"),
+        (("--policy", "goal", "--seconds", "1e9"), "100,000,000 can be counted"),
+        (("--policy", "goal", "--rate", "0.1", "--seconds", "2"), "due at --rate 0.1 within --seconds 2."),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(address: str, arguments: tuple[str, ...], sentence: str) -> None:
     assert sentence in cvpo("loadtest", address, *SHORT, *arguments).sentence
+
+
+@pytest.mark.parametrize("arguments", [("--timeout-seconds", "inf"), ("--seconds", "nan"), ("--rate", "nan")])
+def test_times_that_are_none_are_refused(arguments: tuple[str, ...]) -> None:
+    outcome = cvpo("loadtest", "127.0.0.1:1", *arguments)
+    assert outcome.code == 2
+    assert arguments[0] in outcome.err
 
 
 def test_no_server_is_one_sentence() -> None:
