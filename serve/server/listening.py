@@ -92,6 +92,8 @@ def _check_port_free(address: str, flag: str, *, shared: bool) -> None:
 
 def _check_socket_free(path: str, flag: str) -> None:
     """Refuse a path that is taken: gRPC would silently take the place of a server that answers there."""
+    if not path:
+        raise StartupError(f"{flag}: the path of unix: is empty; write unix:PATH, such as unix:/run/policy.sock.")
     if len(os.fsencode(path)) > _MOST_PATH_BYTES:
         raise StartupError(
             f"Cannot listen on unix:{path}: a socket's path has at most {_MOST_PATH_BYTES} bytes. Choose another "

@@ -14,6 +14,7 @@ from serve.server.tls import CertificateFiles
 
 # A year is longer than anybody means, and waits and timestamps bear it.
 Seconds = Annotated[float, Field(le=365 * 86_400, allow_inf_nan=False)]
+Number = Annotated[int, Field(lt=2**30)]  # gRPC takes the sum of two in 32 bits
 
 
 class Settings(BaseSettings):
@@ -72,23 +73,23 @@ class Settings(BaseSettings):
     poll_seconds: Seconds = Field(
         default=1.0, gt=0, description="time between two looks at the repository for what is new or gone"
     )
-    max_batch: int = Field(default=Limits.max_batch, ge=1, description="situations in one request, at most")
-    max_candidates: int = Field(
+    max_batch: Number = Field(default=Limits.max_batch, ge=1, description="situations in one request, at most")
+    max_candidates: Number = Field(
         default=Limits.max_candidates, ge=2, description="candidates of a shielded request, at most"
     )
-    max_rows: int = Field(
+    max_rows: Number = Field(
         default=Limits.max_rows, ge=2, description="situations times candidates of a shielded request, at most"
     )
-    max_message_bytes: int = Field(
+    max_message_bytes: Number = Field(
         default=Limits.max_message_bytes, ge=1024, description="size of a request, or of a stream's message, at most"
     )
-    max_concurrent_requests: int = Field(
+    max_concurrent_requests: Number = Field(
         default=128,
         ge=1,
         description="requests in work at once, and requests of one method that wait to be taken up, at most; more are "
         "refused",
     )
-    max_streams: int = Field(default=1024, ge=1, description="open streams, at most; more are refused")
+    max_streams: Number = Field(default=1024, ge=1, description="open streams, at most; more are refused")
     session_key_file: Path | None = Field(
         default=None,
         description="file of a secret that authenticates sessions' state, the same for all replicas; a random one for "
@@ -100,7 +101,7 @@ class Settings(BaseSettings):
     strict_observations: bool = Field(
         default=False, description="refuse observations outside the observation space instead of flagging them"
     )
-    threads: int = Field(
+    threads: Number = Field(
         default=4, ge=1, description="large requests computed at the same time, at most; small ones need no thread"
     )
     drain_seconds: Seconds = Field(
@@ -158,6 +159,8 @@ def split_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdecimal() and int(port) <= 65535):
         raise StartupError(f"{address!r} is not an address; write HOST:PORT, such as 127.0.0.1:50051.")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise StartupError(f"{address!r} is not an address; an IPv6 host stands in brackets: write [{host}]:{port}.")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 

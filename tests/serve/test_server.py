@@ -144,6 +144,9 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
             "Cannot read /nowhere.pem: No such file or directory. Check --tls-certificate.",
             1,
         ),
+        (["{repository}", "--address", "::1:0"], "an IPv6 host stands in brackets: write [::1]:0.", 1),
+        (["{repository}", "--address", "127.0.0.1:0", "--metrics-address", "::1:0"], "write [::1]:0.", 1),
+        (["{repository}", "--address", "unix:"], "--address: the path of unix: is empty", 1),
         (["{repository}", "--max-batch", "0"], "--max-batch: ", 2),
         (["{repository}", "--drain-seconds", "soon"], "--drain-seconds: ", 2),
     ],
@@ -214,6 +217,21 @@ def test_times_that_no_wait_bears_are_refused(flag: str, tmp_path: Path) -> None
         with pytest.raises(StartupError, match=f"^{flag}: Input should be "):
             parse([str(tmp_path), flag, value], "test")
     assert parse([str(tmp_path), flag, "31536000"], "test")
+
+
+NUMBERS = ("batch", "candidates", "rows", "message-bytes", "concurrent-requests", "streams")
+
+
+def test_numbers_that_grpc_cannot_hold_are_refused(repository: Path, tmp_path: Path, serve_process: Serve) -> None:
+    flags = ("--threads", *(f"--max-{name}" for name in NUMBERS))
+    for flag in flags:
+        for value in (2**30, 2**31, 2**64):
+            with pytest.raises(StartupError, match=f"^{flag}: Input should be less than 1073741824. See"):
+                parse([str(tmp_path), flag, str(value)], "test")
+    largest = (argument for flag in flags for argument in (flag, str(2**30 - 1)))
+    server = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0", *largest)
+    with PolicyClient(server.address, "goal", version=1, timeout_seconds=PATIENCE_SECONDS) as client:
+        assert client.act([1, 2, -1]).policy.version == 1
 
 
 def test_the_path_of_a_socket_has_at_most_107_bytes(repository: Path, tmp_path: Path, serve_process: Serve) -> None:
