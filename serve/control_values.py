@@ -69,7 +69,9 @@ class HoldLastAction:
 
 @dataclass(frozen=True)
 class BackupPolicy:
-    """The most likely action of another policy on the same server, with the same fingerprint."""
+    """The most likely action of another policy on the same server, with the same fingerprint; where that gives nothing,
+    the safe action of the policy's manifest.
+    """
 
     policy: PolicySelector
 
@@ -139,7 +141,7 @@ class FallbackTaken:
 
     reason: FallbackReason
     steps: int  # in a row that it has been in control, this one included
-    backup: ServedPolicy | None = None  # the policy that answered, where it is a backup
+    backup: ServedPolicy | None = None  # the policy that answered, where it is a backup that gave something
 
 
 class Account(NamedTuple):

@@ -100,7 +100,7 @@ class Pilot:
         policy = replace(opening.policy, name=terms.name, fingerprint=terms.fingerprint)
         self._policy = _Followed(policies, policy, terms, versions[0])
         self.own: tuple[Situations, Mode, ActLists] | None = None  # what the policy was asked last, and said
-        self.failure: InternalError | None = None  # why it said nothing that may be sent
+        self.failure: InternalError | None = None  # why it, or else its backup, said nothing that may be sent
         self._backup: _Followed | None = None
         if isinstance(opening.fallback.action, BackupPolicy):
             backup = opening.fallback.action.policy
@@ -156,27 +156,34 @@ class Pilot:
     def _fall_back(
         self, situation: Situation, asked: Situations, authority: Authority, taken: FallbackTaken
     ) -> Decision:
+        action = list(self.policy.manifest.safe_action)
         match self._fallback.action:
             case LeastUnsafeAction(candidates):
                 mode = self._drawn(Shielded(candidates), situation.step)
                 return Decision.of(self.policy.act(asked, mode), authority, taken)
             case BackupPolicy():
-                assert self._backup is not None
-                self._backup.follow()
-                backup = self._backup.runtime
-                result = backup.act(asked, Deterministic())
-                return Decision.of(result, authority, replace(taken, backup=backup.served))
+                answer = self._ask_backup(asked)
+                if answer is not None:
+                    return Decision.of(answer, authority, replace(taken, backup=answer.policy))
             case HoldLastAction() if situation.last_action is not None:
                 action = situation.last_action
             case ConstantAction(constant) if constant is not None:
                 action = list(constant)
-            case _:
-                action = list(self.policy.manifest.safe_action)
         try:
             prediction = self.policy.evaluate_action(asked, [action]).prediction
         except InternalError:  # the action is known all the same
             return Decision(action, None, False, 0, authority, taken)
         return Decision(action, prediction, not prediction.flagged[0], 0, authority, taken)
+
+    def _ask_backup(self, asked: Situations) -> ActLists | None:
+        """Return what the backup policy answers; None where it gives nothing that may be sent."""
+        assert self._backup is not None
+        self._backup.follow()
+        try:
+            return self._backup.runtime.act(asked, Deterministic())
+        except InternalError as error:
+            self.failure = self.failure or error
+            return None
 
     def _drawn(self, mode: Mode, step: int) -> Mode:
         """The mode of one step: what it draws follows from the session's seed and the step's number."""

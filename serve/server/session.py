@@ -94,7 +94,7 @@ class Session:
 
     @property
     def failure(self) -> InternalError | None:
-        """Why the policy gave nothing at the last step, whatever the fallback gave; None: it did."""
+        """Why the policy, or else its backup, gave nothing at the last step, whatever was answered; None: they did."""
         return self._pilot.failure
 
     @property

@@ -60,7 +60,7 @@ from serve.server.repeats import Repeats
 from serve.server.runtime import PolicyRuntime, load
 from serve.server.session import Session, open_session, resume_session
 from serve.server.state import StateSeal
-from serve.values import CalibrationStatus, Deterministic, Prediction, Sampled, Shielded
+from serve.values import ActLists, CalibrationStatus, Deterministic, Mode, Prediction, Sampled, Shielded, Situations
 from tests.serve import bundles
 
 NAN, INF = math.nan, math.inf
@@ -607,6 +607,48 @@ def test_a_fallback_answers_where_the_policy_gives_nothing(
     assert not result.feasible
     assert (result.prediction is None) == (action is not BACKUP)  # the critic gives nothing here, either
     assert told(take(session, CALM)) == (FallbackReason.RECOVERING, 2)
+
+
+def test_where_the_backup_gives_nothing_the_safe_action_is_answered(served: Served, seal: StateSeal) -> None:
+    served.versions["sure"] = {5: served.versions["goal"][2]}  # as sure, but it gives nothing for nonsense
+    session = begin(served, seal, with_fallback(BACKUP, recovery_steps=1))
+    for step in range(2):
+        taken = take(session, NONSENSE)
+        assert told(taken) == (FallbackReason.NO_ANSWER, step + 1)
+        assert taken.action.tolist() == [[0.0, 0.0]]
+        assert taken.fallback is not None
+        assert taken.fallback.backup is None
+        assert taken.prediction is None  # the critic gives nothing here, either
+        assert not taken.feasible
+        assert session.failure is not None
+    recovering = take(session, CALM)
+    assert recovering.fallback is not None
+    assert recovering.fallback.backup is not None
+    assert session.failure is None
+
+
+def test_a_backup_that_fails_while_the_policy_answers_leaves_the_safe_action_judged(
+    served: Served, seal: StateSeal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = served.versions["sure"][5]
+    act = PolicyRuntime.act
+
+    def fail(self: PolicyRuntime, situations: Situations, mode: Mode) -> ActLists:
+        if self is backup:
+            raise InternalError("of a kind that nobody thought of")
+        return act(self, situations, mode)
+
+    monkeypatch.setattr(PolicyRuntime, "act", fail)
+    session = begin(served, seal, with_fallback(BACKUP))
+    taken = take(session, OUTSIDE)
+    assert told(taken) == (FallbackReason.SHIFTED, 1)
+    assert taken.action.tolist() == [[0.0, 0.0]]
+    assert taken.policy.name == "goal"
+    assert taken.prediction is not None
+    assert taken.prediction.cost_value.tolist() == [[0.0, 0.0]]  # of an action of zeros
+    assert taken.prediction.calibration_status.tolist() == [SHIFTED]
+    assert not taken.feasible
+    assert "nobody thought of" in str(session.failure)
 
 
 def test_where_the_fallback_gives_nothing_either_the_step_is_an_error_and_can_be_sent_again(
