@@ -26,7 +26,21 @@ class InvalidRequestError(PolicyServiceError):
 
 
 class NotFoundError(PolicyServiceError):
-    """The server has no such policy or version; the message lists what it has."""
+    """The server has no such policy or version; the message lists what it has.
+
+    Attributes:
+        field: path of the field in the request message that names it, such as `policy.version`; empty: not told.
+        description: what is wrong with it.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+        self.description = message
+
+    def under(self, path: str) -> "NotFoundError":
+        """The same, where the message that has the field stands at `path` in another."""
+        return NotFoundError(self.description, self.field and path + self.field)
 
 
 class FingerprintError(PolicyServiceError):

@@ -79,17 +79,15 @@ def retry_after_seconds(details: Iterable[AnyMessage]) -> float | None:
 def _error(code: grpc.StatusCode, message: str, details: Sequence[AnyMessage], where: str) -> PolicyServiceError:
     match code:
         case grpc.StatusCode.INVALID_ARGUMENT:
-            bad_request = _detail(details, error_details_pb2.BadRequest())
-            if bad_request is not None and bad_request.field_violations:
-                violation = bad_request.field_violations[0]
-                return InvalidRequestError(violation.field, violation.description)
-            return InvalidRequestError("request", message)
+            field, description = _violation(details) or ("request", message)
+            return InvalidRequestError(field, description)
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             return UnavailableError(f"{where}: {message}", retry_after_seconds(details))
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceededError(f"{where}: {message}")
         case grpc.StatusCode.NOT_FOUND:
-            return NotFoundError(f"{where}: {message}")
+            field, _ = _violation(details) or ("", message)
+            return NotFoundError(f"{where}: {message}", field)
         case grpc.StatusCode.FAILED_PRECONDITION:
             return FingerprintError(f"{where}: {message}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -107,6 +105,15 @@ def _error(code: grpc.StatusCode, message: str, details: Sequence[AnyMessage], w
             return PolicyServiceError(f"The server at {where} is no policy service of this version ({message}).")
         case _:
             return PolicyServiceError(f"{where} answered {code.name}: {message}")
+
+
+def _violation(details: Iterable[AnyMessage]) -> tuple[str, str] | None:
+    """Return the field that is wrong, and what is wrong with it; None where none is named."""
+    bad_request = _detail(details, error_details_pb2.BadRequest())
+    if bad_request is None or not bad_request.field_violations:
+        return None
+    violation = bad_request.field_violations[0]
+    return violation.field, violation.description
 
 
 def _detail(details: Iterable[AnyMessage], wanted: M) -> M | None:

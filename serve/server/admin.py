@@ -55,7 +55,9 @@ class AdminServicer(PolicyAdminServiceServicer):
         policies = self._watcher.repository.snapshot.policies
         policy = policies.get(name)
         if policy is None:
-            raise NotFoundError(f"There is no policy {name!r}; this server has {', '.join(policies) or 'none'}.")
+            raise NotFoundError(
+                f"There is no policy {name!r}; this server has {', '.join(policies) or 'none'}.", "name"
+            )
         return policy
 
     async def _planned(self, name: str) -> PolicyVersions:
@@ -97,13 +99,18 @@ def _check(name: str, policy: PolicyVersions, plan: ServingPlan) -> int:
         NotFoundError: it names a version that is not loaded.
         PlanError: it asks for what cannot be.
     """
-    named = {*plan.on_trial, *(() if plan.pinned is None else (plan.pinned,))}
-    missing = sorted(named - policy.loaded.keys())
-    if missing:
-        raise NotFoundError(
-            f"Policy {name!r} has no version {missing[0]}; this server has {', '.join(map(str, policy.loaded))}. "
-            "GetServing says which bundles are refused, and why."
-        )
+    named = {
+        "plan.pinned": plan.pinned,
+        "plan.canary.version": None if plan.canary is None else plan.canary.version,
+        "plan.shadow": plan.shadow,
+    }
+    for field, version in named.items():
+        if version is not None and version not in policy.loaded:
+            raise NotFoundError(
+                f"Policy {name!r} has no version {version}; this server has {', '.join(map(str, policy.loaded))}. "
+                "GetServing says which bundles are refused, and why.",
+                field,
+            )
     planned = follow(policy.loaded, plan, None)
     if planned.served is None or planned.problem:
         raise PlanError(planned.problem)

@@ -98,7 +98,7 @@ class Pilot:
             (mode.candidates for mode in modes if isinstance(mode, Shielded | LeastUnsafeAction)), default=1
         )
         policy = replace(opening.policy, name=terms.name, fingerprint=terms.fingerprint)
-        self._policy = _Followed(policies, policy, terms, versions[0])
+        self._policy = _Followed(policies, policy, terms, versions[0], "open.")
         self.own: tuple[Situations, Mode, ActLists] | None = None  # what the policy was asked last, and said
         self.failure: InternalError | None = None  # why it, or else its backup, said nothing that may be sent
         self._backup: _Followed | None = None
@@ -107,7 +107,7 @@ class Pilot:
             if backup.fingerprint not in ("", terms.fingerprint):
                 raise FingerprintError("The backup policy must have the fingerprint of the session's policy.")
             backup = replace(backup, fingerprint=terms.fingerprint)
-            self._backup = _Followed(policies, backup, terms, versions[1])
+            self._backup = _Followed(policies, backup, terms, versions[1], "open.fallback.backup.")
 
     @property
     def policy(self) -> PolicyRuntime:
@@ -196,8 +196,12 @@ class Pilot:
 class _Followed:
     """A policy that a session stays with: the version it names, or the served one as long as it is for the session."""
 
-    def __init__(self, policies: Policies, selector: PolicySelector, terms: Terms, version: int | None) -> None:
+    def __init__(
+        self, policies: Policies, selector: PolicySelector, terms: Terms, version: int | None, path: str
+    ) -> None:
         """Select; an unnamed version begins with the served one, or with `version` where that one does not fit.
+
+        `path` is that of the message that has the selector, in the opening.
 
         Raises:
             NotFoundError, FingerprintError, UnavailableError: there is no such policy, or it does not fit.
@@ -206,6 +210,7 @@ class _Followed:
         self._selector = selector
         self._terms = terms
         self._key = terms.session_id.hex()
+        self._path = path
         self._pinned = selector.version is not None
         try:
             self.runtime = self._begin(selector.version)
@@ -226,7 +231,10 @@ class _Followed:
             self.runtime = served
 
     def _begin(self, version: int | None) -> PolicyRuntime:
-        runtime = self._select(version)
+        try:
+            runtime = self._select(version)
+        except NotFoundError as error:
+            raise error.under(self._path) from None
         if not self._fits(runtime):
             raise FingerprintError(
                 f"Policy {runtime.served.name!r} version {runtime.served.version} has a horizon of "

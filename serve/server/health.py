@@ -9,7 +9,7 @@ import asyncio
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from serve.errors import NotFoundError, ResourceExhaustedError
-from serve.server.interceptors import RETRY_WHEN_FULL_SECONDS, Context, refuse
+from serve.server.interceptors import RETRY_WHEN_FULL_SECONDS, Context, name_request, refuse
 
 
 class HealthServicer:
@@ -40,12 +40,14 @@ class HealthServicer:
         self._wake()
 
     async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:  # noqa: N802
+        name_request(context)
         status = self._statuses.get(request.service)
         if status is None:
-            await refuse(context, NotFoundError(f"There is no service {request.service!r}."))
+            await refuse(context, NotFoundError(f"There is no service {request.service!r}.", "service"))
         return HealthCheckResponse(status=status)
 
     async def Watch(self, request: HealthCheckRequest, context: Context) -> None:  # noqa: N802
+        name_request(context)
         if len(self._watchers) >= self._max_watchers:
             full = (
                 f"The server lets {self._max_watchers} watch its health, and has them. Ask again, or ask another one."

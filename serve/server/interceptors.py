@@ -120,7 +120,7 @@ class Registrar:
         async def answer(raw: bytes, context: Context) -> bytes:
             started = time.perf_counter()
             code = grpc.StatusCode.OK
-            context.set_trailing_metadata(((REQUEST_ID, choose_request_id(context)),))
+            name_request(context)
             room.taken += 1
             try:
                 self._admit(room)
@@ -143,7 +143,7 @@ class Registrar:
 
         async def converse(requests: object, context: Context) -> Any:
             code = grpc.StatusCode.OK
-            context.set_trailing_metadata(((REQUEST_ID, choose_request_id(context)),))
+            name_request(context)
             room.taken += 1
             try:
                 self._admit(room)
@@ -189,6 +189,11 @@ def choose_request_id(context: Context) -> str:
     return os.urandom(8).hex()
 
 
+def name_request(context: Context) -> None:
+    """Have a call come back with its id, which `request_id` tells from now on."""
+    context.set_trailing_metadata(((REQUEST_ID, choose_request_id(context)),))
+
+
 def request_id(context: Context) -> str:
     """Return the id of the request that a handler answers."""
     return str(next(value for key, value in context.trailing_metadata() if key == REQUEST_ID))
@@ -219,7 +224,7 @@ def status_of(error: Exception, request_id: str) -> status_pb2.Status:
         else str(error)
     )
     details: list[Message] = [error_details_pb2.RequestInfo(request_id=request_id)]
-    if isinstance(error, InvalidRequestError):
+    if isinstance(error, InvalidRequestError | NotFoundError) and error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, UnavailableError | ResourceExhaustedError) and error.retry_after_seconds is not None:
@@ -235,8 +240,8 @@ def trailing(request_id: str, status: status_pb2.Status) -> tuple[tuple[str, str
 
 
 async def refuse(context: Context, error: PolicyServiceError) -> NoReturn:
-    """End a call with the status of an error, where no registrar has wrapped the handler."""
-    named = choose_request_id(context)
+    """End a call that has a name with the status of an error, where no registrar has wrapped the handler."""
+    named = request_id(context)
     status = status_of(error, named)
     await context.abort(code_of(error), status.message, trailing(named, status))
     raise AssertionError("grpc.aio raises when it has aborted a call")

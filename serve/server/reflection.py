@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterable
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from serve.errors import ResourceExhaustedError
-from serve.server.interceptors import RETRY_WHEN_FULL_SECONDS, Context, refuse
+from serve.server.interceptors import RETRY_WHEN_FULL_SECONDS, Context, name_request, refuse
 
 
 class ReflectionServicer(reflection.aio.ReflectionServicer):  # type: ignore[misc]  # untyped
@@ -17,6 +17,7 @@ class ReflectionServicer(reflection.aio.ReflectionServicer):  # type: ignore[mis
         self._streams = 0
 
     async def ServerReflectionInfo(self, requests: object, context: Context) -> AsyncIterator[object]:  # noqa: N802
+        name_request(context)
         if self._streams >= self._max_streams:
             full = (
                 f"The server describes itself to {self._max_streams} at once, and does. Ask again, or ask another one."

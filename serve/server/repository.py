@@ -79,7 +79,7 @@ class Repository:
             if not policies:
                 raise UnavailableError("No policy is loaded yet. Ask again.", RETRY_AFTER_SECONDS)
             asked = f"There is no policy {name!r}" if name else "The request names no policy"
-            raise NotFoundError(f"{asked}; this server has {', '.join(policies)}.")
+            raise NotFoundError(f"{asked}; this server has {', '.join(policies)}.", "policy.name")
         if version is None:
             runtime = policy.choose(name, key)
             if runtime is None:
@@ -88,7 +88,8 @@ class Repository:
             named = policy.loaded.get(version)
             if named is None:
                 raise NotFoundError(
-                    f"Policy {name!r} has no version {version}; this server has {', '.join(map(str, policy.loaded))}."
+                    f"Policy {name!r} has no version {version}; this server has {', '.join(map(str, policy.loaded))}.",
+                    "policy.version",
                 )
             runtime = named
         if fingerprint and fingerprint != runtime.served.fingerprint:

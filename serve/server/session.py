@@ -27,6 +27,7 @@ from serve.errors import (
     HorizonError,
     InternalError,
     InvalidRequestError,
+    NotFoundError,
     SessionStateError,
 )
 from serve.server.decision import Pilot, Policies, Situation
@@ -283,7 +284,10 @@ def open_session(
             horizon, a rolling window whose costs do not fit into a state, a constant action out of bounds.
     """
     session_id, selector = os.urandom(16), opening.policy
-    policy = policies.select(selector.name, selector.version, selector.fingerprint, session_id.hex())
+    try:
+        policy = policies.select(selector.name, selector.version, selector.fingerprint, session_id.hex())
+    except NotFoundError as error:
+        raise error.under("open.") from None
     frame = policy.frame
     rolling = isinstance(opening.extent, RollingWindow)
     extent_steps = frame.horizon_steps if opening.extent is None else opening.extent.steps

@@ -75,6 +75,23 @@ def test_no_more_than_there_may_be_streams_are_let_in_to_watch(watch: Callable[[
             assert time.monotonic() < deadline
 
 
+def test_the_request_id_comes_back_whatever_is_asked(house: ServerThread) -> None:
+    named, patience = (("x-request-id", "robot-7"),), PATIENCE_SECONDS
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    with grpc.insecure_channel(house.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        _, checked = health.Check.with_call(health_pb2.HealthCheckRequest(), timeout=patience, metadata=named)
+        described = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+            iter([asked]), timeout=patience, metadata=named
+        )
+        assert next(described)
+        watched = health.Watch(health_pb2.HealthCheckRequest(), timeout=patience, metadata=named)
+        assert next(watched)
+        house.stop(drain_seconds=0)
+        for call in (checked, described, watched):
+            assert dict(call.trailing_metadata())["x-request-id"] == "robot-7"
+
+
 def test_those_who_watch_do_not_hold_up_a_stop(house: ServerThread, watch: Callable[[], Any]) -> None:
     watching = watch()
     assert next(watching).status == SERVING

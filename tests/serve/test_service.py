@@ -151,10 +151,14 @@ def test_the_client_raises_what_the_server_refused(server: ServerThread, client:
         client.act(np.array([[1, 2, 3], [1, NAN, 3]]))
     assert caught.value.field == "situations[1].observation[1]"
     assert "nan" in caught.value.description
-    with PolicyClient(server.address, "gaol") as other, pytest.raises(NotFoundError, match="goal, other"):
-        other.act([1, 2, 3])
-    with PolicyClient(server.address, "goal", version=9) as other, pytest.raises(NotFoundError, match="1, 2"):
-        other.get_policy()
+    with PolicyClient(server.address, "gaol") as other:
+        with pytest.raises(NotFoundError, match="goal, other") as unknown:
+            other.act([1, 2, 3])
+        assert unknown.value.field == "policy.name"
+    with PolicyClient(server.address, "goal", version=9) as other:
+        with pytest.raises(NotFoundError, match="1, 2") as unknown:
+            other.get_policy()
+        assert unknown.value.field == "policy.version"
     with PolicyClient(server.address, "goal", fingerprint="0") as other, pytest.raises(FingerprintError):
         other.evaluate_action([1, 2, 3], [0, 0])
 

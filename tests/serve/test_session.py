@@ -56,7 +56,9 @@ from serve.errors import (
 )
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
+from serve.server.plan import ServingPlan
 from serve.server.repeats import Repeats
+from serve.server.repository import Repository, Snapshot, follow
 from serve.server.runtime import PolicyRuntime, load
 from serve.server.session import Session, open_session, resume_session
 from serve.server.state import StateSeal
@@ -243,6 +245,34 @@ def test_what_an_opening_leaves_out_has_the_defaults_of_the_contract() -> None:
     assert opening.fallback.recovery_steps == 10
     assert opening.fallback.reasons == {1, 2, 3, 4}
     assert decode_opening(pb.OpenSession(), Limits()) == Opening()
+
+
+def test_an_opening_that_names_what_is_not_there_is_told_which_field_does(
+    runtimes: dict[str, dict[int, PolicyRuntime]], seal: StateSeal
+) -> None:
+    policies = {name: follow(versions, ServingPlan(), None) for name, versions in runtimes.items()}
+    repository = Repository(Snapshot(policies))
+
+    def field_of(opening: Opening, state: bytes = b"") -> str:
+        digest = opening_digest(encode_opening(opening))
+        with pytest.raises(NotFoundError) as caught:
+            _ = (
+                resume_session(opening, digest, state, repository, seal)
+                if state
+                else open_session(opening, digest, repository, seal)
+            )
+        return caught.value.field
+
+    goal = PolicySelector("goal", version=1)
+    assert field_of(Opening(PolicySelector("nobody"))) == "open.policy.name"
+    assert field_of(Opening(replace(goal, version=9))) == "open.policy.version"
+    nobody, unknown = (BackupPolicy(selector) for selector in (PolicySelector("nobody"), replace(goal, version=9)))
+    assert field_of(Opening(goal, fallback=Fallback(nobody))) == "open.fallback.backup.policy.name"
+    assert field_of(Opening(goal, fallback=Fallback(unknown))) == "open.fallback.backup.policy.version"
+    opening = Opening(goal)
+    state = open_session(opening, opening_digest(encode_opening(opening)), repository, seal).opened().state
+    policies["goal"] = follow({2: runtimes["goal"][2]}, ServingPlan(), None)
+    assert field_of(opening, state) == "open.policy.version"
 
 
 def test_a_backup_must_be_for_the_same_robot(served: Served, seal: StateSeal) -> None:

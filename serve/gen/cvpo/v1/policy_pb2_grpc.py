@@ -28,8 +28,8 @@ if _version_not_supported:
 class PolicyServiceStub(object):
     """Answers with actions, and judges actions that come from elsewhere.
 
-    Errors common to all calls: INVALID_ARGUMENT names the field (google.rpc.BadRequest); NOT_FOUND for an unknown
-    policy or version; FAILED_PRECONDITION for a fingerprint that is not the policy's; UNAVAILABLE while the server is
+    Errors common to all calls: INVALID_ARGUMENT, and NOT_FOUND for an unknown policy or version, name the field
+    (google.rpc.BadRequest); FAILED_PRECONDITION for a fingerprint that is not the policy's; UNAVAILABLE while the server is
     stopping (google.rpc.RetryInfo); DEADLINE_EXCEEDED when the answer would be late; RESOURCE_EXHAUSTED for a message
     over the server's size limit, or more calls at once than it takes; INTERNAL when no answer could be computed that may
     be sent. Every answer and error carries `x-request-id` in its trailing metadata: the caller's, or one made here.
@@ -66,8 +66,8 @@ class PolicyServiceStub(object):
 class PolicyServiceServicer(object):
     """Answers with actions, and judges actions that come from elsewhere.
 
-    Errors common to all calls: INVALID_ARGUMENT names the field (google.rpc.BadRequest); NOT_FOUND for an unknown
-    policy or version; FAILED_PRECONDITION for a fingerprint that is not the policy's; UNAVAILABLE while the server is
+    Errors common to all calls: INVALID_ARGUMENT, and NOT_FOUND for an unknown policy or version, name the field
+    (google.rpc.BadRequest); FAILED_PRECONDITION for a fingerprint that is not the policy's; UNAVAILABLE while the server is
     stopping (google.rpc.RetryInfo); DEADLINE_EXCEEDED when the answer would be late; RESOURCE_EXHAUSTED for a message
     over the server's size limit, or more calls at once than it takes; INTERNAL when no answer could be computed that may
     be sent. Every answer and error carries `x-request-id` in its trailing metadata: the caller's, or one made here.
@@ -135,8 +135,8 @@ def add_PolicyServiceServicer_to_server(servicer, server):
 class PolicyService(object):
     """Answers with actions, and judges actions that come from elsewhere.
 
-    Errors common to all calls: INVALID_ARGUMENT names the field (google.rpc.BadRequest); NOT_FOUND for an unknown
-    policy or version; FAILED_PRECONDITION for a fingerprint that is not the policy's; UNAVAILABLE while the server is
+    Errors common to all calls: INVALID_ARGUMENT, and NOT_FOUND for an unknown policy or version, name the field
+    (google.rpc.BadRequest); FAILED_PRECONDITION for a fingerprint that is not the policy's; UNAVAILABLE while the server is
     stopping (google.rpc.RetryInfo); DEADLINE_EXCEEDED when the answer would be late; RESOURCE_EXHAUSTED for a message
     over the server's size limit, or more calls at once than it takes; INTERNAL when no answer could be computed that may
     be sent. Every answer and error carries `x-request-id` in its trailing metadata: the caller's, or one made here.
