@@ -7,6 +7,7 @@ what cannot be put into a message. Paths of fields are those of the proto, such 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import cast
 
 import numpy as np
@@ -215,6 +216,8 @@ def encode_situations(
             situation.steps_left = steps
     if cost_allowed is not None:
         allowed, for_all = _rows("cost_allowed", cost_allowed)
+        if allowed.shape[1] == 0:
+            raise InvalidRequestError("cost_allowed", "is empty; give one cost per constraint, or None for the default")
         if not for_all and len(allowed) != count:
             raise InvalidRequestError("cost_allowed", f"has {len(allowed)} rows for {count} observations")
         for situation, costs in zip(situations, np.broadcast_to(allowed, (count, allowed.shape[1])), strict=True):
@@ -276,6 +279,25 @@ def _rows(name: str, value: ArrayLike) -> tuple[NDArray[np.float64], bool]:
     return np.atleast_2d(array), array.ndim == 1
 
 
+def vector(name: str, value: ArrayLike, size: int | None = None) -> list[float]:
+    """Return the numbers of a vector; of a single number, where the size is 1.
+
+    Raises:
+        InvalidRequestError: it is no vector, or has another size.
+    """
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(name, f"is not an array of numbers: {error}") from error
+    if array.ndim == 0 and size == 1:
+        array = array[None]
+    if array.ndim != 1 or size not in (None, len(array)):
+        expected = "one vector" if size is None else f"{size} values"
+        raise InvalidRequestError(name, f"has shape {array.shape}; give {expected}")
+    numbers: list[float] = array.tolist()
+    return numbers
+
+
 def _steps(steps_left: ArrayLike, count: int) -> list[int]:
     array = np.asarray(steps_left)
     if array.dtype.kind not in "iu" or array.shape not in ((), (count,)):
@@ -283,15 +305,19 @@ def _steps(steps_left: ArrayLike, count: int) -> list[int]:
     return [in_range("steps_left", steps, UINT32_MAX) for steps in np.broadcast_to(array, (count,)).tolist()]
 
 
-def in_range(name: str, value: int, largest: int) -> int:
+def in_range(name: str, value: int, largest: int, least: int = 0) -> int:
     """Return a number that fits into its field.
 
     Raises:
-        InvalidRequestError: it does not.
+        InvalidRequestError: it does not, or is no whole number.
     """
-    if not 0 <= value <= largest:
-        raise InvalidRequestError(name, f"is {value}; it must be 0 to {largest}")
-    return value
+    try:
+        number = index(value)
+    except TypeError as error:
+        raise InvalidRequestError(name, f"is {value!r}; it must be a whole number") from error
+    if not least <= number <= largest:
+        raise InvalidRequestError(name, f"is {number}; it must be {least} to {largest}")
+    return number
 
 
 # --- answers -------------------------------------------------------------------------------------------------------

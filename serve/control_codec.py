@@ -4,6 +4,7 @@ Decoding an opening checks what can be checked without the policy; the session c
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -24,6 +25,7 @@ from serve.codec import (
     fill_predictions,
     fill_served,
     in_range,
+    vector,
 )
 from serve.control_values import (
     DEFAULT_LEAST_UNSAFE_CANDIDATES,
@@ -148,10 +150,11 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
     """Return the message that opens a session, or goes on from a state of it.
 
     Raises:
-        InvalidRequestError: a number that does not fit into the message, an age that is not above zero.
+        InvalidRequestError: a number that does not fit into the message, an age that is not above zero, or what is
+            empty and would be taken for the default.
     """
-    message = pb.OpenSession(policy=_encode_selector(opening.policy), state=state)
-    message.cost_budget.extend(opening.cost_budget or ())
+    message = pb.OpenSession(policy=encode_selector(opening.policy), state=state)
+    message.cost_budget.extend(_given("cost_budget", opening.cost_budget))
     match opening.extent:
         case Horizon(steps):
             message.horizon_steps = in_range("horizon", steps, UINT32_MAX)
@@ -163,20 +166,22 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
             raise InvalidRequestError("max_age_seconds", f"is {seconds:g}; it must be finite, and above zero")
         fill_duration(message.max_age, seconds)
     fallback = opening.fallback
+    if not fallback.reasons:
+        raise InvalidRequestError("fallback.reasons", "is empty; name one, or leave the fallback away")
     message.fallback.reasons.extend(map(_encode_reason, sorted(fallback.reasons)))
-    message.fallback.recovery_steps = in_range("recovery_steps", fallback.recovery_steps, UINT32_MAX)
+    message.fallback.recovery_steps = in_range("recovery_steps", fallback.recovery_steps, UINT32_MAX, least=1)
     match fallback.action:
         case FlaggedAction():
             message.fallback.flagged.SetInParent()
         case LeastUnsafeAction(candidates):
-            message.fallback.least_unsafe.candidates = in_range("candidates", candidates, UINT32_MAX)
+            message.fallback.least_unsafe.candidates = in_range("candidates", candidates, UINT32_MAX, least=1)
         case ConstantAction(action):
-            message.fallback.constant.action.extend(action or ())
+            message.fallback.constant.action.extend(_given("fallback.action", action))
             message.fallback.constant.SetInParent()
         case HoldLastAction():
             message.fallback.hold_last.SetInParent()
         case BackupPolicy(selector):
-            message.fallback.backup.policy.CopyFrom(_encode_selector(selector))
+            message.fallback.backup.policy.CopyFrom(encode_selector(selector))
     return message
 
 
@@ -185,7 +190,26 @@ def encode_step(step: Step) -> pb.ControlStep:
     return pb.ControlStep(step=step.number, observation=step.observation, cost_total=step.cost_total)
 
 
-def _encode_selector(selector: PolicySelector) -> policy_pb2.PolicySelector:
+def _given(name: str, values: Sequence[float] | None) -> Sequence[float]:
+    """Return the numbers that are given; none for None.
+
+    Raises:
+        InvalidRequestError: what is given is empty, or not of numbers.
+    """
+    if values is None:
+        return ()
+    numbers = vector(name, values)
+    if not numbers:
+        raise InvalidRequestError(name, "is empty; give all of its values, or None for the default")
+    return numbers
+
+
+def encode_selector(selector: PolicySelector) -> policy_pb2.PolicySelector:
+    """Return the message that says which policy is meant.
+
+    Raises:
+        InvalidRequestError: a version that is none.
+    """
     version = None if selector.version is None else in_range("version", selector.version, UINT64_MAX)
     return policy_pb2.PolicySelector(name=selector.name, version=version, fingerprint=selector.fingerprint)
 

@@ -15,11 +15,12 @@ from serve.client import calls
 from serve.client.calls import Call, R
 from serve.client.channel import Addresses, Attempts, Dialer, Tls
 from serve.client.control_aio import AsyncControlSession
-from serve.client.conversation import Conversation, vector
+from serve.client.conversation import Conversation
 from serve.client.watchdog import Watchdog
-from serve.control_codec import decode_selector
-from serve.control_values import Fallback, Horizon, Opening, RollingWindow
-from serve.gen.cvpo.v1 import policy_pb2 as pb
+from serve.codec import vector
+from serve.control_codec import decode_selector, encode_selector
+from serve.control_values import Fallback, Horizon, Opening, PolicySelector, RollingWindow
+from serve.errors import PolicyServiceError
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.values import ActResult, Deterministic, EvaluateActionResult, Mode, PolicyDescription
 
@@ -38,11 +39,12 @@ class AsyncPolicyClient:
         tls: Tls | None = None,
     ) -> None:
         """Prepare to ask; see PolicyClient."""
-        self._selector = pb.PolicySelector(name=policy, version=version, fingerprint=fingerprint)
+        self._selector = encode_selector(PolicySelector(policy, version, fingerprint))
         self._timeout_seconds = timeout_seconds
         self._addresses = Addresses(address)
         self._dialer = Dialer(tls)
         self._credentials = self._dialer.credentials()
+        self._closed = False
         self._channels: list[grpc.aio.Channel] = []  # made when first asked, for the event loop that asks
         self._stubs: dict[str, PolicyServiceStub] = {}  # by address
 
@@ -105,7 +107,8 @@ class AsyncPolicyClient:
         return session
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; nothing can be asked any more."""
+        self._closed = True
         for channel in self._channels:
             await channel.close()
 
@@ -118,6 +121,8 @@ class AsyncPolicyClient:
         await self.close()
 
     async def _ask(self, call: Call[R]) -> R:
+        if self._closed:
+            raise PolicyServiceError("The client is closed; make another one.")
         attempts = Attempts(self._addresses, self._timeout_seconds)
         for attempt in attempts:
             try:

@@ -8,9 +8,11 @@ one, so that a step which is in flight can be sent right behind it. Answers are 
 number, so that one that comes too late is never taken for that of the step after.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import add
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +22,7 @@ from serve.client.channel import Addresses
 from serve.client.events import Connected, Ended, Event, Link, Received, Stream
 from serve.client.status import step_error
 from serve.client.watchdog import StandIn, Watchdog, WatchdogReason, step_timeout_seconds
+from serve.codec import vector
 from serve.control_codec import decode_opened, decode_result, encode_opening, encode_step
 from serve.control_values import Opening, SessionOpened, Step
 from serve.errors import (
@@ -99,7 +102,7 @@ class Conversation:
         self._next_step = 0  # the one after the state
         self._observation_size = len(description.observation.names)
         self._action_size = len(description.action.names)
-        self._cost_total = np.zeros(len(description.constraints))
+        self._cost_total = (0.0,) * len(description.constraints)
         self._last: ControlAnswer | None = None  # what stands for the last answer of a server
         self._refusals: dict[str, PolicyServiceError] = {}  # by address, since a server went on with the session
         self._refused_since: float | None = None  # the first of these
@@ -192,25 +195,27 @@ class Conversation:
         if cost_total is not None:
             if cost is not None:
                 raise InvalidRequestError("cost", "and cost_total cannot both be given")
-            total = np.array(vector("cost_total", cost_total, len(self._cost_total)))
-            wrong = ~(total >= self._cost_total) | np.isinf(total)  # True for NaN
-            if wrong.any():
-                index = int(wrong.argmax())
-                raise InvalidRequestError(
-                    f"cost_total[{index}]",
-                    f"is {total[index]:g}; a total must be finite, and it was {self._cost_total[index]:g} before",
-                )
-            self._cost_total = total
+            total = tuple(vector("cost_total", cost_total, len(self._cost_total)))
+            for index, (value, before) in enumerate(zip(total, self._cost_total, strict=True)):
+                if not before <= value < math.inf:  # True for NaN
+                    raise InvalidRequestError(
+                        f"cost_total[{index}]",
+                        f"is {value:g}; a total must be finite, and it was {before:g} before",
+                    )
         elif cost is not None:
-            spent = np.array(vector("cost", cost, len(self._cost_total)))
-            wrong = ~(spent >= 0) | np.isinf(spent)  # True for NaN
-            if wrong.any():
-                index = int(wrong.argmax())
-                raise InvalidRequestError(f"cost[{index}]", f"is {spent[index]:g}; it must be finite, and zero or more")
-            self._cost_total = self._cost_total + spent
+            spent = vector("cost", cost, len(self._cost_total))
+            total = tuple(map(add, self._cost_total, spent))
+            for index, (value, then) in enumerate(zip(spent, total, strict=True)):
+                if not 0 <= value < math.inf:  # True for NaN
+                    raise InvalidRequestError(f"cost[{index}]", f"is {value:g}; it must be finite, and zero or more")
+                if then == math.inf:
+                    raise InvalidRequestError(
+                        f"cost[{index}]", f"is {value:g}; with what was spent before, it is more than a total can hold"
+                    )
         else:
             return ()
-        return tuple(self._cost_total.tolist())
+        self._cost_total = total
+        return total
 
     # --- streams ---
 
@@ -341,22 +346,3 @@ class Conversation:
         assert self._last is not None, "a step before the session is open"
         action, taken = self._stand_in.act(reason, message)
         return watchdog_answer(self._last, action, taken, self._clock() - self._began)
-
-
-def vector(name: str, value: ArrayLike, size: int | None = None) -> list[float]:
-    """Return the numbers of a vector; of a single number, where the size is 1.
-
-    Raises:
-        InvalidRequestError: it is no vector, or has another size.
-    """
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(name, f"is not an array of numbers: {error}") from error
-    if array.ndim == 0 and size == 1:
-        array = array[None]
-    if array.ndim != 1 or size not in (None, len(array)):
-        expected = "one vector" if size is None else f"{size} values"
-        raise InvalidRequestError(name, f"has shape {array.shape}; give {expected}")
-    numbers: list[float] = array.tolist()
-    return numbers

@@ -19,11 +19,12 @@ from serve.client import calls
 from serve.client.calls import Call, R
 from serve.client.channel import Addresses, Attempts, Dialer, Tls
 from serve.client.control_client import ControlSession, RemoteControlSession
-from serve.client.conversation import Conversation, vector
+from serve.client.conversation import Conversation
 from serve.client.watchdog import Watchdog
-from serve.control_codec import decode_selector
-from serve.control_values import Fallback, Horizon, Opening, RollingWindow
-from serve.gen.cvpo.v1 import policy_pb2 as pb
+from serve.codec import vector
+from serve.control_codec import decode_selector, encode_selector
+from serve.control_values import Fallback, Horizon, Opening, PolicySelector, RollingWindow
+from serve.errors import PolicyServiceError
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.values import ActResult, Deterministic, EvaluateActionResult, Mode, PolicyDescription
 
@@ -32,7 +33,7 @@ class PolicyCaller(ABC):
     """Asks a policy; how a request travels is its children's business."""
 
     def __init__(self, policy: str, version: int | None, fingerprint: str) -> None:
-        self._selector = pb.PolicySelector(name=policy, version=version, fingerprint=fingerprint)
+        self._selector = encode_selector(PolicySelector(policy, version, fingerprint))
 
     def act(
         self,
@@ -159,18 +160,20 @@ class PolicyClient(PolicyCaller):
             tls: None: in the clear.
 
         Raises:
-            InvalidRequestError: no address, or a file of `tls` that cannot be read.
+            InvalidRequestError: no address, a version that is none, or a file of `tls` that cannot be read.
         """
         super().__init__(policy, version, fingerprint)
         self._timeout_seconds = timeout_seconds
         self._addresses = Addresses(address)
         self._dialer = Dialer(tls)
         self._credentials = self._dialer.credentials()
+        self._closed = False
         self._channels: list[grpc.Channel] = []  # made when first asked
         self._stubs: dict[str, PolicyServiceStub] = {}  # by address
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; nothing can be asked any more."""
+        self._closed = True
         for channel in self._channels:
             channel.close()
 
@@ -183,6 +186,8 @@ class PolicyClient(PolicyCaller):
         self.close()
 
     def _ask(self, call: Call[R]) -> R:
+        if self._closed:
+            raise PolicyServiceError("The client is closed; make another one.")
         attempts = Attempts(self._addresses, self._timeout_seconds)
         for attempt in attempts:
             try:

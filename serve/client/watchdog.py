@@ -6,6 +6,7 @@ from enum import Enum
 
 import numpy as np
 
+from serve.codec import vector
 from serve.errors import InvalidRequestError
 from serve.values import Floats, PolicyDescription
 
@@ -50,7 +51,8 @@ class StandIn:
             InvalidRequestError: a safe action of another length or out of bounds, a timeout or a number of steps that
                 makes no sense.
         """
-        safe_action = description.safe_action if watchdog.safe_action is None else watchdog.safe_action
+        given = description.safe_action if watchdog.safe_action is None else watchdog.safe_action
+        safe_action = vector("watchdog.safe_action", given)
         space = description.action
         if len(safe_action) != len(space.names):
             raise InvalidRequestError(

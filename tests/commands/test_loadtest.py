@@ -82,7 +82,7 @@ def silent() -> Iterator[str]:
         for _ in requests:
             """It hangs."""
 
-    handler = grpc.stream_stream_rpc_method_handler(converse)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(converse)
     server = grpc.server(ThreadPoolExecutor(8))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("cvpo.v1.ControlService", {"Control": handler}),)

@@ -5,12 +5,13 @@ import contextlib
 import socket
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 import pytest
@@ -59,6 +60,51 @@ def test_a_server_that_accepts_and_is_silent_meets_the_deadline() -> None:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with PolicyClient(address, timeout_seconds=0.1) as client, pytest.raises(DeadlineExceededError, match=address):
             client.act([1, 2, 3])
+
+
+def test_a_client_that_is_told_no_time_waits_half_a_second_for_a_silent_server() -> None:
+    async def ask_async(address: str) -> None:
+        async with AsyncPolicyClient(address) as client:
+            await client.act([1, 2, 3])
+
+    def ask(address: str) -> None:
+        with PolicyClient(address) as client:
+            client.act([1, 2, 3])
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        for call in (ask, lambda address: asyncio.run(ask_async(address))):
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceededError, match=r"within 0\.5 s; allow more time"):
+                call(address)
+            assert 0.5 <= time.monotonic() - began < PATIENCE_SECONDS
+
+
+@pytest.mark.parametrize("version", [-1, 1.5, 2**64, "1"])
+def test_a_version_that_is_none_is_refused_by_every_client(version: Any, repository: Path) -> None:
+    for make in (PolicyClient, AsyncPolicyClient):
+        with pytest.raises(InvalidRequestError) as caught:
+            make("127.0.0.1:1", version=version)
+        assert caught.value.field == "version"
+
+
+def test_a_client_that_is_closed_says_so(server: ServerThread) -> None:
+    with PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
+        client.get_policy()
+    for call in (client.list_policies, client.control, partial(client.act, [1, 2, 3])):
+        with pytest.raises(PolicyServiceError, match=r"^The client is closed; make another one\.$"):
+            call()
+
+    async def ask() -> None:
+        async with AsyncPolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
+            await client.get_policy()
+        for call in (client.list_policies, client.control, partial(client.act, [1, 2, 3])):
+            with pytest.raises(PolicyServiceError, match=r"^The client is closed; make another one\.$"):
+                await call()
+
+    asyncio.run(ask())
 
 
 class Aborting(PolicyServiceServicer):

@@ -265,6 +265,8 @@ def test_situated_actions_come_back_as_they_were(action: np.ndarray) -> None:
         ("steps_left", [1, 2, 3], 2**32, None),
         ("steps_left", np.zeros((2, 3)), [1, 2, 3], None),
         ("cost_allowed", [1, 2, 3], None, "much"),
+        ("cost_allowed", [1, 2, 3], None, []),
+        ("cost_allowed", [[1, 2, 3]], None, [[]]),
         ("cost_allowed", np.zeros((2, 3)), None, np.zeros((3, 2))),
     ],
 )

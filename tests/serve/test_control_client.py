@@ -20,7 +20,15 @@ from serve.client.control_aio import AsyncControlSession
 from serve.client.control_client import ControlSession
 from serve.client.watchdog import Watchdog, WatchdogReason
 from serve.control_codec import encode_step_error
-from serve.control_values import Horizon, SessionOpened
+from serve.control_values import (
+    ConstantAction,
+    Fallback,
+    HoldLastAction,
+    Horizon,
+    LeastUnsafeAction,
+    RollingWindow,
+    SessionOpened,
+)
 from serve.errors import (
     FingerprintError,
     HorizonError,
@@ -469,7 +477,16 @@ def test_a_server_that_hangs_is_said_to_say_nothing(control: Open, server: Fault
     [
         ({"cost_budget": [-1, 0]}, "open.cost_budget[0]"),
         ({"cost_budget": [[1, 0]]}, "cost_budget"),
+        ({"cost_budget": []}, "cost_budget"),
         ({"extent": Horizon(0)}, "open.horizon_steps"),
+        ({"extent": Horizon(1.5)}, "horizon"),  # type: ignore[arg-type]  # as by a user without types
+        ({"extent": RollingWindow(-1)}, "rolling window"),
+        ({"fallback": Fallback(ConstantAction(("a", "b")))}, "fallback.action"),  # type: ignore[arg-type]
+        ({"fallback": Fallback(ConstantAction(()))}, "fallback.action"),
+        ({"fallback": Fallback(LeastUnsafeAction(0))}, "candidates"),
+        ({"fallback": Fallback(HoldLastAction(), frozenset())}, "fallback.reasons"),
+        ({"fallback": Fallback(HoldLastAction(), recovery_steps=0)}, "recovery_steps"),
+        ({"watchdog": Watchdog(safe_action=("a", "b"))}, "watchdog.safe_action"),  # type: ignore[arg-type]
         ({"max_age_seconds": np.nan}, "max_age_seconds"),
         ({"max_age_seconds": np.inf}, "max_age_seconds"),
         ({"max_age_seconds": 0.0}, "max_age_seconds"),

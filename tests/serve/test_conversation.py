@@ -320,6 +320,17 @@ def test_a_total_that_is_refused_does_not_become_the_one_that_costs_are_added_to
     assert robot.stream.sent[-1].step.cost_total == [2, 1]
 
 
+def test_a_cost_that_a_total_cannot_hold_is_refused_and_not_added(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    robot.conversation.begin(OBSERVATION, [1e308, 0], None)
+    robot.answer(robot.stream, 0, 0.5)
+    with pytest.raises(InvalidRequestError, match="more than a total can hold") as caught:
+        robot.conversation.begin(OBSERVATION, [1e308, 1], None)
+    assert caught.value.field == "cost[0]"
+    robot.conversation.begin(OBSERVATION, [0, 1], None)
+    assert robot.stream.sent[-1].step.cost_total == [1e308, 1]
+
+
 @pytest.mark.parametrize("observation", ["north", [[1, 2, -1]], 3.0])
 def test_a_cost_counts_whose_observation_is_no_vector(description: PolicyDescription, observation: ArrayLike) -> None:
     robot = Robot(description)

@@ -19,7 +19,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve.client import PolicyClient
-from serve.errors import PolicyServiceError, StartupError, UnavailableError
+from serve.client.answer import Source
+from serve.client.watchdog import Watchdog
+from serve.errors import InvalidRequestError, PolicyServiceError, StartupError, UnavailableError
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.server.service import PolicyServicer
 from serve.server.settings import Settings, is_loopback, parse, split_address
@@ -154,6 +156,26 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
 def test_a_wrong_argument_is_one_sentence(arguments: list[str], says: str, status: int, repository: Path) -> None:
     filled = [argument.format(repository=repository) for argument in arguments]
     assert says in refused(*filled, status=status)
+
+
+def test_strict_observations_are_refused_in_calls_and_sessions_and_others_are_flagged(
+    repository: Path, serve_process: Serve
+) -> None:
+    outside = [0.0, 5.5, 0.0]  # y is -5 to 5
+    strict = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0", "--strict-observations")
+    with PolicyClient(strict.address, version=1, timeout_seconds=PATIENCE_SECONDS) as client:
+        with pytest.raises(InvalidRequestError) as caught:
+            client.act(outside)
+        assert caught.value.field == "situations[0].observation[1]"
+        watchdog = Watchdog(timeout_seconds=PATIENCE_SECONDS)
+        with client.control(watchdog=watchdog) as session:
+            with pytest.raises(InvalidRequestError) as caught:
+                session.step(outside, cost=[0, 0])
+            assert caught.value.field == "step.observation[1]"
+            assert session.step([0.0, 5.0, 0.0], cost=[0, 0]).source is Source.POLICY
+    lenient = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0")
+    with PolicyClient(lenient.address, version=1, timeout_seconds=PATIENCE_SECONDS) as client:
+        assert client.act(outside).prediction.flagged
 
 
 def test_an_address_beyond_this_machine_needs_leave(repository: Path, serve_process: Serve) -> None:

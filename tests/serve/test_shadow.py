@@ -200,7 +200,8 @@ def test_a_shadow_that_failed_is_let_go_when_it_is_retired(tmp_path: Path, monke
     shutil.rmtree(tmp_path / "goal" / "2")
     write_plan(tmp_path, "goal", ServingPlan(pinned=1))
     watcher.poll()
-    gone, deadline = [], time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    gone: list[tuple[str, int]] = []
     while not gone:
         assert time.monotonic() < deadline
         time.sleep(0.005)
