@@ -46,10 +46,13 @@ def check_graph(name: str, data: bytes, sizes: Mapping[str, int]) -> None:
         _check_interface("outputs", graph.outputs, OUTPUTS[name], sizes)
         if len(graph.nodes) > MOST_NODES:
             raise BundleError(f"it has {len(graph.nodes)} operators, more than {MOST_NODES}")
-        effort = _effort(graph, {**sizes, "N": _N, "K": _K})
         for axis, size in (("N", _N), ("K", _K)):
-            more = _effort(graph, {**sizes, "N": _N, "K": _K, axis: 2 * size})
-            if more.values > 2 * effort.values or more.multiplications > 2 * effort.multiplications:
+            one, two, three = (_effort(graph, {**sizes, "N": _N, "K": _K, axis: times * size}) for times in (1, 2, 3))
+            # By differences: however much there is that does not grow, it hides nothing that grows faster.
+            if (
+                three.values - two.values > two.values - one.values
+                or three.multiplications - two.multiplications > two.multiplications - one.multiplications
+            ):
                 raise BundleError(f"its memory or work grows faster than {axis}")
     except BundleError as error:
         raise BundleError(f"{name} is refused: {error}. Export it again.") from error
@@ -118,7 +121,7 @@ class _Step:
 
 def _effort(graph: Graph, sizes: Mapping[str, int]) -> _Effort:
     """Follow shapes through the graph, for these sizes of its axes."""
-    effort = _Effort()
+    effort, rows = _Effort(), sizes["N"] * sizes["K"]
     shapes: dict[str, Shape] = {
         value.name: tuple(axis if isinstance(axis, int) else sizes[axis] for axis in value.axes)
         for value in graph.inputs
@@ -153,8 +156,8 @@ def _effort(graph: Graph, sizes: Mapping[str, int]) -> _Effort:
                 if value is not None:
                     known[name] = value
             if (
-                effort.values > MOST_VALUES * _N * _K
-                or effort.multiplications > MOST_MULTIPLICATIONS * _N * _K
+                effort.values > MOST_VALUES * rows
+                or effort.multiplications > MOST_MULTIPLICATIONS * rows
                 or effort.constants > most_constants
             ):
                 raise BundleError("so far the graph takes more memory or work than any policy needs")

@@ -218,12 +218,39 @@ def test_a_graph_that_takes_memory_or_work_without_end_is_refused(change: Change
     assert "more memory or work than any policy needs" in refusal(changed(change))
 
 
-def test_a_graph_that_takes_more_than_in_proportion_to_the_batch_is_refused() -> None:
-    def square(model: onnx.ModelProto) -> None:
-        node(model, "Transpose", ["observation"], "transposed", perm=[1, 0])
-        node(model, "MatMul", ["observation", "transposed"])
+def square(model: onnx.ModelProto, name: str, operator: str = "MatMul") -> None:
+    """Each row of a matrix with each of its rows."""
+    constant(model, "second_axis", [1], np.int64)
+    node(model, "ReduceMax", [name, "second_axis"], "column_of_it", keepdims=1)
+    node(model, "Transpose", ["column_of_it"], "row_of_it", perm=[1, 0])
+    node(model, operator, ["column_of_it", "row_of_it"], "squared")
 
-    assert "grows faster than N" in refusal(changed(square))
+
+def ballast(model: onnx.ModelProto) -> None:
+    """Millions of values and multiplications, as many for any number of situations and candidates."""
+    constant(model, "column", np.zeros((1_000, 1)))
+    constant(model, "row", np.zeros((1, 1_000)))
+    constant(model, "first_axis", [0], np.int64)
+    node(model, "ReduceMax", ["alarm_level", "first_axis"], "any_level", keepdims=1)
+    node(model, "Mul", ["column", "any_level"], "levels")
+    node(model, "MatMul", ["levels", "row"], "ballast")
+    node(model, "MatMul", ["ballast", "levels"], "product")
+
+
+def test_a_graph_that_takes_more_than_in_proportion_to_the_batch_is_refused() -> None:
+    assert "grows faster than N" in refusal(changed(lambda model: square(model, "observation")))
+
+
+@pytest.mark.parametrize("axis", ["N", "K"])
+@pytest.mark.parametrize("operator", ["MatMul", "Add"])  # grows in multiplications and values, or in values alone
+def test_what_does_not_grow_hides_nothing_that_grows_too_fast(axis: str, operator: str) -> None:
+    model = onnx.load_from_string(bundles.policy_graph())
+    ballast(model)
+    check_graph(POLICY_GRAPH, model.SerializeToString(), SIZES)
+    constant(model, "first_situation", 0, np.int64)
+    node(model, "Gather", ["noise", "first_situation"], "candidates", axis=0)  # [K, A]
+    square(model, {"N": "observation", "K": "candidates"}[axis], operator)
+    assert f"grows faster than {axis}" in refusal(model.SerializeToString(), POLICY_GRAPH)
 
 
 def test_a_graph_of_too_many_operators_is_refused() -> None:
