@@ -39,8 +39,10 @@ def conformal_map(
 
     What holds: for a fresh episode and a random one of its steps, P(cost of the next h steps <= cost_upper) is at least
     `confidence`, for the W steps of the window where those were observed, and for the steps that are left of the
-    episode, whichever cell of the grid their number lies in. In each cell 1/(n + 1) of the probability lies at
-    infinity, n being the episodes of `calibrate` that spoke of it, and all of it where none did.
+    episode. For that an episode weighs in a cell of the grid by the share of its steps that lie in it, and the fresh one
+    as much as the heaviest of `calibrate`: n that weigh the same leave 1/(n + 1) of the probability at infinity, and
+    none leave all of it there. That the fresh one weighs more than all of them, for it ends sooner, happens once in
+    n + 1 times at most, and is not made up for.
 
     Args:
         fit: episodes with forecasts, for the first distribution.
@@ -187,7 +189,8 @@ def share_within(
 ) -> Array:
     """Share of costs of the next `steps` [L] that are at most atom m, [C, M]; +inf where none was observed.
 
-    Episodes weigh the same, and there is one more, the fresh one, whose costs are taken to be infinite.
+    Episodes weigh the same, or by the share of their steps that count; and there is one more, the fresh one, as heavy as
+    the heaviest of them, whose costs are taken to be infinite.
 
     Args:
         cost_map: its atoms.
@@ -195,7 +198,7 @@ def share_within(
         steps: for each episode, [L].
         among: for each episode, [L]: which of its steps count; all unless given.
     """
-    within = []
+    within, weight = [], []
     for number, (episode, spans) in enumerate(zip(episodes, steps, strict=True)):
         cost, observed = episode.window_cost(spans)
         if among is not None:
@@ -204,10 +207,12 @@ def share_within(
             forecast = float32(episode.forecast(spans)[observed]).unsqueeze(-1)
             atoms, _ = cost_map.atoms(forecast, torch.from_numpy(spans[observed]))
             within.append(_within(float32(cost[observed]).unsqueeze(-1), atoms[:, :, 0]))
+            weight.append(1.0 if among is None else among[number].mean())
     if not within:
         return np.full((cost_map.num_costs, cost_map.num_atoms), np.inf)
-    total: Array = np.sum(within, axis=0)
-    return total / (len(within) + 1)
+    relative = np.array(weight) / max(weight)
+    total: Array = np.sum(within * relative[:, None, None], axis=0)
+    return total / (relative.sum() + 1)
 
 
 def _within(cost: torch.Tensor, atoms: torch.Tensor) -> Array:

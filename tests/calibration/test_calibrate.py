@@ -27,7 +27,7 @@ from cvpo.calibration.calibrate import (
     wilson,
 )
 from cvpo.calibration.calibrate import calibrate as calibrate_normalized
-from cvpo.calibration.conformal import share_within
+from cvpo.calibration.conformal import conformal_map, share_within
 from cvpo.calibration.costmap import CostMap
 from cvpo.calibration.forecast import CostForecast
 from cvpo.calibration.forecast_fit import ForecastEpisode, horizon_grid
@@ -211,6 +211,50 @@ def test_the_bound_holds_as_claimed_on_exchangeable_episodes(count: int) -> None
         assert np.mean(shares) >= 0.9 - 3 * math.sqrt(0.09 / len(shares))
     if count == 60:
         assert np.mean(windows) < 0.99  # a bound that always held would claim too little
+
+
+def falls(cost: float, length: int, terminated: bool) -> Episode:
+    """An episode whose last step alone costs anything."""
+    return episode([0.0] * (length - 1) + [cost], [1.0] * length, terminated)
+
+
+def test_the_bound_of_what_is_left_holds_where_episodes_end_early() -> None:
+    # Of 100 episodes 8 fall, which costs 50 and ends them after two steps, with more than 10 left; 7 of the others cost
+    # 10 in the last step. Steps, not episodes, make up a range of steps left: a third of those with more than 10 are of
+    # episodes that fall. Did episodes weigh the same there, a bound of 0.9 would leave out the 50 and elsewhere the 10,
+    # of 8 and 7 % of all steps. As it is it leaves out the 10 in up to 10 of 12 steps.
+    kinds = [falls(50.0, 2, True), falls(10.0, T, False), falls(0.0, T, False)]
+    forecast = CostForecast(1, T, np.ones(1))
+    fall, dear, free = (ForecastEpisode(e, forecast, as_it_is) for e in kinds)
+    some, all_of_them = [fall] * 2 + [dear] * 2 + [free] * 16, [fall] * 8 + [dear] * 7 + [free] * 85
+    cost_map = conformal_map(some, all_of_them, [constraint()], 0.9)
+    covered = []
+    for fresh in (fall, dear, free):
+        left = T - np.arange(len(fresh))
+        cost, _ = fresh.window_cost(left)
+        covered.append((cost <= cost_upper(cost_map, fresh, left)).mean())
+    assert np.dot([0.08, 0.07, 0.85], covered) >= 0.9  # of a random step of a random episode
+
+
+def test_episodes_of_one_length_weigh_exactly_the_same() -> None:
+    atoms = np.array([[[[0.0, 1.0, 2.0]]]])
+    cost_map = CostMap(np.array([1]), np.zeros((1, 1)), atoms, atoms[..., 0], np.zeros((1, 1, 3)), 0.9)
+    forecast = CostForecast(1, T, np.ones(1))
+    episodes = [ForecastEpisode(falls(cost, T, False), forecast, as_it_is) for cost in (0.0, 1.0, 1.0, 2.0, 2.0, 2.0)]
+    left = [T - np.arange(T)] * 6
+    share = share_within(cost_map, episodes, left, [steps > 7 for steps in left])
+    assert share[0].tolist() == [1 / 7, 3 / 7, 6 / 7]  # and the fresh one
+
+
+def test_an_episode_weighs_by_the_share_of_its_steps_in_a_range_of_steps_left() -> None:
+    atoms = np.array([[[[0.0, 1.0]]]])
+    cost_map = CostMap(np.array([1]), np.zeros((1, 1)), atoms, atoms[..., 0], np.zeros((1, 1, 2)), 0.9)
+    forecast = CostForecast(1, T, np.ones(1))
+    episodes = [ForecastEpisode(e, forecast, as_it_is) for e in (falls(1.0, 3, True), falls(0.0, T, False))]
+    left = [T - np.arange(len(e)) for e in episodes]
+    share = share_within(cost_map, episodes, left, [steps > 9 for steps in left])
+    # All steps of the first and a quarter of the second's: 1 and 1/4, and 1 for the fresh one.
+    assert share[0] == pytest.approx([0.25 / 2.25, 1.25 / 2.25])
 
 
 def over(*announced: float) -> list[Session]:
