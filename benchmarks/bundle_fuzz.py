@@ -135,7 +135,15 @@ def damage_manifest(path: Path, chance: random.Random) -> None:
         parent, key = place, chance.choice(list(place) if isinstance(place, dict) else range(len(place)))
         place = parent[key]
     values: list[Any] = [None, True, 0, -1, 2**63, 2**200, 1e308, "", [], {}]
-    values += ["../../etc/passwd", "/etc/passwd", "\x1b[2J", "x" * 10**5]
+    values += [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "\x1b[2J",
+        "x" * 10**5,
+        "\ud800",
+        1.0,
+        _nested(chance.choice([40, 340])),
+    ]
     match chance.randrange(3):
         case 0:
             parent[key] = chance.choice(values)
@@ -146,6 +154,13 @@ def damage_manifest(path: Path, chance: random.Random) -> None:
         case _:
             parent.insert(0, chance.choice([place, *values]))
     reseal(path, document)
+
+
+def _nested(depth: int) -> list[Any]:
+    nested: list[Any] = []
+    for _ in range(depth):
+        nested = [nested]
+    return nested
 
 
 def damage_graph_bytes(path: Path, chance: random.Random) -> None:
@@ -241,7 +256,7 @@ def _change_node(model: onnx.ModelProto, chance: random.Random) -> None:
 
 def _change_constant(model: onnx.ModelProto, chance: random.Random) -> None:
     tensor = chance.choice(model.graph.initializer)
-    match chance.randrange(5):
+    match chance.randrange(6):
         case 0:
             tensor.data_location = TensorProto.EXTERNAL
             tensor.ClearField("raw_data")
@@ -255,6 +270,8 @@ def _change_constant(model: onnx.ModelProto, chance: random.Random) -> None:
             tensor.data_type = chance.randrange(25)
         case 3:
             tensor.raw_data = chance.randbytes(len(tensor.raw_data))
+        case 4:
+            tensor.dims.extend([1] * chance.choice([9, 33, 65]))
         case _:
             model.graph.initializer.remove(tensor)
 

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvpo.bundle.interface import INPUTS, OUTPUTS, PORTS
-from cvpo.bundle.onnxfile import Attribute, Graph, Node, Value, read_graph
+from cvpo.bundle.onnxfile import MOST_AXES, Attribute, Graph, Node, Value, read_graph
 from cvpo.errors import BundleError
 
 MOST_NODES = 2_000  # ours have about a hundred
-MOST_AXES = 8
 # Per situation and candidate. Networks of the default size take 2^13 values and 2^18 multiplications.
 MOST_VALUES = 2**18
 MOST_MULTIPLICATIONS = 2**26

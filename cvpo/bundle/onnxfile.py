@@ -18,6 +18,7 @@ from cvpo.errors import BundleError
 
 FLOAT, INT8, INT64, BOOL, FLOAT16 = 1, 3, 7, 9, 10  # TensorProto.DataType
 OPSET = 18
+MOST_AXES = 8  # of a value; ours have four
 IR_VERSION = 9  # read by every onnxruntime that the service admits
 
 _DTYPES: Mapping[int, np.dtype[Any]] = {
@@ -221,6 +222,8 @@ def _constant(tensor: _Message) -> tuple[str, NDArray[Any]]:
     dtype = _DTYPES.get(tensor.one("data_type"))
     if dtype is None:
         raise BundleError(f"constant {name!r} is not of float32, float16, int64 or int8 values")
+    if len(dims) > MOST_AXES:
+        raise BundleError(f"constant {name!r} has {len(dims)} axes, more than {MOST_AXES}")
     if any(size < 1 for size in dims) or math.prod(dims) * dtype.itemsize != len(raw):
         raise BundleError(f"constant {name!r} of shape {dims} has {len(raw)} bytes of values")
     return name, np.frombuffer(raw, dtype).reshape(dims)

@@ -26,6 +26,8 @@ SIGNATURE = "manifest.sig"  # the only file that may be missing, or be added lat
 MODEL_CARD = "MODEL_CARD.md"
 GOLDEN = "golden.json"
 
+MOST_DEPTH = 32  # of lists and objects in one another; ours have about ten
+
 _MIB = 2**20
 _MOST_BYTES: Mapping[str, int] = {
     MANIFEST: _MIB,
@@ -172,7 +174,7 @@ def _check_signature(path: Path, data: bytes, signature: bytes | None, trusted: 
 def _parse_manifest(path: Path, data: bytes) -> Manifest:
     document = _parse_document(path / MANIFEST, data)
     version = document.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:  # 2.0 is equal, and no version
         later = isinstance(version, int) and version > SCHEMA_VERSION
         raise BundleError(
             f"{path / MANIFEST} has schema_version {version!r}; this cvpo reads {SCHEMA_VERSION}. "
@@ -183,7 +185,7 @@ def _parse_manifest(path: Path, data: bytes) -> Manifest:
             f"{path / MANIFEST} does not match its own digest: it was changed after export. Export again."
         )
     try:
-        manifest = Manifest.model_validate(document)
+        manifest = Manifest.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
@@ -212,19 +214,30 @@ def _parse_document(path: Path, data: bytes) -> dict[str, object]:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not valid JSON (cut short or altered): {error}. Export again.") from error
-    if not isinstance(document, dict) or not _all_finite(document):
+    if not isinstance(document, dict):
         raise BundleError(f"{path} is not a manifest. Export again.")
+    if fault := _fault(document):
+        raise BundleError(f"{path} is not a manifest: it holds {fault}. Export again.")
     if data != _render(document):  # the digest covers the values; this covers the bytes between them
         raise BundleError(f"{path} is not as it was written: it was changed after export. Export again.")
     return document
 
 
-def _all_finite(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(_all_finite(item) for item in value.values())
-    if isinstance(value, list):
-        return all(_all_finite(item) for item in value)
-    return not isinstance(value, float) or math.isfinite(value)
+def _fault(value: object, depth: int = 0) -> str | None:
+    """What JSON can say and a manifest may not, if it does."""
+    if depth > MOST_DEPTH:
+        return f"lists or objects nested more than {MOST_DEPTH} deep"
+    if isinstance(value, dict | list):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return next((fault for part in parts if (fault := _fault(part, depth + 1))), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a number that is not finite"
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return f"{value[:40]!r}, which is no text in UTF-8"
+    return None
 
 
 @contextmanager

@@ -165,6 +165,17 @@ def test_what_our_exporter_does_not_write_is_refused(change: Change, says: str) 
     assert says in refusal(changed(change))
 
 
+@pytest.mark.parametrize("axes", [9, 33, 65])
+@pytest.mark.parametrize("operator", ["Add", "MatMul"])
+def test_a_constant_of_more_axes_than_ours_is_refused(axes: int, operator: str) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        constant(model, "wide", 0)
+        model.graph.initializer[-1].dims.extend([1] * axes)
+        node(model, operator, ["wide", "wide"])
+
+    assert f"constant 'wide' has {axes} axes, more than 8" in refusal(changed(change))
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"not a graph", b"\xff" * 100, b"\x08\x09", b"\x08", b"\x3a\xff\xff\xff\xff\x0f", b"\x0b" * 9]
 )

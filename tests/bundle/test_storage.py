@@ -186,7 +186,8 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "says"), [(1, "Export the bundle again"), (3, "Use a later cvpo"), ("2", "Export"), (None, "Export")]
+    ("version", "says"),
+    [(1, "Export the bundle again"), (3, "Use a later cvpo"), ("2", "Export"), (2.0, "Export"), (None, "Export")],
 )
 def test_another_schema_version_is_refused_by_its_number(tmp_path: Path, version: object, says: str) -> None:
     path = write(tmp_path / "bundle")
@@ -195,9 +196,10 @@ def test_another_schema_version_is_refused_by_its_number(tmp_path: Path, version
         read_bundle(path)
 
 
-def test_a_field_of_the_wrong_kind_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["seven", "1", 1.0, True])
+def test_a_field_of_the_wrong_kind_is_named(tmp_path: Path, version: object) -> None:
     path = write(tmp_path / "bundle")
-    rewrite_manifest(path, version="seven")
+    rewrite_manifest(path, version=version)
     with pytest.raises(BundleError, match="version:"):
         read_bundle(path)
 
@@ -223,6 +225,36 @@ def test_a_manifest_that_is_something_else_is_refused(text: str | bytes, tmp_pat
     (tmp_path / MANIFEST).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(BundleError):
         read_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [33, 300, 480, 900])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": ', "}")])
+def test_a_manifest_that_is_nested_without_end_is_refused(
+    depth: int, opening: str, closing: str, tmp_path: Path
+) -> None:
+    (tmp_path / MANIFEST).write_text(f'{{"a": {opening * depth}1{closing * depth}}}')
+    with pytest.raises(BundleError, match="nested more than 32 deep"):
+        read_bundle(tmp_path)
+
+
+def test_a_sealed_manifest_whose_configuration_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    nested: list[Any] = []
+    for _ in range(340):
+        nested = [nested]
+    provenance = json.loads((path / MANIFEST).read_text())["provenance"]
+    rewrite_manifest(path, provenance=provenance | {"config": {"a": nested}})
+    with pytest.raises(BundleError, match="nested more than 32 deep"):
+        read_bundle(path)
+
+
+def test_text_that_no_message_can_carry_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    constraints = json.loads((path / MANIFEST).read_text())["constraints"]
+    constraints[0]["unit"] = "m\ud800"
+    rewrite_manifest(path, constraints=constraints, fingerprint="")
+    with pytest.raises(BundleError, match=re.escape(r"'m\ud800', which is no text in UTF-8")):
+        read_bundle(path)
 
 
 def test_nothing_is_written_over_what_is_there(tmp_path: Path) -> None:
