@@ -86,7 +86,7 @@ def flag_figures(
         lead_steps: how many steps before the crossing a flag counts; where there are not so many, none does.
     """
     crossed = [session for session in ours if session.crossing is not None]
-    clean = [session for session in ours if session.crossing is None]
+    clean = [session for session in ours if session.clean]
     missed = _missed(ours, level, lead_steps)
     leads = [steps for session in crossed if (steps := session.lead_steps(level)) is not None]
     figures = {
@@ -100,7 +100,7 @@ def flag_figures(
     }
     for name, sessions in others.items():
         equal = level_of_misses(sessions, missed, lead_steps)
-        figures[f"false_alarm_rate_{name}"] = flagged([s for s in sessions if s.crossing is None], equal)
+        figures[f"false_alarm_rate_{name}"] = flagged([s for s in sessions if s.clean], equal)
     return figures
 
 

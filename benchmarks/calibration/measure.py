@@ -220,5 +220,6 @@ def _uncalibrated(episodes: Sequence[Episode], constraint: Constraint, budgets: 
         _, cost_to_go = cost_map.atoms(float32(episode.cost_value).unsqueeze(-1), left)
         expected = cost_to_go[:, 0, 0].double().numpy()
         allowed = np.maximum(budget - (cost.cumsum() - cost), 1e-9)
-        sessions.append(Session(expected / (expected + allowed), crossing(cost, budget)))
+        cut = len(cost) < constraint.horizon_steps and not episode.terminated
+        sessions.append(Session(expected / (expected + allowed), crossing(cost, budget), cut))
     return sessions

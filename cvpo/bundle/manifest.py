@@ -164,7 +164,7 @@ class CalibrationResult(_Model):
 
     constraint: str
     test_episodes: Count
-    coverage: Probability  # share of test steps whose realized cost was within cost_upper
+    coverage: Probability | None  # of test steps, those whose cost was within cost_upper; None: none was observed
     coverage_by_bound: tuple[BoundCoverage, ...] = ()  # from low bounds to high ones
     missed_share: Probability | None  # of sessions over budget, not too soon, those without a flag in time; None: none
     limit_missed_share: Interval | None = None  # the same of sessions with the limit alone; None: there were none

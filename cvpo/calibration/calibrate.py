@@ -348,12 +348,13 @@ def budget_sessions(
     cost = episode.cost[:, index]
     steps = constraint.horizon_steps - np.arange(len(cost))
     forecast = float32(episode.forecast(steps)).unsqueeze(-1)  # [L, C, 1]
+    cut = len(cost) < constraint.horizon_steps and not episode.terminated
     found = []
     for budget in budgets:
         allowed = torch.full(forecast.shape[:2], torch.inf)
         allowed[:, index] = float32(budget - (cost.cumsum() - cost))
         probability = cost_map(forecast, torch.from_numpy(steps), allowed).violation_probability[:, index, 0]
-        found.append(Session(np.asarray(probability.double()), crossing(cost, budget)))
+        found.append(Session(np.asarray(probability.double()), crossing(cost, budget), cut))
     return found
 
 
@@ -410,13 +411,14 @@ def _result(
     episodes, budgets = tested.episodes, LIMIT_ALONE if tested.mode.mode == "shielded" else BUDGETS
     lead_steps = lead(constraint.window_steps)
     bounds = [bound_coverage(cost_map, episode, constraint, index) for episode in episodes]
+    covered_shares = [within.mean() for _, within in bounds if len(within)]  # of episodes with something observed
     tried = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index, budgets)]
     crossed = [session for session in tried if session.crossing is not None]
     leads = [steps for session in crossed if (steps := session.lead_steps(alarm_level)) is not None]
     missed = _misses(tried, alarm_level, lead_steps)
     alone = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index, LIMIT_ALONE)]
     missed_alone = _misses(alone, alarm_level, lead_steps)
-    flagged = [session.flagged_share(alarm_level) for session in tried if session.crossing is None]
+    flagged = [session.flagged_share(alarm_level) for session in tried if session.clean]
     bins = reliability(tried)
     horizon = constraint.horizon_steps
     first = np.stack([episode.forecast(horizon - np.arange(len(episode)))[0] for episode in episodes])
@@ -424,7 +426,7 @@ def _result(
     return CalibrationResult(
         constraint=constraint.name,
         test_episodes=len(episodes),
-        coverage=float(np.mean([within.mean() for _, within in bounds])),
+        coverage=float(np.mean(covered_shares)) if covered_shares else None,
         coverage_by_bound=coverage_by_bound(bounds),
         missed_share=float(np.mean(missed)) if missed else None,
         limit_missed_share=wilson(sum(missed_alone), len(missed_alone)) if missed_alone else None,
@@ -515,8 +517,10 @@ def reliability(tried: Sequence[Session]) -> tuple[ReliabilityBin, ...]:
 def said(tried: Sequence[Session]) -> tuple[Array, Bools, Array]:
     """Each probability that was said before the budget was exceeded, [Q]; whether it came to that, [Q]; its weight.
 
-    A session's weight is shared by all its steps, for it is a random one of them that a probability speaks of.
+    A session's weight is shared by all its steps, for it is a random one of them that a probability speaks of. Sessions
+    that were cut before it was decided are left out.
     """
+    tried = [session for session in tried if session.decided]
     spans = [len(s.probability) if s.crossing is None else s.crossing + 1 for s in tried]
     probability = [session.probability[:span] for session, span in zip(tried, spans, strict=True)]
     happened = [np.full(span, session.crossing is not None) for session, span in zip(tried, spans, strict=True)]

@@ -13,7 +13,18 @@ class Session:
     """An episode with a budget for one constraint, and what was said before each of its steps."""
 
     probability: Array  # [L], that more will be spent than is left
-    crossing: int | None  # the step whose cost exceeded the budget; None: the session is clean
+    crossing: int | None  # the step whose cost exceeded the budget; None: none did, as far as it went
+    cut: bool = False  # truncated before its horizon: what followed is unknown
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is known that the budget was exceeded, or that it was not."""
+        return self.crossing is not None or not self.cut
+
+    @property
+    def clean(self) -> bool:
+        """Whether it is known that the budget was not exceeded."""
+        return self.crossing is None and not self.cut
 
     def announceable(self, lead_steps: int) -> bool:
         """Whether the budget is exceeded, and not so soon that no flag can come so many steps before."""
@@ -23,10 +34,10 @@ class Session:
         """The highest probability that was said so many steps before the crossing, or earlier; 0 where that is never.
 
         Raises:
-            ValueError: the session is clean.
+            ValueError: there is no crossing.
         """
         if self.crossing is None:
-            raise ValueError("a clean session has nothing to announce")
+            raise ValueError("a session within its budget has nothing to announce")
         early = self.probability[: max(self.crossing - lead_steps + 1, 0)]
         return float(early.max(initial=0.0))
 

@@ -102,12 +102,16 @@ def _calibration(calibration: Calibration | None, constraints: tuple[Constraint,
         lines.append(
             _row(
                 "  cost",
-                f"{plain(result.constraint)} within its bound {result.coverage:.1%} (claimed "
+                f"{plain(result.constraint)} within its bound {_covered(result.coverage)} (claimed "
                 f"{calibration.confidence:.0%}); sessions over budget: {missed} (meant {calibration.miss_rate:.0%}), "
                 f"{_flagged(result.flagged_share)} at level {level:.3g}",
             )
         )
     return lines + [_row("  not", plain(sentence)) for sentence in calibration.not_claimed]
+
+
+def _covered(share: float | None) -> str:
+    return "was not observed" if share is None else f"{share:.1%}"
 
 
 def _flagged(share: float | None) -> str:

@@ -90,7 +90,8 @@ def trust(calibration: Calibration, constraints: tuple[Constraint, ...]) -> Figu
         covered.set_title(f"{_label(constraint.name)}: cost within its bound")
         bounds = result.coverage_by_bound
         covered.plot([b.cost_upper for b in bounds], [b.coverage for b in bounds], "o-", color=GOOD, label="by bound")
-        covered.axhline(result.coverage, color="0.6", label="of all")
+        if result.coverage is not None:
+            covered.axhline(result.coverage, color="0.6", label="of all")
         covered.axhline(calibration.confidence, color=LIMIT, label="claimed")
         covered.set_xlabel(f"cost_upper, {_label(constraint.unit)}")
         covered.set_ylim(0, 1.05)

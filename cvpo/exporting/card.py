@@ -197,7 +197,7 @@ def _range(steps: Sequence[int]) -> str:
 
 def _result(result: CalibrationResult, level: float) -> str:
     return (
-        f"| {result.constraint} | {level:.3g} | {result.coverage:.1%} | {_share(result.calibration_error)} "
+        f"| {result.constraint} | {level:.3g} | {_share(result.coverage)} | {_share(result.calibration_error)} "
         f"| {_share(result.missed_share)} | {_share_of_few(result.limit_missed_share)} "
         f"| {_share(result.too_soon_share)} | {_steps(result.lead_steps_median)} | {_share(result.flagged_share)} "
         f"| {result.cost_to_go_mean:.3g} / {result.episode_cost_mean:.3g} |"

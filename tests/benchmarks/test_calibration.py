@@ -73,6 +73,12 @@ def test_flags_are_held_against_others_at_as_many_misses() -> None:
     assert found["lead_steps_median"] == 20
 
 
+def test_what_was_cut_within_its_budget_is_no_false_alarm() -> None:
+    ours = [*sessions([0.9], [0.6]), Session(np.full(2, 0.9), None, cut=True)]
+    found = flag_figures(ours, ours, 0.5, {"elapsed": ours}, lead_steps=20)
+    assert (found["clean_sessions"], found["false_alarm_rate"], found["false_alarm_rate_elapsed"]) == (1, 0.5, 0.0)
+
+
 def document() -> dict[str, Any]:
     ours = sessions([0.9, 0.8], [0.6])
     costs = Bounds([np.array([1.0, 0.0])], [np.array([1.0, 2.0])])

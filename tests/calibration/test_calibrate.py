@@ -362,6 +362,36 @@ def test_reliability_is_told_by_tenths_of_probability_and_ends_with_the_budget()
     assert calibration_error(()) is None
 
 
+def test_a_session_that_was_cut_within_its_budget_says_nothing_of_probabilities_and_false_alarms() -> None:
+    cut, over = Session(np.full(5, 0.9), None, cut=True), Session(np.full(5, 0.9), 4, cut=True)
+    assert (cut.decided, cut.clean) == (False, False)
+    assert (over.decided, over.clean) == (True, False)
+    assert (Session(np.full(5, 0.9), None).decided, Session(np.full(5, 0.9), None).clean) == (True, True)
+    assert reliability([cut]) == ()
+    assert [b.observed for b in reliability([cut, over])] == [1.0]
+
+
+def test_episodes_that_were_truncated_sooner_than_a_window_are_no_failure() -> None:
+    # One of five episodes is cut after two steps, of which no window of three was observed.
+    generator = np.random.default_rng(0)
+    lengths = [2 if number % 5 == 0 else T for number in range(100)]
+    found = calibrate(
+        [episode((generator.random(n) < 0.4).astype(float), np.ones(n)) for n in lengths], [constraint()], seed=0
+    )
+    (result,) = found.record.results
+    assert result.coverage is not None
+    assert 0.8 < result.coverage <= 1
+    cut = episode([0.0, 0.0], [1.0, 1.0])
+    assert [s.decided for s in sessions(found.cost_map, followed(found, cut), constraint(), 0, np.ones(1))] == [False]
+    ended = episode([0.0, 0.0], [1.0, 1.0], terminated=True)
+    assert [s.clean for s in sessions(found.cost_map, followed(found, ended), constraint(), 0, np.ones(1))] == [True]
+
+
+def test_where_nothing_was_observed_no_coverage_is_told() -> None:
+    found = calibrate([episode([1.0, 0.0], [1.0, 1.0])] * 40, [constraint()], seed=0)
+    assert found.record.results[0].coverage is None
+
+
 def test_predictions_of_a_calibrated_map_are_ordered() -> None:
     generator = np.random.default_rng(5)
     episodes = []
