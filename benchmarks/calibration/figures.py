@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvpo.calibration.calibrate import calibration_error, reliability, said, wilson
+from cvpo.bundle import Interval
+from cvpo.calibration.calibrate import calibration_error, reliability, said
+from cvpo.calibration.intervals import resampled, wilson
 from cvpo.calibration.sessions import Session
 
 Array = NDArray[np.float64]
@@ -54,18 +56,31 @@ def bound_figures(ours: Bounds, elapsed: Bounds, confidence: float) -> dict[str,
 
 def probability_figures(ours: Sequence[Session], elapsed: Sequence[Session]) -> dict[str, Any]:
     """Reliability of the probabilities; their Brier score, the base rate's, and that of time and elapsed cost."""
-    bins = reliability(ours)
-    brier = {}
-    for name, sessions in {"brier": ours, "brier_elapsed": elapsed}.items():
-        probability, happened, weight = said(sessions)
-        brier[name] = float(np.average((probability - happened) ** 2, weights=weight))
+    found = {
+        "calibration_error": calibration_error([[session] for session in ours]),
+        "brier": _brier(ours),
+        "brier_elapsed": _brier(elapsed),
+    }
     _, happened, weight = said(ours)
     rate = float(np.average(happened, weights=weight))
     return {
-        "calibration_error": calibration_error(bins),
-        **brier,
+        **_with_intervals(found),
         "brier_base_rate": rate * (1 - rate),
-        "reliability": [each.model_dump() for each in bins],
+        "reliability": [each.model_dump() for each in reliability(ours)],
+    }
+
+
+def _brier(sessions: Sequence[Session]) -> Interval | None:
+    each = [said([session]) for session in sessions]
+    lost = [float((weight * (probability - happened) ** 2).sum()) for probability, happened, weight in each]
+    return resampled(lost, [float(weight.sum()) for _, _, weight in each])
+
+
+def _with_intervals(found: Mapping[str, Interval | None]) -> dict[str, Any]:
+    """Means by their names, and under `intervals` their ends; sessions are those of different episodes."""
+    return {
+        **{name: each.mean if each else None for name, each in found.items()},
+        "intervals": {name: [each.low, each.high] for name, each in found.items() if each},
     }
 
 
@@ -86,22 +101,20 @@ def flag_figures(
         lead_steps: how many steps before the crossing a flag counts; where there are not so many, none does.
     """
     crossed = [session for session in ours if session.crossing is not None]
-    clean = [session for session in ours if session.clean]
     missed = _missed(ours, level, lead_steps)
     leads = [steps for session in crossed if (steps := session.lead_steps(level)) is not None]
-    figures = {
+    alarms = {"false_alarm_rate": flagged(ours, level)}
+    for name, sessions in others.items():
+        alarms[f"false_alarm_rate_{name}"] = flagged(sessions, level_of_misses(sessions, missed, lead_steps))
+    return {
         **_miss_figures(ours, level, lead_steps),
         "too_soon_sessions": sum(not session.announceable(lead_steps) for session in crossed),
         "at_limit": _miss_figures(at_limit, level, lead_steps),
-        "clean_sessions": len(clean),
-        "false_alarm_rate": flagged(clean, level),
+        "clean_sessions": sum(session.clean for session in ours),
         "lead_steps_median": float(np.median(leads)) if leads else None,
         "lead_steps_quartiles": [float(q) for q in np.quantile(leads, [0.25, 0.5, 0.75])] if leads else None,
+        **_with_intervals(alarms),
     }
-    for name, sessions in others.items():
-        equal = level_of_misses(sessions, missed, lead_steps)
-        figures[f"false_alarm_rate_{name}"] = flagged([s for s in sessions if s.clean], equal)
-    return figures
 
 
 def _missed(sessions: Sequence[Session], level: float, lead_steps: int) -> int:
@@ -125,9 +138,10 @@ def level_of_misses(sessions: Sequence[Session], missed: int, lead_steps: int) -
     return float(np.nextafter(announced[missed], -1.0)) if missed < len(announced) else 1.0
 
 
-def flagged(sessions: Sequence[Session], level: float) -> float | None:
-    """Share of the steps that are flagged, mean over sessions."""
-    return float(np.mean([session.flagged_share(level) for session in sessions])) if sessions else None
+def flagged(sessions: Sequence[Session], level: float) -> Interval | None:
+    """Share of the steps that are flagged, mean over the sessions that stayed within their budget."""
+    clean = [session for session in sessions if session.clean]
+    return resampled([session.flagged_share(level) for session in clean], np.ones(len(clean)))
 
 
 def _mean(values: Array) -> dict[str, float]:

@@ -90,7 +90,7 @@ def probabilities(documents: Sequence[Document]) -> str:
         [
             document["env_id"],
             *(
-                f"{document['probability'][name]:.3f}"
+                _figure(document["probability"], name, ".3f")
                 for name in ("calibration_error", "brier", "brier_elapsed", "brier_base_rate")
             ),
         ]
@@ -112,7 +112,7 @@ def flags(documents: Sequence[Document]) -> str:
                 str(found.get("too_soon_sessions", "-")),
                 _missed(found),
                 _missed(found["at_limit"]) if "at_limit" in found else "-",
-                *(_share(found[f"false_alarm_rate{of}"]) for of in ("", "_elapsed", "_uncalibrated")),
+                *(_figure(found, f"false_alarm_rate{of}", ".1%") for of in ("", "_elapsed", "_uncalibrated")),
                 "-" if quartiles is None else " / ".join(f"{steps:.0f}" for steps in quartiles),
             ]
         )
@@ -259,5 +259,9 @@ def _missed(found: Mapping[str, Any]) -> str:
     return f"{found['miss_rate']:.1%} (up to {found['miss_rate_upper']:.1%})"
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _figure(found: Mapping[str, Any], name: str, form: str) -> str:
+    """With its interval, which results of before have not."""
+    value, interval = found[name], found.get("intervals", {}).get(name)
+    if value is None:
+        return "-"
+    return f"{value:{form}}" + (f" ({interval[0]:{form}} to {interval[1]:{form}})" if interval else "")

@@ -165,6 +165,8 @@ class CalibrationResult(_Model):
     constraint: str
     test_episodes: Count
     coverage: Probability | None  # of test steps, those whose cost was within cost_upper; None: none was observed
+    window_coverage: Probability | None = None  # the same of windows of W steps alone
+    rest_coverage: Probability | None = None  # and of all the steps that were left
     coverage_by_bound: tuple[BoundCoverage, ...] = ()  # from low bounds to high ones
     missed_share: Probability | None  # of sessions over budget, not too soon, those without a flag in time; None: none
     limit_missed_share: Interval | None = None  # the same of sessions with the limit alone; None: there were none
@@ -173,6 +175,9 @@ class CalibrationResult(_Model):
     lead_steps_median: NonNegative | None = None  # from the first flag to exceeding the budget; None: no such flag
     reliability: tuple[ReliabilityBin, ...] = ()  # of violation_probability
     calibration_error: Probability | None = None  # its expected calibration error
+    intervals: dict[str, tuple[Probability, Probability]] = Field(
+        default_factory=dict
+    )  # of those of the shares above, by name, that resampling the episodes gives a 95 % interval: its low and high end
     cost_to_go_mean: NonNegative  # predicted at the first step, for the whole episode
     episode_cost_mean: NonNegative  # realized
     example: EpisodeExample | None = None  # flags along an episode; None: no limit, or not of the first mode

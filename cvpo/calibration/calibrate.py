@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from cvpo.bundle import (
@@ -30,6 +29,7 @@ from cvpo.calibration.conformal import conformal_map, covered, float32
 from cvpo.calibration.costmap import CostMap
 from cvpo.calibration.forecast import CostForecast
 from cvpo.calibration.forecast_fit import ForecastEpisode, fit_forecast
+from cvpo.calibration.intervals import resampled, wilson
 from cvpo.calibration.samples import example
 from cvpo.calibration.sessions import Session, crossing
 from cvpo.errors import ConfigError, ExportError, NonFiniteError
@@ -407,48 +407,62 @@ def _result(
     constraint: Constraint,
     alarm_level: float,
 ) -> CalibrationResult:
-    """Means over test episodes, each of which counts the same however many of its steps were asked about."""
+    """Shares on test episodes, with intervals. For coverage each of these counts the same, however many its steps."""
     episodes, budgets = tested.episodes, LIMIT_ALONE if tested.mode.mode == "shielded" else BUDGETS
-    lead_steps = lead(constraint.window_steps)
-    bounds = [bound_coverage(cost_map, episode, constraint, index) for episode in episodes]
-    covered_shares = [within.mean() for _, within in bounds if len(within)]  # of episodes with something observed
-    tried = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index, budgets)]
+    lead_steps, horizon = lead(constraint.window_steps), constraint.horizon_steps
+    windows = [bound_coverage(cost_map, e, np.full(len(e), constraint.window_steps), index) for e in episodes]
+    rests = [bound_coverage(cost_map, e, horizon - np.arange(len(e)), index) for e in episodes]
+    bounds = [(np.concatenate(upper), np.concatenate(within)) for upper, within in map(zip, windows, rests)]
+    by_episode = [sessions(cost_map, episode, constraint, index, budgets) for episode in episodes]
+    tried = list(itertools.chain(*by_episode))
     crossed = [session for session in tried if session.crossing is not None]
     leads = [steps for session in crossed if (steps := session.lead_steps(alarm_level)) is not None]
-    missed = _misses(tried, alarm_level, lead_steps)
     alone = [session for episode in episodes for session in sessions(cost_map, episode, constraint, index, LIMIT_ALONE)]
     missed_alone = _misses(alone, alarm_level, lead_steps)
-    flagged = [session.flagged_share(alarm_level) for session in tried if session.clean]
-    bins = reliability(tried)
-    horizon = constraint.horizon_steps
+    missed = [_misses(some, alarm_level, lead_steps) for some in by_episode]
+    over = [[s.announceable(lead_steps) for s in some if s.crossing is not None] for some in by_episode]
+    flagged = [[s.flagged_share(alarm_level) for s in some if s.clean] for some in by_episode]
+    shares = {
+        "coverage": _covered_share(bounds),
+        "window_coverage": _covered_share(windows),
+        "rest_coverage": _covered_share(rests),
+        "missed_share": resampled([sum(some) for some in missed], [len(some) for some in missed]),
+        "too_soon_share": resampled([len(some) - sum(some) for some in over], [len(some) for some in over]),
+        "flagged_share": resampled([sum(some) for some in flagged], [len(some) for some in flagged]),
+        "calibration_error": calibration_error(by_episode),
+    }
+    mean = {name: share.mean if share else None for name, share in shares.items()}
     first = np.stack([episode.forecast(horizon - np.arange(len(episode)))[0] for episode in episodes])
     _, cost_to_go = cost_map.atoms(float32(first).unsqueeze(-1), torch.full((len(episodes),), horizon))
     return CalibrationResult(
         constraint=constraint.name,
         test_episodes=len(episodes),
-        coverage=float(np.mean(covered_shares)) if covered_shares else None,
+        coverage=mean["coverage"],
+        window_coverage=mean["window_coverage"],
+        rest_coverage=mean["rest_coverage"],
         coverage_by_bound=coverage_by_bound(bounds),
-        missed_share=float(np.mean(missed)) if missed else None,
+        missed_share=mean["missed_share"],
         limit_missed_share=wilson(sum(missed_alone), len(missed_alone)) if missed_alone else None,
-        too_soon_share=1 - len(missed) / len(crossed) if crossed else None,
-        flagged_share=float(np.mean(flagged)) if flagged else None,
+        too_soon_share=mean["too_soon_share"],
+        flagged_share=mean["flagged_share"],
         lead_steps_median=float(np.median(leads)) if leads else None,
-        reliability=bins,
-        calibration_error=calibration_error(bins),
+        reliability=reliability(tried),
+        calibration_error=mean["calibration_error"],
+        intervals={name: (share.low, share.high) for name, share in shares.items() if share},
         cost_to_go_mean=float(cost_to_go[:, index].mean()),
         episode_cost_mean=float(np.mean([episode.cost[:, index].sum() for episode in episodes])),
     )
 
 
+def _covered_share(bounds: Sequence[tuple[Array, Bools]]) -> Interval | None:
+    """Of the bounds of each episode, mean over episodes with something observed."""
+    observed = [len(within) > 0 for _, within in bounds]
+    return resampled([within.mean() if len(within) else 0.0 for _, within in bounds], observed)
+
+
 def _misses(tried: Sequence[Session], level: float, lead_steps: int) -> list[bool]:
     """Of sessions that exceed their budget late enough to announce it, which are missed."""
     return [session.announced(lead_steps) <= level for session in tried if session.announceable(lead_steps)]
-
-
-def wilson(count: int, of: int) -> Interval:
-    """A share of independent cases, with its 95 % Wilson interval."""
-    low, high = stats.binomtest(count, of).proportion_ci(method="wilson")
-    return Interval(mean=count / of, low=float(low), high=float(high))
 
 
 def _example(
@@ -463,17 +477,12 @@ def _example(
 
 
 def bound_coverage(
-    cost_map: CostMap, episode: ForecastEpisode, constraint: Constraint, index: int
+    cost_map: CostMap, episode: ForecastEpisode, steps: NDArray[np.int64], index: int
 ) -> tuple[Array, Bools]:
-    """`cost_upper` [Q] over windows and over all the steps left, where that was observed, and whether it held, [Q]."""
-    start = np.arange(len(episode))
-    upper, within = [], []
-    for steps in (np.full(len(start), constraint.window_steps), constraint.horizon_steps - start):
-        cost, observed = episode.window_cost(steps)
-        bound = cost_upper(cost_map, episode, steps)[observed, index]
-        upper.append(bound)
-        within.append(cost[observed, index].astype(np.float32) <= bound)
-    return np.concatenate(upper), np.concatenate(within)
+    """`cost_upper` [Q] of the cost of the next `steps` [L], where that was observed, and whether it held, [Q]."""
+    cost, observed = episode.window_cost(steps)
+    upper = cost_upper(cost_map, episode, steps)[observed, index]
+    return upper, cost[observed, index].astype(np.float32) <= upper
 
 
 def cost_upper(cost_map: CostMap, episode: ForecastEpisode, steps: NDArray[np.int64]) -> Array:
@@ -503,7 +512,7 @@ def coverage_by_bound(bounds: Sequence[tuple[Array, Bools]]) -> tuple[BoundCover
 def reliability(tried: Sequence[Session]) -> tuple[ReliabilityBin, ...]:
     """What came of each tenth of probability, over the steps of sessions before their budget was exceeded."""
     probability, happened, weight = said(tried)
-    bins = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+    bins = _bins(probability)
     return tuple(
         ReliabilityBin(
             predicted=float(np.average(probability[bins == b], weights=weight[bins == b])),
@@ -530,6 +539,18 @@ def said(tried: Sequence[Session]) -> tuple[Array, Bools, Array]:
     return np.concatenate(probability), np.concatenate(happened), np.concatenate(weight)
 
 
-def calibration_error(bins: Sequence[ReliabilityBin]) -> float | None:
-    """Expected calibration error: how far predicted and observed are apart, mean over what was said."""
-    return sum(b.share * abs(b.predicted - b.observed) for b in bins) if bins else None
+def calibration_error(episodes: Sequence[Sequence[Session]]) -> Interval | None:
+    """Expected calibration error: how far predicted and observed are apart in each bin, mean over what was said.
+
+    Of the sessions of each episode, with the interval of resampled episodes: on the high side, for chance adds to it.
+    """
+    apart, weights = np.zeros((len(episodes), BINS)), np.zeros(len(episodes))
+    for row, tried in enumerate(episodes):
+        probability, happened, weight = said(tried)
+        apart[row] = np.bincount(_bins(probability), weight * (probability - happened), BINS)
+        weights[row] = weight.sum()
+    return resampled(apart, weights)
+
+
+def _bins(probability: Array) -> NDArray[np.int64]:
+    return np.minimum((probability * BINS).astype(np.int64), BINS - 1)

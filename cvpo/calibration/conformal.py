@@ -212,7 +212,8 @@ def share_within(
         return np.full((cost_map.num_costs, cost_map.num_atoms), np.inf)
     relative = np.array(weight) / max(weight)
     total: Array = np.sum(within * relative[:, None, None], axis=0)
-    return total / (relative.sum() + 1)
+    share: Array = total / (relative.sum() + 1)
+    return share
 
 
 def _within(cost: torch.Tensor, atoms: torch.Tensor) -> Array:

@@ -10,6 +10,7 @@ from cvpo.bundle import (
     Provenance,
     StoredWeights,
 )
+from cvpo.exporting.card import share_of
 from cvpo.exporting.difference import Change, Difference
 
 _MOST_CHANGES = 60
@@ -96,26 +97,25 @@ def _calibration(calibration: Calibration | None, constraints: tuple[Constraint,
     episodes = ", ".join(f"{count} {plain(use)}" for use, count in calibration.episodes.items())
     lines = [_row("calibrated", f"{modes}; episodes: {episodes}")]
     for result, level in zip(calibration.results, calibration.alarm_levels, strict=True):
-        missed = "none to miss" if result.missed_share is None else f"{result.missed_share:.1%} missed"
         alone = result.limit_missed_share
+        missed = "none to miss" if result.missed_share is None else f"{share_of(result, 'missed_share')} missed"
         missed += "" if alone is None else f", with the limit for budget {alone.mean:.1%} (up to {alone.high:.1%})"
+        within = "was not observed" if result.coverage is None else share_of(result, "coverage")
+        flagged = (
+            "none stayed within it,"
+            if result.flagged_share is None
+            else f"{share_of(result, 'flagged_share')} of the steps of others flagged,"
+        )
         lines.append(
             _row(
                 "  cost",
-                f"{plain(result.constraint)} within its bound {_covered(result.coverage)} (claimed "
-                f"{calibration.confidence:.0%}); sessions over budget: {missed} (meant {calibration.miss_rate:.0%}), "
-                f"{_flagged(result.flagged_share)} at level {level:.3g}",
+                f"{plain(result.constraint)} within its bound {within} (claimed {calibration.confidence:.0%}); "
+                f"sessions over budget: {missed} (meant {calibration.miss_rate:.0%}), {flagged} at level {level:.3g}",
             )
         )
+        if result.calibration_error is not None:
+            lines.append(_row("  error", f"of its probabilities, mean {share_of(result, 'calibration_error')}"))
     return lines + [_row("  not", plain(sentence)) for sentence in calibration.not_claimed]
-
-
-def _covered(share: float | None) -> str:
-    return "was not observed" if share is None else f"{share:.1%}"
-
-
-def _flagged(share: float | None) -> str:
-    return "none stayed within it," if share is None else f"{share:.1%} of the steps of others flagged,"
 
 
 def _stored(weights: StoredWeights | None) -> str:

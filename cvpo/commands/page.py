@@ -69,7 +69,8 @@ def bundle_page(bundle: Bundle) -> str:
                 "On test episodes, by constraint. Left: share of steps whose cost stayed within cost_upper, "
                 "where that bound is low and where it is high, against what is claimed. Middle: how often a budget was "
                 "exceeded, against the probability that was said; on the diagonal both are the same. Right: sessions "
-                "over budget that no flag announced in time, against what was meant, and steps of the others flagged.",
+                "over budget that no flag announced in time, against what was meant, and steps of the others flagged. "
+                "Shades and bars: 95 % intervals.",
             )
         )
         if any(result.example for result in manifest.calibration.results):

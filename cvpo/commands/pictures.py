@@ -92,6 +92,8 @@ def trust(calibration: Calibration, constraints: tuple[Constraint, ...]) -> Figu
         covered.plot([b.cost_upper for b in bounds], [b.coverage for b in bounds], "o-", color=GOOD, label="by bound")
         if result.coverage is not None:
             covered.axhline(result.coverage, color="0.6", label="of all")
+            if "coverage" in result.intervals:
+                covered.axhspan(*result.intervals["coverage"], color="0.9", zorder=0)
         covered.axhline(calibration.confidence, color=LIMIT, label="claimed")
         covered.set_xlabel(f"cost_upper, {_label(constraint.unit)}")
         covered.set_ylim(0, 1.05)
@@ -102,8 +104,10 @@ def trust(calibration: Calibration, constraints: tuple[Constraint, ...]) -> Figu
         reliable.set_xlabel("predicted (a larger point was said more often)")
         reliable.set_ylabel("observed")
         flags.set_title("flags")
-        flags.bar([0], [result.missed_share or 0], 0.5, color=BAD)
-        flags.bar([1], [result.flagged_share or 0], 0.5, color="0.6")
+        for place, name, color in ((0, "missed_share", BAD), (1, "flagged_share", "0.6")):
+            flags.bar([place], [getattr(result, name) or 0], 0.5, color=color)
+            if name in result.intervals:
+                flags.vlines(place, *result.intervals[name], color="black")
         flags.axhline(calibration.miss_rate, color=LIMIT, label="misses meant")
         flags.set_xticks([0, 1], ["sessions missed", "steps flagged within budget"])
         for axis in (covered, flags):

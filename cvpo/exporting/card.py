@@ -16,10 +16,10 @@ from cvpo.bundle import (
 )
 
 _HEADER = (
-    "| constraint | alarm level | cost within bound | calibration error | sessions over budget missed "
-    "| of those with the limit for budget | over budget too soon to announce | steps before it, median "
-    "| steps flagged within budget | predicted / realized cost of an episode |",
-    "|---|---|---|---|---|---|---|---|---|---|",
+    "| constraint | alarm level | cost within bound | in windows | of all that is left | calibration error "
+    "| sessions over budget missed | of those with the limit for budget | over budget too soon to announce "
+    "| steps before it, median | steps flagged within budget | predicted / realized cost of an episode |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -152,7 +152,8 @@ def _predictions(calibration: Calibration | None, constraints: tuple[Constraint,
         "limit to twice the limit. Low budgets are hardly missed and high ones more often: what is missed of sessions "
         "with the limit for budget stands beside it.",
         *(f"**Not claimed.** {sentence}" for sentence in calibration.not_claimed),
-        "On test episodes, with 95 % intervals in brackets:",
+        "On test episodes, with 95 % intervals in brackets, by resampling the episodes (that of the calibration error "
+        "lies high, for chance adds to it):",
         "\n".join(
             [
                 *_HEADER,
@@ -195,21 +196,31 @@ def _range(steps: Sequence[int]) -> str:
     return f"{min(steps)}" if min(steps) == max(steps) else f"{min(steps)} to {max(steps)}"
 
 
+def share_of(result: CalibrationResult, name: str) -> str:
+    """A share that a result has by this name, with its interval."""
+    share, interval = getattr(result, name), result.intervals.get(name)
+    if share is None:
+        return "there were none"
+    return f"{share:.1%}" if interval is None else f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
 def _result(result: CalibrationResult, level: float) -> str:
-    return (
-        f"| {result.constraint} | {level:.3g} | {_share(result.coverage)} | {_share(result.calibration_error)} "
-        f"| {_share(result.missed_share)} | {_share_of_few(result.limit_missed_share)} "
-        f"| {_share(result.too_soon_share)} | {_steps(result.lead_steps_median)} | {_share(result.flagged_share)} "
-        f"| {result.cost_to_go_mean:.3g} / {result.episode_cost_mean:.3g} |"
-    )
-
-
-def _share(value: float | None) -> str:
-    return "there were none" if value is None else f"{value:.1%}"
-
-
-def _share_of_few(value: Interval | None) -> str:
-    return "there were none" if value is None else f"{value.mean:.1%} ({value.low:.1%} to {value.high:.1%})"
+    alone = result.limit_missed_share
+    cells = [
+        result.constraint,
+        f"{level:.3g}",
+        share_of(result, "coverage"),
+        share_of(result, "window_coverage"),
+        share_of(result, "rest_coverage"),
+        share_of(result, "calibration_error"),
+        share_of(result, "missed_share"),
+        "there were none" if alone is None else f"{alone.mean:.1%} ({alone.low:.1%} to {alone.high:.1%})",
+        share_of(result, "too_soon_share"),
+        _steps(result.lead_steps_median),
+        share_of(result, "flagged_share"),
+        f"{result.cost_to_go_mean:.3g} / {result.episode_cost_mean:.3g}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def _steps(value: float | None) -> str:

@@ -119,6 +119,20 @@ def test_the_summary_and_the_page_say_what_was_measured(tmp_path: Path) -> None:
     assert "Not measured yet." in page.filled(text, [])
 
 
+def test_error_brier_score_and_false_alarms_have_intervals_where_they_were_measured() -> None:
+    made = document()
+    assert made["probability"]["intervals"].keys() == {"calibration_error", "brier", "brier_elapsed"}
+    names = {"false_alarm_rate", "false_alarm_rate_elapsed", "false_alarm_rate_uncalibrated"}
+    assert made["flags"]["intervals"].keys() == names
+    made["probability"] |= {"brier": 0.04, "intervals": {"brier": [0.03, 0.052]}}
+    made["flags"] |= {"false_alarm_rate": 0.1, "intervals": {"false_alarm_rate": [0.081, 0.12]}}
+    assert "| 0.040 (0.030 to 0.052) |" in page.probabilities([made])
+    assert "| 10.0% (8.1% to 12.0%) |" in page.flags([made])
+    del made["probability"]["intervals"], made["flags"]["intervals"]  # results of before
+    assert "0.040 |" in page.probabilities([made])
+    assert "10.0% |" in page.flags([made])
+
+
 def test_results_from_before_misses_at_the_limit_were_measured_are_still_told() -> None:
     made = document()
     del made["alarm_note"], made["flags"]["too_soon_sessions"], made["flags"]["at_limit"]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from cvpo.bundle import CalibratedMode, Constraint
+from cvpo.bundle import CalibratedMode, CalibrationResult, Constraint
 from cvpo.calibration.calibrate import (
     BUDGETS,
     DETERMINISTIC,
@@ -24,13 +24,13 @@ from cvpo.calibration.calibrate import (
     least_episodes,
     reliability,
     sessions,
-    wilson,
 )
 from cvpo.calibration.calibrate import calibrate as calibrate_normalized
 from cvpo.calibration.conformal import conformal_map, share_within
 from cvpo.calibration.costmap import CostMap
 from cvpo.calibration.forecast import CostForecast
 from cvpo.calibration.forecast_fit import ForecastEpisode, horizon_grid
+from cvpo.calibration.intervals import resampled, wilson
 from cvpo.calibration.sessions import Session
 from cvpo.errors import ConfigError, ExportError, NonFiniteError
 from cvpo.evaluate import Episode
@@ -69,6 +69,11 @@ def calibrate(
 
 def followed(found: CalibratedMap, an_episode: Episode) -> ForecastEpisode:
     return ForecastEpisode(an_episode, found.forecast, as_it_is)
+
+
+def coverage(result: CalibrationResult) -> float:
+    assert result.coverage is not None
+    return result.coverage
 
 
 def ask(found: CalibratedMap, cost_value: float, steps: int, allowed: float) -> tuple[float, float, float]:
@@ -335,6 +340,38 @@ def test_wilsons_interval_is_the_published_one() -> None:
     assert found.high == pytest.approx(0.2775, abs=1e-4)
 
 
+def test_a_share_has_the_interval_of_resampled_episodes() -> None:
+    # Of 100 episodes half hold: the standard error is 0.05. Two more say nothing.
+    found = resampled([1.0, 0.0] * 50 + [0.0] * 2, [1.0] * 100 + [0.0] * 2)
+    assert found is not None
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.402, 0.598), abs=0.015)
+    # With ten sessions of each episode, which are alike, it is as wide.
+    assert resampled([10.0, 0.0] * 50, [10.0] * 100) == resampled([1.0, 0.0] * 50, [1.0] * 100)
+    assert resampled([0.0], [0.0]) is None
+
+
+def test_where_all_episodes_agree_the_interval_is_that_of_as_many_cases() -> None:
+    assert resampled([0.0] * 10, [3.0] * 10) == wilson(0, 10)
+    assert resampled([3.0] * 10, [3.0] * 10) == wilson(10, 10)
+
+
+def test_the_record_has_an_interval_for_each_share_that_it_has() -> None:
+    generator = np.random.default_rng(3)
+    found = calibrate(
+        [episode((generator.random(T) < 0.5).astype(float), np.ones(T)) for _ in range(60)], [constraint()], 0
+    )
+    (result,) = found.record.results
+    assert result.window_coverage is not None
+    assert result.rest_coverage is not None
+    # Of T steps T - W + 1 windows were observed, and what is left of all.
+    pooled = (10 * result.window_coverage + 12 * result.rest_coverage) / 22
+    assert result.coverage == pytest.approx(pooled)
+    names = ["coverage", "window_coverage", "rest_coverage", "missed_share", "too_soon_share", "flagged_share"]
+    assert list(result.intervals) == [*names, "calibration_error"]
+    for name, (low, high) in result.intervals.items():
+        assert low <= getattr(result, name) <= high, name
+
+
 def test_with_too_few_violations_the_level_stays_where_the_bound_meets_what_is_allowed() -> None:
     chosen = choose_level([over(0.6)] * 3, 20, confidence=0.9, miss_rate=0.05)
     assert chosen.level == 0.1
@@ -357,9 +394,11 @@ def test_reliability_is_told_by_tenths_of_probability_and_ends_with_the_budget()
     assert [b.predicted for b in bins] == pytest.approx([0.25, 0.75])
     assert [b.observed for b in bins] == [0.0, 1.0]
     assert [b.share for b in bins] == pytest.approx([0.8, 0.2])  # a session weighs by the share of its steps
-    assert calibration_error(bins) == pytest.approx(0.8 * 0.25 + 0.2 * 0.25)
+    error = calibration_error([[clean, clean], [crossed]])
+    assert error is not None
+    assert error.mean == pytest.approx(0.8 * 0.25 + 0.2 * 0.25)
     assert reliability([]) == ()
-    assert calibration_error(()) is None
+    assert calibration_error([[]]) is None
 
 
 def test_a_session_that_was_cut_within_its_budget_says_nothing_of_probabilities_and_false_alarms() -> None:
@@ -554,7 +593,7 @@ def test_a_further_mode_that_costs_more_raises_the_bound_and_one_that_costs_less
     assert dearer.record.modes == (*first.record.modes, sampled)
     (other,) = dearer.record.other_modes
     assert other.episodes == {"calibrate": 30, "alarm": 15, "test": 15}
-    assert other.results[0].coverage > 0.8
+    assert coverage(other.results[0]) > 0.8
     assert dearer.record.alarm_levels[0] <= first.record.alarm_levels[0]
 
 
@@ -587,9 +626,9 @@ def test_figures_of_every_mode_are_of_the_last_map_at_the_last_levels() -> None:
     assert result.example.violation_probability in [
         tuple(budget_sessions(last.cost_map, e, constraint(), 0, np.array([6.0]))[0].probability) for e in tested
     ]
-    assert result.coverage > before.results[0].coverage
+    assert coverage(result) > coverage(before.results[0])
     assert (len(between.other_modes), len(after.other_modes)) == (1, 2)
-    assert after.other_modes[0].results[0].coverage > between.other_modes[0].results[0].coverage
+    assert coverage(after.other_modes[0].results[0]) > coverage(between.other_modes[0].results[0])
     assert after.other_modes[0].episodes == between.other_modes[0].episodes
 
 

@@ -45,6 +45,30 @@ def test_what_is_missed_with_the_limit_for_budget_is_said_by_inspect_and_card(tm
     assert "| 5.0% | 12.5% (2.2% to 47.1%) | 31.0% |" in model_card(document, {})
 
 
+def test_what_was_measured_is_told_with_its_interval_by_inspect_card_and_page(tmp_path: Path) -> None:
+    calibration = bundles.calibration()
+    intervals = {
+        "coverage": (0.85, 0.97),
+        "window_coverage": (0.88, 0.98),
+        "calibration_error": (0.02, 0.06),
+        "missed_share": (0.01, 0.12),
+        "flagged_share": (0.08, 0.13),
+    }
+    update = {"window_coverage": 0.94, "rest_coverage": 0.9, "calibration_error": 0.03, "intervals": intervals}
+    results = tuple(result.model_copy(update=update) for result in calibration.results)
+    document = bundles.manifest(calibration=calibration.model_copy(update={"results": results}))
+    path = bundles.write(tmp_path / "bundle", document)
+    said = succeed("inspect", path).out
+    assert "heat within its bound 92.0% (85.0% to 97.0%) (claimed 90%)" in said
+    assert "5.0% (1.0% to 12.0%) missed (meant 10%), 10.0% (8.0% to 13.0%) of the steps of others flagged" in said
+    assert "of its probabilities, mean 3.0% (2.0% to 6.0%)" in said
+    row = next(line for line in model_card(document, {}).splitlines() if line.startswith("| heat | 0.6"))
+    told = ["92.0% (85.0% to 97.0%)", "94.0% (88.0% to 98.0%)", "90.0%", "3.0% (2.0% to 6.0%)", "5.0% (1.0% to 12.0%)"]
+    assert [cell.strip() for cell in row.split("|")[3:8]] == told
+    succeed("inspect", path, "--html", tmp_path / "page.html")
+    assert "95 % intervals." in (tmp_path / "page.html").read_text()
+
+
 def test_inspect_of_a_cost_without_a_limit_says_so(tmp_path: Path) -> None:
     said = succeed("inspect", bundles.write(tmp_path / "bundle", bundles.manifest(cost_limit=(None, 8.0)))).out
     assert "heat 5 (4 to 6), no limit; CVaR 0.9 9\n" in said
