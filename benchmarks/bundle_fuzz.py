@@ -2,8 +2,9 @@
 
 Each try copies a bundle, spoils it, and has it verified and loaded as a server does. Whoever spoils it either does not
 know the checksums, and then every try must be refused; or writes them anew, and then it may be served only if it still
-answers its golden request. Anything but a refusal with a reason is a failure: another exception, a file opened outside
-of the bundle's folder, a pipe that is waited for, memory or time without end. A try depends on its number and the seed.
+answers its golden request. Anything but a refusal with a reason is a failure: another exception, a file opened by
+Python outside of the bundle's folder (native code's are not noticed), a pipe that is waited for, memory or time without
+end. A try depends on its number and the seed.
 """
 
 import argparse

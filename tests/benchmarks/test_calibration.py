@@ -119,6 +119,16 @@ def test_the_summary_and_the_page_say_what_was_measured(tmp_path: Path) -> None:
     assert "Not measured yet." in page.filled(text, [])
 
 
+def test_the_summary_has_every_figure_that_a_target_speaks_of() -> None:
+    wanted = """episodes coverage zero_cost_share pinball_ratio_constant pinball_ratio_elapsed calibration_error brier
+        brier_base_rate miss_rate miss_rate_upper false_alarm_rate false_alarm_rate_uncalibrated
+        false_alarm_rate_elapsed lead_steps_median"""
+    for documents in ([document()], page.committed(FOLDER)):
+        for found in page.summary(documents).values():
+            assert set(wanted.split()) <= found.keys()
+            assert all(isinstance(found[name], int | float) for name in wanted.split())
+
+
 def test_error_brier_score_and_false_alarms_have_intervals_where_they_were_measured() -> None:
     made = document()
     assert made["probability"]["intervals"].keys() == {"calibration_error", "brier", "brier_elapsed"}
