@@ -64,6 +64,10 @@ class CriticConfig(_Group):
     target_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
     # What the cost critics judge: an action followed by the policy as it is served, deterministic, or as it explores.
     cost_policy: Literal["served", "behavior"] = "served"
+    # What follows the last step before the time limit: the state that was reached, as if the episode went on, or the
+    # first of the next one. Where a state tells the time (a robot that runs along a line), what comes after the last is
+    # never visited, and critics make it up.
+    after_time_limit: Literal["state", "next_episode"] = "state"
 
 
 class LimitPoint(NamedTuple):

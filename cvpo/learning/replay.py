@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ class Batch:
     cost: Float32Array  # [B, C], the same, with a discount of each cost
     discount: Float32Array  # [B], factor of the reward value of next_observation; 0 after termination
     cost_discount: Float32Array  # [B, C], factors of its cost values; those of the next episode count as well
-    next_observation: Float32Array  # [B, O]; that of the next episode after termination
+    next_observation: Float32Array  # [B, O]; that of the next episode after termination, or as `after_time_limit` says
     recent: int
 
 
@@ -109,13 +109,20 @@ class NStepCollector:
     """Turns the steps of N environments into n-step transitions of a replay.
 
     A transition is stored once its n steps are known, or the episode is cut off before. A termination cuts nothing off:
-    the cost of the next episode follows it (see `n_step_return`).
+    the cost of the next episode follows it (see `n_step_return`). What follows a truncation is
+    `critic.after_time_limit`'s.
     """
 
     def __init__(
-        self, replay: Replay, num_envs: int, n_step: int, discount: float, cost_discounts: Sequence[float]
+        self,
+        replay: Replay,
+        num_envs: int,
+        n_step: int,
+        discount: float,
+        cost_discounts: Sequence[float],
+        after_time_limit: Literal["state", "next_episode"] = "state",
     ) -> None:
-        self.replay, self.n_step = replay, n_step
+        self.replay, self.n_step, self.after_time_limit = replay, n_step, after_time_limit
         self.discount, self.cost_discount = discount, np.array(cost_discounts)
         self.pending: list[deque[_Pending]] = [deque() for _ in range(num_envs)]
 
@@ -131,7 +138,8 @@ class NStepCollector:
             terminated = bool(step.terminated[i])
             steps.append(_Pending(observation[i], action[i], float(step.reward[i]), step.cost[i], terminated))
             cut = bool(step.truncated[i]) and not terminated
-            following = step.observation[i] if terminated else step.final_observation[i]
+            goes_on = not terminated and (not cut or self.after_time_limit == "state")
+            following = step.final_observation[i] if goes_on else step.observation[i]
             while steps and (cut or len(steps) == self.n_step):
                 _, _, reward, cost, ends = map(np.array, zip(*steps, strict=True))
                 total = n_step_return(reward, cost, ends, self.discount, self.cost_discount)

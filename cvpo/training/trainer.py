@@ -160,7 +160,9 @@ class _Loop:
         )
         self.replay = Replay(config.replay.capacity, spec.observation_size, spec.action_size, num_costs)
         critic = config.critic
-        self.collector = NStepCollector(self.replay, num_envs, critic.n_step, critic.discount, config.cost_discounts)
+        self.collector = NStepCollector(
+            self.replay, num_envs, critic.n_step, critic.discount, config.cost_discounts, critic.after_time_limit
+        )
         window = max(1, round(config.limit.window_episodes * spec.max_episode_steps))
         self.deterministic = min(config.limit.deterministic_envs, num_envs - 1)
         self.measured = slice(0, self.deterministic or num_envs)  # environments whose cost is held

@@ -1,6 +1,7 @@
 """The ring of transitions, and the n-step returns that are formed on the way into it."""
 
 import json
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -99,9 +100,11 @@ FIRST = -1
 class Collected:
     """A collector of N environments and what it stored."""
 
-    def __init__(self, num_envs: int = 1, n_step: int = 3) -> None:
+    def __init__(
+        self, num_envs: int = 1, n_step: int = 3, after_time_limit: Literal["state", "next_episode"] = "state"
+    ) -> None:
         self.replay = Replay(100, 1, 1, 2)
-        self.collector = NStepCollector(self.replay, num_envs, n_step, GAMMA, (GAMMA, GAMMA))
+        self.collector = NStepCollector(self.replay, num_envs, n_step, GAMMA, (GAMMA, GAMMA), after_time_limit)
 
     def step(
         self,
@@ -183,6 +186,14 @@ def test_a_truncation_soon_after_a_termination_cuts_the_returns_of_both_episodes
     assert collected.transitions == [(7, 1, 0, 1), (0, 10, 0.5, 1)]
     np.testing.assert_array_equal(collected.replay.cost[:2, 0], [1 + 5, 10])
     np.testing.assert_array_equal(collected.replay.cost_discount[:2, 0], [0.25, 0.5])
+
+
+def test_the_next_episode_may_follow_a_truncation() -> None:
+    collected = Collected(n_step=2, after_time_limit="next_episode")
+    for t, reward in enumerate([1, 10]):
+        collected.step([t], [reward])
+    collected.step([2], [100], truncated=(0,))
+    assert collected.transitions == [(0, 1 + 5, 0.25, 2), (1, 10 + 50, 0.25, FIRST), (2, 100, 0.5, FIRST)]
 
 
 def test_truncation_ends_every_return_but_the_value_of_what_follows_counts() -> None:

@@ -532,6 +532,17 @@ def test_what_was_asked_for_is_taken_back_where_nothing_may_cost_and_nothing_doe
     assert (loop.learner.controller.integral[0] < 0.5) == falls
 
 
+@pytest.mark.parametrize(("what", "follows"), [("state", 0.25), ("next_episode", -0.5)])
+def test_what_follows_the_time_limit_is_as_the_run_is_told(what: str, follows: float) -> None:
+    settings = small_config(critic={"after_time_limit": what})
+    with VectorEnv("tests.budget:make", num_envs=4, workers=0, seed=0) as env:
+        loop = trainer._Loop(settings, trainer.constraints_of(settings, env.spec), env)
+        before, reached, first = (np.full((4, 1), x, np.float32) for x in (0.0, 0.25, -0.5))
+        none = np.zeros(4, bool)
+        loop.collector.add(before, before, VectorStep(first, reached, np.zeros(4), np.zeros((4, 1)), none, ~none))
+    assert loop.replay.next_observation[:4, 0].tolist() == [follows] * 4
+
+
 @pytest.mark.parametrize("constraint", ["measured", "critic"])
 def test_checkpoints_have_their_critics_at_the_level_of_the_measured_episodes(tmp_path: Path, constraint: str) -> None:
     """They say a tenth of what comes of the served policy, and less of what comes of the explorers."""
