@@ -13,7 +13,7 @@ from cvpo.learning.config import LimitConfig, TrainConfig
 
 Array = NDArray[np.float64]
 LETTING_GO = 0.1  # the gap below its limit that a cost at rest counts as
-FEW_STEPS = 10  # of the costliest kind: less than that is no part of an episode's cost to tell a gap by,
+FEW_STEPS = 10  # that cost: less than that is no part of an episode's cost to tell a gap by,
 SMALL_PART = 0.2  # but this of the costliest episode always is
 
 
@@ -26,9 +26,9 @@ class LimitController:
     past_prediction: Array  # as old as the measured cost is; NaN: nothing was seen yet
     mean_prediction: Array  # of that, over long
     mean_measured: Array  # as long
-    # Largest so far:
-    step_cost: Array  # of one step
-    episode_cost: Array  # measured
+    costly_steps: Array  # number of steps that cost
+    step_cost: Array  # their mean cost
+    episode_cost: Array  # the largest that was measured; infinite before the first
 
     @classmethod
     def start(cls, unit_threshold: Array) -> "LimitController":
@@ -42,17 +42,20 @@ class LimitController:
             past_prediction=np.full_like(unit_threshold, np.nan),
             mean_prediction=unit_threshold,
             mean_measured=np.ones_like(unit_threshold),
+            costly_steps=np.zeros_like(unit_threshold),
             step_cost=np.zeros_like(unit_threshold),
-            episode_cost=np.zeros_like(unit_threshold),
+            episode_cost=np.full_like(unit_threshold, np.inf),
         )
 
-    def having_seen(self, step_cost: Array, measured_cost: Array) -> "LimitController":
-        """Take the costs of one step, [N, C], and the measured episode cost, [C], into the largest so far."""
-        return replace(
-            self,
-            step_cost=np.maximum(self.step_cost, step_cost.max(0)),
-            episode_cost=np.maximum(self.episode_cost, measured_cost),
-        )
+    def having_seen(self, cost: Array, measured_cost: Array | None) -> "LimitController":
+        """Take in the costs of one step, [N, C], and the measured episode cost, [C]; None: too little to measure by."""
+        costly_steps = self.costly_steps + np.count_nonzero(cost, axis=0)
+        total = self.step_cost * self.costly_steps + cost.sum(0)
+        seen = replace(self, costly_steps=costly_steps, step_cost=total / np.maximum(costly_steps, 1))
+        if measured_cost is None:
+            return seen
+        first = np.isinf(self.episode_cost)
+        return replace(seen, episode_cost=np.where(first, measured_cost, np.maximum(self.episode_cost, measured_cost)))
 
     def gap(self, episode_cost: Array, cost_limit: Array) -> Array:
         """(J − d)/max(d, least), [C]; an unconstrained cost counts as far below its limit, -1.
@@ -180,6 +183,11 @@ class CostMeter:
         """Take the costs of one step, [N, C]."""
         self.window[self.count % len(self.window)] = cost
         self.count += 1
+
+    @property
+    def full(self) -> bool:
+        """Whether every step of the window has been."""
+        return self.count >= len(self.window)
 
     def measured(self, horizon_steps: int) -> Array:
         """Cost per horizon of steps, [C]; zero before the first step."""

@@ -293,7 +293,9 @@ class _Loop:
             self.running_return[i] = 0.0
         self.steps += self.env.num_envs
         measured = self.meter.measured(self.spec.max_episode_steps)
-        self.learner.controller = self.learner.controller.having_seen(step.cost[self.measured], measured)
+        self.learner.controller = self.learner.controller.having_seen(
+            step.cost[self.measured], measured if self.meter.full else None
+        )
         if self.learner.updates:
             limit = limit_at(self.config, self.steps)
             gap = self.learner.controller.gap(measured, learner.held_at(limit, self.config))

@@ -29,13 +29,13 @@ def after(gap: float, steps: int, integral: float = 0.0) -> float:
 
 
 def gap(measured: float, limit: float, step_cost: float = 1.0, episode_cost: float = 1e3) -> float:
-    """After the largest costs so far were those."""
+    """Where steps that cost have cost so much, and an episode at most so much."""
     seen = LimitController.start(np.ones(1)).having_seen(np.array([[step_cost]]), np.array([episode_cost]))
     seen = seen.having_seen(np.zeros((3, 1)), np.zeros(1))  # less, since then
     return float(seen.gap(np.array([measured]), np.array([limit]))[0])
 
 
-def test_the_gap_is_relative_to_the_limit_but_to_no_less_than_a_few_steps_of_the_costliest_kind() -> None:
+def test_the_gap_is_relative_to_the_limit_but_to_no_less_than_a_few_steps_that_cost() -> None:
     assert gap(30, 20) == pytest.approx(0.5)
     assert gap(20, 20) == 0.0
     assert gap(4, 0) == pytest.approx(0.4)
@@ -50,6 +50,22 @@ def test_where_an_episode_costs_no_more_than_a_few_steps_the_gap_is_told_in_part
 
 def test_a_cost_that_was_never_seen_leaves_no_gap_above_a_limit_of_zero() -> None:
     assert gap(0.5, 0.0, step_cost=0.0, episode_cost=0.0) == 0.0  # critics that have learned nothing say 0.5
+
+
+def test_one_step_that_costs_far_more_than_others_does_not_switch_the_limit_off() -> None:
+    # Measured at twice its limit all along, and once, in the first steps or late, 1000 in one step.
+    for outlier in (3, 5_000):
+        meter, controller = CostMeter.start(2_000, 1, 1), LimitController.start(np.ones(1))
+        for step in range(10_000):
+            cost = np.array([[1_000.0 if step == outlier else float(step % 20 == 0)]])
+            meter.add(cost)
+            controller = controller.having_seen(cost, meter.measured(1_000) if meter.full else None)
+        assert controller.gap(meter.measured(1_000), np.array([25.0])) == pytest.approx(1.0, abs=0.2)
+
+
+def test_before_an_episode_was_measured_the_gap_is_told_in_steps_that_cost() -> None:
+    controller = LimitController.start(np.ones(1)).having_seen(np.array([[0.5], [0.0]]), None)
+    assert controller.gap(np.array([4.0]), np.zeros(1)) == pytest.approx(0.8)
 
 
 AMOUNTS = st.just(0.0) | st.floats(1e-3, 500)
