@@ -79,10 +79,10 @@ class ServingPlan(_Model):
 def plan_path(root: Path, name: str) -> Path | None:
     """Return where the plan of a policy belongs; None where it can have none: that folder is a bundle itself."""
     folder = root / name
-    return None if _holds_bundle(root) or _holds_bundle(folder) else folder / PLAN
+    return None if holds_bundle(root) or holds_bundle(folder) else folder / PLAN
 
 
-def _holds_bundle(folder: Path) -> bool:
+def holds_bundle(folder: Path) -> bool:
     """Whether a folder is a bundle; one that cannot be read is none."""
     try:
         return (folder / MANIFEST).exists()
@@ -90,34 +90,17 @@ def _holds_bundle(folder: Path) -> bool:
         return False
 
 
-def _holds_anything(folder: Path) -> bool:
-    """Whether a folder is there, and is not empty."""
-    try:
-        return any(folder.iterdir())
-    except OSError:
-        return False
-
-
-def read_plan(path: Path, known: ServingPlan | None = ServingPlan()) -> ServingPlan:  # noqa: B008  # frozen
-    """Read a plan; where there is no file, nothing is asked for.
-
-    Args:
-        path: of the plan.
-        known: what was asked for until now; None: a plan that could not be read. Where it is anything, it takes a
-            folder with something in it to say that nothing is asked for any more: a repository that is moved or
-            unmounted has neither.
+def read_plan(path: Path) -> ServingPlan:
+    """Read a plan.
 
     Raises:
-        PlanError: it cannot be read, is not a plan, or is gone with all that was beside it.
+        FileNotFoundError: there is no file.
+        PlanError: it cannot be read, or is not a plan.
     """
     try:
         return ServingPlan.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        if known == ServingPlan() or _holds_anything(path.parent):
-            return ServingPlan()
-        raise PlanError(
-            f"{path} is gone with all that was beside it. Put it back, or write {{}} into it to ask for nothing."
-        ) from error
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise PlanError(f"Cannot read {path}: {error.strerror}.") from error
     except ValidationError as error:

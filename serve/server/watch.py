@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from cvpo.bundle import MANIFEST, Bundle, Manifest, TrustedKeys, read_bundle
 from serve.errors import PlanError, RefusedBundleError, StartupError, UnavailableError
-from serve.server.plan import ServingPlan, plan_path, read_plan, write_plan
+from serve.server.plan import ServingPlan, holds_bundle, plan_path, read_plan, write_plan
 from serve.server.repository import PolicyVersions, Repository, Snapshot, follow
 from serve.server.runtime import PolicyRuntime, load
 from serve.server.telemetry import log
@@ -49,6 +49,8 @@ class _Plan:
     plan: ServingPlan | None  # the last that could be read
     refused: str = ""  # why what is there now cannot
     settled: bool = True  # nothing more to read until the file changes
+    missed: int | None = None  # the first look of those in a row that found no file
+    lost: bool = False  # the file went together with the bundles: only one that can be read says what is asked for now
 
 
 class Watcher:
@@ -72,6 +74,7 @@ class Watcher:
         self._trusted = trusted
         self._found: dict[Path, _Found] = {}
         self._plans: dict[str, _Plan] = {}
+        self._looks = 0
         self._in_use: dict[tuple[str, int], weakref.ref[PolicyRuntime]] = {}  # by name and version
         self._unreadable: dict[Path, str] = {}  # why the repository, or a folder in it, cannot be read
         self._published = threading.Condition()
@@ -109,13 +112,13 @@ class Watcher:
         return gone
 
     def planned(self, name: str, policy: PolicyVersions) -> PolicyVersions:
-        """Return a policy under the plan that is written now, followed yet or not; as it is where that is no plan."""
+        """Return a policy under the plan that is written now, followed yet or not; as it is where there is none."""
         path = plan_path(self._root, name)
         if path is None:
             return policy
         try:
-            return follow(policy.loaded, read_plan(path, policy.plan), policy.served)
-        except PlanError:
+            return follow(policy.loaded, read_plan(path), policy.served)
+        except (FileNotFoundError, PlanError):
             return policy
 
     def set_plan(self, name: str, plan: ServingPlan, timeout_seconds: float) -> PolicyVersions:
@@ -153,6 +156,7 @@ class Watcher:
         Raises:
             StartupError: at the first look, the repository cannot be read; later what is served goes on.
         """
+        self._looks += 1
         self._publish()  # plans before bundles: they take no time
         try:
             paths, unreadable = find_bundles(self._root)
@@ -291,12 +295,13 @@ class Watcher:
         signature = _sign(path.parent, path.name)
         known = self._plans.get(name)
         if known is None or known.signature != signature or not known.settled:
-            plan = ServingPlan() if known is None else known.plan
             try:
-                known = _Plan(signature, read_plan(path, plan))
+                known = _Plan(signature, read_plan(path))
+            except FileNotFoundError:
+                known = self._miss(name, path, known)
             except PlanError as error:
-                plan = None if known is None else plan
-                known = _Plan(signature, plan, str(error), settled=not isinstance(error.__cause__, OSError))
+                plan, lost = (None, False) if known is None else (known.plan, known.lost)
+                known = _Plan(signature, plan, str(error), not isinstance(error.__cause__, OSError), lost=lost)
             self._plans[name] = known
         if known.plan is None:  # nobody knows which version was meant, and a guess may be the one that was pinned away
             return PolicyVersions(loaded, ServingPlan(), None, problem=f"{known.refused} Nothing is served until then.")
@@ -304,6 +309,28 @@ class Watcher:
         if known.refused:
             return replace(policy, problem=f"{known.refused} The plan before goes on. {policy.problem}".rstrip())
         return policy
+
+    def _miss(self, name: str, path: Path, known: _Plan | None) -> _Plan:
+        """Return what is asked for where there is no file: nothing, where it was taken away on purpose.
+
+        That is believed at the second look in a row, for `rm -r` may have begun with the file, and only while a bundle
+        of the policy is where it was. A repository that is moved or unmounted has none, and one that is copied back may
+        have its bundles before its plans.
+        """
+        if known is None or known.plan == ServingPlan():
+            return _Plan((), ServingPlan())
+        if known.lost or not self._has_bundle(name):
+            why = f"{path} is gone with the bundles. Put it back, or write {{}} into it to ask for nothing."
+            return _Plan((), known.plan, why, lost=True)
+        missed = self._looks if known.missed is None else known.missed
+        if missed < self._looks:
+            return _Plan((), ServingPlan())
+        return _Plan((), known.plan, known.refused, settled=False, missed=missed)
+
+    def _has_bundle(self, name: str) -> bool:
+        """Whether a bundle of a policy is still where it was found."""
+        folders = (path for path, found in self._found.items() if found.runtime and found.runtime.served.name == name)
+        return any(map(holds_bundle, folders))
 
 
 def _log_changes(name: str, old: PolicyVersions | None, new: PolicyVersions) -> None:

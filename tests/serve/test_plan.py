@@ -35,16 +35,12 @@ def test_the_document_shows_a_plan(tmp_path: Path) -> None:
     assert read_plan(tmp_path / PLAN) == ServingPlan(pinned=6, canary=Canary(version=7, share=0.1), shadow=8)
 
 
-def test_no_file_asks_for_nothing(tmp_path: Path) -> None:
-    assert read_plan(tmp_path / "goal" / PLAN) == ServingPlan()
-    (tmp_path / "goal" / "1").mkdir(parents=True)
-    assert read_plan(tmp_path / "goal" / PLAN, FULL) == ServingPlan()  # it was taken away from what is still there
-
-
-def test_no_folder_says_nothing_of_a_plan_that_was_there(tmp_path: Path) -> None:
-    for known in (FULL, None):
-        with pytest.raises(PlanError, match="is gone with all that was beside it"):
-            read_plan(tmp_path / "goal" / PLAN, known)
+def test_no_file_is_told_apart_from_what_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_plan(tmp_path / "goal" / PLAN)
+    (tmp_path / "goal" / PLAN).mkdir(parents=True)
+    with pytest.raises(PlanError, match="Cannot read"):
+        read_plan(tmp_path / "goal" / PLAN)
 
 
 @pytest.mark.parametrize(

@@ -470,7 +470,24 @@ def test_a_plan_is_followed_and_so_is_its_removal(watcher: Watcher, tmp_path: Pa
     assert watcher.repository.select("goal", None, "", "session").served.version == 2
     (tmp_path / "goal" / PLAN).unlink()
     watcher.poll()
+    assert served(watcher) == 1  # for one look
+    watcher.poll()
     assert served(watcher) == 2
+    assert not problem(watcher)
+
+
+def test_a_plan_beside_bundles_in_other_folders_is_followed_and_so_is_its_removal(tmp_path: Path) -> None:
+    for version in (1, 2):
+        bundles.write(tmp_path / f"goal-{version}", bundles.manifest(version=version))
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    watcher = Watcher(tmp_path, allow_uncalibrated=False)
+    watcher.poll(first=True)
+    assert served(watcher) == 1
+    shutil.rmtree(tmp_path / "goal")
+    for _ in range(2):
+        watcher.poll()
+    assert served(watcher) == 2
+    assert not problem(watcher)
 
 
 def test_a_plan_is_followed_from_the_first_look_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -562,7 +579,7 @@ def test_a_plan_holds_while_its_folder_is_away(
         watcher.poll()
         assert served(watcher) == 1
         assert watcher.repository.snapshot.policies["goal"].plan == plan
-        assert f"{PLAN} is gone with all that was beside it" in problem(watcher)
+        assert f"{PLAN} is gone with the bundles" in problem(watcher)
     if away.endswith("unmounted"):
         folder.rmdir()
     elsewhere.rename(folder)
@@ -573,17 +590,70 @@ def test_a_plan_holds_while_its_folder_is_away(
     assert loaded(watcher) == [1, 2]
 
 
-def test_a_folder_that_comes_back_without_its_plan_asks_for_nothing(watcher: Watcher, tmp_path: Path) -> None:
+def test_a_folder_that_comes_back_bit_by_bit_is_served_by_its_plan_throughout(watcher: Watcher, tmp_path: Path) -> None:
+    add(tmp_path, 2)
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    watcher.poll()
+    goal, away = tmp_path / "goal", tmp_path / ".goal"
+    goal.rename(away)
+    watcher.poll()
+    goal.mkdir()
+    for version in ("1", "2"):
+        shutil.copytree(away / version, goal / version)
+        for _ in range(3):
+            watcher.poll()
+            assert served(watcher) == 1
+            assert "write {} into it to ask for nothing" in problem(watcher)
+    (goal / PLAN).write_text("")  # not whole yet
+    watcher.poll()
+    (goal / PLAN).unlink()
+    for _ in range(3):
+        watcher.poll()
+        assert served(watcher) == 1
+    shutil.copy2(away / PLAN, goal / PLAN)
+    watcher.poll()
+    assert served(watcher) == 1
+    assert not problem(watcher)
+
+
+def test_a_folder_that_comes_back_asks_for_nothing_once_its_plan_says_so(watcher: Watcher, tmp_path: Path) -> None:
     add(tmp_path, 2)
     write_plan(tmp_path, "goal", ServingPlan(pinned=1))
     watcher.poll()
     (tmp_path / "goal").rename(tmp_path / ".goal")
     watcher.poll()
-    (tmp_path / ".goal" / PLAN).unlink()
     (tmp_path / ".goal").rename(tmp_path / "goal")
+    (tmp_path / "goal" / PLAN).write_text("{}")
     watcher.poll()
     assert served(watcher) == 2
     assert not problem(watcher)
+
+
+def test_a_plan_that_is_removed_before_its_folder_holds(watcher: Watcher, tmp_path: Path) -> None:
+    add(tmp_path, 2)
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    watcher.poll()
+    (tmp_path / "goal" / PLAN).unlink()
+    add(tmp_path, 3)  # within a look the plan is read several times
+    watcher.poll()
+    assert served(watcher) == 1
+    shutil.rmtree(tmp_path / "goal")
+    for _ in range(2):
+        watcher.poll()
+        assert served(watcher) == 1
+        assert f"{PLAN} is gone with the bundles" in problem(watcher)
+
+
+def test_a_plan_whose_folder_is_renamed_holds(watcher: Watcher, tmp_path: Path) -> None:
+    add(tmp_path, 2)
+    write_plan(tmp_path, "goal", ServingPlan(pinned=1))
+    watcher.poll()
+    (tmp_path / "goal").rename(tmp_path / "renamed")
+    for _ in range(3):
+        watcher.poll()
+        assert loaded(watcher) == [1, 2]
+        assert served(watcher) == 1
+        assert f"{PLAN} is gone with the bundles" in problem(watcher)
 
 
 def test_a_plan_that_goes_away_while_it_is_read_is_read_once_it_is_back(
@@ -594,15 +664,19 @@ def test_a_plan_that_goes_away_while_it_is_read_is_read_once_it_is_back(
     watcher.poll()
     write_plan(tmp_path, "goal", ServingPlan(pinned=2))
 
-    def unmounted(self: Path) -> bytes:
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(self))
+    read_bytes, away = Path.read_bytes, tmp_path / ".goal"
+
+    def unmount(self: Path) -> bytes:
+        if self.name == PLAN:
+            self.parent.rename(away)
+        return read_bytes(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", unmounted)
-        patched.setattr(Path, "iterdir", unmounted)
+        patched.setattr(Path, "read_bytes", unmount)
         watcher.poll()
     assert served(watcher) == 1
     assert "is gone" in problem(watcher)
+    away.rename(tmp_path / "goal")
     watcher.poll()
     assert served(watcher) == 2
     assert not problem(watcher)
