@@ -166,10 +166,12 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
             raise InvalidRequestError("max_age_seconds", f"is {seconds:g}; it must be finite, and above zero")
         fill_duration(message.max_age, seconds)
     fallback = opening.fallback
-    if not fallback.reasons:
+    acts = not isinstance(fallback.action, FlaggedAction)  # else the defaults change nothing
+    if acts and not fallback.reasons:
         raise InvalidRequestError("fallback.reasons", "is empty; name one, or leave the fallback away")
     message.fallback.reasons.extend(map(_encode_reason, sorted(fallback.reasons)))
-    message.fallback.recovery_steps = in_range("recovery_steps", fallback.recovery_steps, UINT32_MAX, least=1)
+    steps = in_range("recovery_steps", fallback.recovery_steps, UINT32_MAX, least=int(acts))
+    message.fallback.recovery_steps = steps
     match fallback.action:
         case FlaggedAction():
             message.fallback.flagged.SetInParent()

@@ -247,6 +247,11 @@ def test_what_an_opening_leaves_out_has_the_defaults_of_the_contract() -> None:
     assert decode_opening(pb.OpenSession(), Limits()) == Opening()
 
 
+def test_without_a_fallback_it_may_have_no_reasons_and_no_steps_to_recover() -> None:
+    nothing = Fallback(FlaggedAction(), frozenset(), recovery_steps=0)
+    assert decode_opening(encode_opening(Opening(fallback=nothing)), Limits()) == Opening()
+
+
 def test_an_opening_that_names_what_is_not_there_is_told_which_field_does(
     runtimes: dict[str, dict[int, PolicyRuntime]], seal: StateSeal
 ) -> None:
