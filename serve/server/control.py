@@ -190,7 +190,7 @@ class _Conversation:
         self._workers = workers
         self._metrics = metrics
         self._version = session.policy.served.version  # that the robot knows of
-        self._failed = False  # the policy gave nothing at the last step, and the log has it
+        self._failed: set[str] = set()  # who gave nothing when asked last, policy or backup, and the log has it
 
     async def hold(self, arrivals: list[Arrival], inbox: Inbox) -> None:
         """Answer what comes until the robot ends the stream."""
@@ -228,9 +228,8 @@ class _Conversation:
         except Exception as error:
             await self._context.write(self._refuse(step.number, error))
             return
-        if session.failure is not None:
-            self._log_failure("policy failed", session.failure, step.number)
-        self._failed = session.failure is not None
+        self._log_failure("policy", "policy failed", session.failure, step.number)
+        self._log_failure("backup", "backup failed", session.backup_failure, step.number)
         if result.policy.version != self._version:
             self._version = result.policy.version
             said = f"Version {self._version} answers from this step on."
@@ -273,13 +272,15 @@ class _Conversation:
         if code in _TOO_LATE:
             self._count_pace(math.inf)
         if code is grpc.StatusCode.INTERNAL:
-            self._log_failure("step failed", error, step)
+            self._log_failure("policy", "step failed", error, step)
         return encode_step_error(step, status_of(error, named), session.next_step, session.state())
 
-    def _log_failure(self, event: str, error: Exception, step: int) -> None:
-        """Once for as long as it goes on."""
-        if not self._failed:
-            self._failed = True
+    def _log_failure(self, whose: str, event: str, error: Exception | None, step: int) -> None:
+        """Once for as long as it goes on; None: it is over."""
+        if error is None:
+            self._failed.discard(whose)
+        elif whose not in self._failed:
+            self._failed.add(whose)
             session_id, named = self._session.session_id, request_id(self._context)
             log(logger, logging.ERROR, event, exception=error, session_id=session_id, request_id=named, step=step)
 

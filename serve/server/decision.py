@@ -100,7 +100,8 @@ class Pilot:
         policy = replace(opening.policy, name=terms.name, fingerprint=terms.fingerprint)
         self._policy = _Followed(policies, policy, terms, versions[0], "open.")
         self.own: tuple[Situations, Mode, ActLists] | None = None  # what the policy was asked last, and said
-        self.failure: InternalError | None = None  # why it, or else its backup, said nothing that may be sent
+        self.failure: InternalError | None = None  # why it said nothing that may be sent
+        self.backup_failure: InternalError | None = None  # why its backup said nothing, when it was asked last
         self._backup: _Followed | None = None
         if isinstance(opening.fallback.action, BackupPolicy):
             backup = opening.fallback.action.policy
@@ -179,10 +180,11 @@ class Pilot:
         """Return what the backup policy answers; None where it gives nothing that may be sent."""
         assert self._backup is not None
         self._backup.follow()
+        self.backup_failure = None
         try:
             return self._backup.runtime.act(asked, Deterministic())
         except InternalError as error:
-            self.failure = self.failure or error
+            self.backup_failure = error
             return None
 
     def _drawn(self, mode: Mode, step: int) -> Mode:

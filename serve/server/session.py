@@ -95,8 +95,13 @@ class Session:
 
     @property
     def failure(self) -> InternalError | None:
-        """Why the policy, or else its backup, gave nothing at the last step, whatever was answered; None: they did."""
+        """Why the policy gave nothing at the last step, whatever was answered; None: it did."""
         return self._pilot.failure
+
+    @property
+    def backup_failure(self) -> InternalError | None:
+        """Why the backup policy gave nothing when it was asked last; None: it did, or was never asked."""
+        return self._pilot.backup_failure
 
     @property
     def policy(self) -> PolicyRuntime:

@@ -228,6 +228,21 @@ def test_a_policy_that_fails_under_a_fallback_is_logged_once_until_it_answers_ag
     assert [record.__dict__["fields"]["step"] for record in failed] == [0, 3]
 
 
+def test_a_backup_that_fails_is_logged_once_until_it_answers_again_whatever_the_policy_does(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    backup = pb.BackupPolicy(policy=GOAL)  # gives nothing where the policy does
+    fallback = pb.Fallback(backup=backup, recovery_steps=1)
+    with Robot(house.address, pb.OpenSession(policy=GOAL, fallback=fallback)) as robot:
+        robot.opened()
+        # At 2 it takes over for the last time, at 3 it is not asked.
+        for step, observation in enumerate((NONSENSE, NONSENSE, CALM, CALM, NONSENSE)):
+            robot.step(step, observation)
+    for event in ("policy failed", "backup failed"):
+        failed = [record for record in caplog.records if record.getMessage() == event]
+        assert [record.__dict__["fields"]["step"] for record in failed] == [0, 4]
+
+
 def test_a_fallback_is_told_and_counted(house: House) -> None:
     fallback = pb.Fallback(constant=pb.ConstantAction(action=[0.5, -1.0]), recovery_steps=1)
     with Robot(house.address, pb.OpenSession(policy=GOAL, cost_budget=[1.0, 99.0], fallback=fallback)) as robot:

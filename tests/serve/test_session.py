@@ -656,10 +656,12 @@ def test_where_the_backup_gives_nothing_the_safe_action_is_answered(served: Serv
         assert taken.prediction is None  # the critic gives nothing here, either
         assert not taken.feasible
         assert session.failure is not None
+        assert session.backup_failure is not None
     recovering = take(session, CALM)
     assert recovering.fallback is not None
     assert recovering.fallback.backup is not None
     assert session.failure is None
+    assert session.backup_failure is None
 
 
 def test_a_backup_that_fails_while_the_policy_answers_leaves_the_safe_action_judged(
@@ -683,7 +685,8 @@ def test_a_backup_that_fails_while_the_policy_answers_leaves_the_safe_action_jud
     assert taken.prediction.cost_value.tolist() == [[0.0, 0.0]]  # of an action of zeros
     assert taken.prediction.calibration_status.tolist() == [SHIFTED]
     assert not taken.feasible
-    assert "nobody thought of" in str(session.failure)
+    assert session.failure is None
+    assert "nobody thought of" in str(session.backup_failure)
 
 
 def test_where_the_fallback_gives_nothing_either_the_step_is_an_error_and_can_be_sent_again(
