@@ -97,8 +97,7 @@ class Pilot:
         self.rows = max(
             (mode.candidates for mode in modes if isinstance(mode, Shielded | LeastUnsafeAction)), default=1
         )
-        policy = replace(opening.policy, name=terms.name, fingerprint=terms.fingerprint)
-        self._policy = _Followed(policies, policy, terms, versions[0], "open.")
+        self._policy = _Followed(policies, opening.policy, terms.name, terms, versions[0], "open.")
         self.own: tuple[Situations, Mode, ActLists] | None = None  # what the policy was asked last, and said
         self.failure: InternalError | None = None  # why it said nothing that may be sent
         self.backup_failure: InternalError | None = None  # why its backup said nothing, when it was asked last
@@ -107,8 +106,7 @@ class Pilot:
             backup = opening.fallback.action.policy
             if backup.fingerprint not in ("", terms.fingerprint):
                 raise FingerprintError("The backup policy must have the fingerprint of the session's policy.")
-            backup = replace(backup, fingerprint=terms.fingerprint)
-            self._backup = _Followed(policies, backup, terms, versions[1], "open.fallback.backup.")
+            self._backup = _Followed(policies, backup, backup.name, terms, versions[1], "open.fallback.backup.")
 
     @property
     def policy(self) -> PolicyRuntime:
@@ -199,23 +197,30 @@ class _Followed:
     """A policy that a session stays with: the version it names, or the served one as long as it is for the session."""
 
     def __init__(
-        self, policies: Policies, selector: PolicySelector, terms: Terms, version: int | None, path: str
+        self, policies: Policies, sent: PolicySelector, name: str, terms: Terms, version: int | None, path: str
     ) -> None:
         """Select; an unnamed version begins with the served one, or with `version` where that one does not fit.
 
-        `path` is that of the message that has the selector, in the opening.
+        Args:
+            policies: where the policies are.
+            sent: what the robot says of the policy.
+            name: of the policy; from the session's state where the robot does not say it.
+            terms: of the session, with the fingerprint that the policy must have.
+            version: that answered last, from the session's state; None: none has.
+            path: of the message that has what was sent.
 
         Raises:
             NotFoundError, FingerprintError, UnavailableError: there is no such policy, or it does not fit.
         """
         self._policies = policies
-        self._selector = selector
+        self._sent = sent
+        self._name = name
         self._terms = terms
         self._key = terms.session_id.hex()
         self._path = path
-        self._pinned = selector.version is not None
+        self._pinned = sent.version is not None
         try:
-            self.runtime = self._begin(selector.version)
+            self.runtime = self._begin(sent.version)
         except _NOT_THERE:
             if self._pinned or version is None:
                 raise
@@ -236,7 +241,8 @@ class _Followed:
         try:
             runtime = self._select(version)
         except NotFoundError as error:
-            raise error.under(self._path) from None
+            of_state = self._name != self._sent.name if error.field == "policy.name" else version != self._sent.version
+            raise (NotFoundError(str(error), "open.state") if of_state else error.under(self._path)) from None
         if not self._fits(runtime):
             raise FingerprintError(
                 f"Policy {runtime.served.name!r} version {runtime.served.version} has a horizon of "
@@ -246,7 +252,7 @@ class _Followed:
         return runtime
 
     def _select(self, version: int | None) -> PolicyRuntime:
-        return self._policies.select(self._selector.name, version, self._selector.fingerprint, self._key)
+        return self._policies.select(self._name, version, self._terms.fingerprint, self._key)
 
     def _fits(self, runtime: PolicyRuntime) -> bool:
         return runtime.speaks_of(self._terms.steps_spoken_of, self._terms.control_period_ms)

@@ -274,10 +274,34 @@ def test_an_opening_that_names_what_is_not_there_is_told_which_field_does(
     nobody, unknown = (BackupPolicy(selector) for selector in (PolicySelector("nobody"), replace(goal, version=9)))
     assert field_of(Opening(goal, fallback=Fallback(nobody))) == "open.fallback.backup.policy.name"
     assert field_of(Opening(goal, fallback=Fallback(unknown))) == "open.fallback.backup.policy.version"
-    opening = Opening(goal)
-    state = open_session(opening, opening_digest(encode_opening(opening)), repository, seal).opened().state
-    policies["goal"] = follow({2: runtimes["goal"][2]}, ServingPlan(), None)
-    assert field_of(opening, state) == "open.policy.version"
+
+
+def test_a_session_that_goes_on_where_its_policy_is_not_is_told_what_names_it(
+    runtimes: dict[str, dict[int, PolicyRuntime]], seal: StateSeal
+) -> None:
+    def repository(here: dict[str, list[int]]) -> Repository:
+        loaded = {name: {version: runtimes[name][version] for version in here[name]} for name in here}
+        return Repository(Snapshot({name: follow(versions, ServingPlan(), None) for name, versions in loaded.items()}))
+
+    def field_of(opening: Opening, here: dict[str, list[int]]) -> str:
+        """Open where versions 1 of goal and 5 of sure are the only ones, and go on where others are."""
+        digest = opening_digest(encode_opening(opening))
+        one = {"goal": [1], "sure": [5]} if opening.policy.name else {"goal": [1]}
+        session = open_session(opening, digest, repository(one), seal)
+        take(session, CALM, (0.0, 0.0))
+        with pytest.raises(NotFoundError) as caught:
+            resume_session(opening, digest, session.state(), repository(here), seal)
+        return caught.value.field
+
+    # Version 3 of goal is for another robot, so that a session which names none asks for the one of its state.
+    goal = PolicySelector("goal")
+    assert field_of(Opening(replace(goal, version=1)), {"goal": [3]}) == "open.policy.version"
+    assert field_of(Opening(goal), {"goal": [3]}) == "open.state"
+    assert field_of(Opening(goal), {"sure": [5]}) == "open.policy.name"
+    assert field_of(Opening(), {"sure": [5]}) == "open.state"
+    backup = Opening(PolicySelector("sure"), fallback=Fallback(BackupPolicy(goal)))
+    assert field_of(backup, {"goal": [3], "sure": [5]}) == "open.state"
+    assert field_of(backup, {"sure": [5]}) == "open.fallback.backup.policy.name"
 
 
 def test_a_backup_must_be_for_the_same_robot(served: Served, seal: StateSeal) -> None:
