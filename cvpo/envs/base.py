@@ -63,7 +63,7 @@ class Step(NamedTuple):
 class CostEnv:
     """A Gymnasium environment with its costs taken out of `info` and everything it returns checked.
 
-    A value that is missing, not finite or (for a cost) negative raises EnvError with the step, the
+    A value that is missing, no number within ±LARGEST or (for a cost) negative raises EnvError with the step, the
     environment and the value; so does any exception that the environment itself raises.
     """
 
@@ -102,7 +102,7 @@ class CostEnv:
         if action.shape != self._low.shape:
             raise self._failure(f"the action has shape {action.shape} instead of {self._low.shape}")
         if not all_usable(action):
-            raise self._failure(f"the action {action} is not finite")
+            raise self._failure(f"the action {action} is not of numbers within ±{LARGEST:g}")
         native = np.minimum(np.maximum(action, self._low), self._high).astype(self._native_type)
         if native.shape != self._native_shape:
             native = native.reshape(self._native_shape)
