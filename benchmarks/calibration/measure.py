@@ -34,7 +34,7 @@ from cvpo.training.metrics import read_evaluations
 
 Array = NDArray[np.float64]
 TASKS = ("SafetyPointCircle1-v0", "SafetyPointGoal1-v0", "SafetyHalfCheetahVelocity-v1")
-CALIBRATING, FRESH = 1_000, 300  # episodes
+CALIBRATING, FRESH = 1_000, 500  # episodes
 SEED_OFFSET = 5_000_011  # never an episode of training, of choosing, of an export or of an evaluation
 LOWEST, HIGHEST = 0.25, 2.0  # budgets, of the limit
 Tell = Callable[[str], None]
