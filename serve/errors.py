@@ -20,9 +20,12 @@ class InvalidRequestError(PolicyServiceError):
     """
 
     def __init__(self, field: str, description: str) -> None:
-        super().__init__(f"{field}: {description}")
+        super().__init__(field, description)  # what a copy in another process is made from
         self.field = field
         self.description = description
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}"
 
 
 class NotFoundError(PolicyServiceError):
