@@ -254,7 +254,7 @@ def encode_mode(request: pb.ActRequest | OpenSession, mode: Mode) -> None:
     """Write how the action is to be chosen.
 
     Raises:
-        InvalidRequestError: a seed or a number of candidates that does not fit into the message.
+        InvalidRequestError: it is no mode, or a seed or a number of candidates does not fit into the message.
     """
     match mode:
         case Deterministic():
@@ -267,6 +267,8 @@ def encode_mode(request: pb.ActRequest | OpenSession, mode: Mode) -> None:
             request.shielded.candidates = in_range("candidates", candidates, UINT32_MAX)
             if seed is not None:
                 request.shielded.seed = in_range("seed", seed, UINT64_MAX)
+        case _:
+            raise InvalidRequestError("mode", f"is {mode!r}; give Deterministic(), Sampled() or Shielded(candidates)")
 
 
 def _rows(name: str, value: ArrayLike) -> tuple[NDArray[np.float64], bool]:

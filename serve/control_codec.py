@@ -150,8 +150,8 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
     """Return the message that opens a session, or goes on from a state of it.
 
     Raises:
-        InvalidRequestError: a number that does not fit into the message, an age that is not above zero, or what is
-            empty and would be taken for the default.
+        InvalidRequestError: a value of another kind, a number that does not fit into the message, an age that is not
+            above zero, or what is empty and would be taken for the default.
     """
     message = pb.OpenSession(policy=encode_selector(opening.policy), state=state)
     message.cost_budget.extend(_given("cost_budget", opening.cost_budget))
@@ -160,31 +160,51 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
             message.horizon_steps = in_range("horizon", steps, UINT32_MAX)
         case RollingWindow(steps):
             message.rolling_window_steps = in_range("rolling window", steps, UINT32_MAX)
+        case None:
+            pass
+        case _:
+            raise InvalidRequestError("extent", f"is {opening.extent!r}; give Horizon(steps) or RollingWindow(steps)")
     encode_mode(message, opening.mode)
     if (seconds := opening.max_age_seconds) is not None:
         if not 0 < seconds <= _LONGEST_SECONDS:  # True for NaN
             raise InvalidRequestError("max_age_seconds", f"is {seconds:g}; it must be finite, and above zero")
         fill_duration(message.max_age, seconds)
-    fallback = opening.fallback
+    _encode_fallback(message.fallback, opening.fallback)
+    return message
+
+
+def _encode_fallback(message: pb.Fallback, fallback: Fallback) -> None:
+    if not isinstance(fallback, Fallback):
+        raise InvalidRequestError("fallback", f"is {fallback!r}; give Fallback(action)")
     acts = not isinstance(fallback.action, FlaggedAction)  # else the defaults change nothing
-    if acts and not fallback.reasons:
+    try:
+        reasons = sorted(map(FallbackReason, fallback.reasons))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(
+            "fallback.reasons", f"is {fallback.reasons!r}; give a set of FallbackReason"
+        ) from error
+    if acts and not reasons:
         raise InvalidRequestError("fallback.reasons", "is empty; name one, or leave the fallback away")
-    message.fallback.reasons.extend(map(_encode_reason, sorted(fallback.reasons)))
-    steps = in_range("recovery_steps", fallback.recovery_steps, UINT32_MAX, least=int(acts))
-    message.fallback.recovery_steps = steps
+    message.reasons.extend(map(_encode_reason, reasons))
+    message.recovery_steps = in_range("recovery_steps", fallback.recovery_steps, UINT32_MAX, least=int(acts))
     match fallback.action:
         case FlaggedAction():
-            message.fallback.flagged.SetInParent()
+            message.flagged.SetInParent()
         case LeastUnsafeAction(candidates):
-            message.fallback.least_unsafe.candidates = in_range("candidates", candidates, UINT32_MAX, least=1)
+            message.least_unsafe.candidates = in_range("candidates", candidates, UINT32_MAX, least=1)
         case ConstantAction(action):
-            message.fallback.constant.action.extend(_given("fallback.action", action))
-            message.fallback.constant.SetInParent()
+            message.constant.action.extend(_given("fallback.action", action))
+            message.constant.SetInParent()
         case HoldLastAction():
-            message.fallback.hold_last.SetInParent()
-        case BackupPolicy(selector):
-            message.fallback.backup.policy.CopyFrom(encode_selector(selector))
-    return message
+            message.hold_last.SetInParent()
+        case BackupPolicy(PolicySelector() as selector):
+            message.backup.policy.CopyFrom(encode_selector(selector))
+        case _:
+            raise InvalidRequestError(
+                "fallback.action",
+                f"is {fallback.action!r}; give FlaggedAction(), LeastUnsafeAction(), ConstantAction(), "
+                "HoldLastAction() or BackupPolicy(PolicySelector(name))",
+            )
 
 
 def encode_step(step: Step) -> pb.ControlStep:

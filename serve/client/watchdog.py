@@ -6,7 +6,7 @@ from enum import Enum
 
 import numpy as np
 
-from serve.codec import vector
+from serve.codec import UINT32_MAX, in_range, vector
 from serve.errors import InvalidRequestError
 from serve.values import Floats, PolicyDescription
 
@@ -67,10 +67,8 @@ class StandIn:
             raise InvalidRequestError(
                 "watchdog.timeout_seconds", f"is {watchdog.timeout_seconds:g}; above zero, please"
             )
-        if watchdog.hold_steps < 0:
-            raise InvalidRequestError("watchdog.hold_steps", f"is {watchdog.hold_steps}; zero or more, please")
         self._safe_action = np.array(safe_action, np.float32)
-        self._hold_steps = watchdog.hold_steps
+        self._hold_steps = in_range("watchdog.hold_steps", watchdog.hold_steps, UINT32_MAX)
         self._last_action: Floats | None = None
         self._steps = 0
 
@@ -88,7 +86,13 @@ class StandIn:
 
 
 def step_timeout_seconds(watchdog: Watchdog, description: PolicyDescription, otherwise: float) -> float:
-    """How long a step may take: as asked for, else half the control period, which leaves the robot the other half."""
+    """How long a step may take: as asked for, else half the control period, which leaves the robot the other half.
+
+    Raises:
+        InvalidRequestError: it is no watchdog that is given.
+    """
+    if not isinstance(watchdog, Watchdog):
+        raise InvalidRequestError("watchdog", f"is {watchdog!r}; give Watchdog(timeout_seconds)")
     if watchdog.timeout_seconds is not None:
         return watchdog.timeout_seconds
     period = description.control_period_seconds

@@ -1,5 +1,7 @@
 """What is encoded is what is decoded, and what cannot be encoded is named."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -290,6 +292,12 @@ def test_an_action_that_does_not_go_with_its_observation_is_named(action: ArrayL
 @pytest.mark.parametrize("mode", [Sampled(-1), Sampled(2**64), Shielded(-1), Shielded(2**32), Shielded(8, seed=-1)])
 def test_a_mode_that_fits_into_no_message_is_refused(mode: Mode) -> None:
     with pytest.raises(InvalidRequestError):
+        encode_act_request(pb.PolicySelector(), [], mode)
+
+
+@pytest.mark.parametrize("mode", [Sampled, "shielded", None])
+def test_what_is_no_mode_is_refused_and_does_not_run_as_the_deterministic_one(mode: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^mode: is .*; give Deterministic\(\), Sampled\(\) or Shielded"):
         encode_act_request(pb.PolicySelector(), [], mode)
 
 

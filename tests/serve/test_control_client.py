@@ -21,8 +21,10 @@ from serve.client.control_client import ControlSession
 from serve.client.watchdog import Watchdog, WatchdogReason
 from serve.control_codec import encode_step_error
 from serve.control_values import (
+    BackupPolicy,
     ConstantAction,
     Fallback,
+    FallbackReason,
     HoldLastAction,
     Horizon,
     LeastUnsafeAction,
@@ -41,6 +43,7 @@ from serve.errors import (
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.server.interceptors import status_of
 from serve.server.session import Session
+from serve.values import Sampled
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.faulty import Answers, FaultyServer, Stall, answer
 from tests.serve.proxy import Proxy
@@ -481,6 +484,15 @@ def test_a_server_that_hangs_is_said_to_say_nothing(control: Open, server: Fault
         ({"extent": Horizon(0)}, "open.horizon_steps"),
         ({"extent": Horizon(1.5)}, "horizon"),  # type: ignore[arg-type]  # as by a user without types
         ({"extent": RollingWindow(-1)}, "rolling window"),
+        ({"extent": 50}, "extent"),
+        ({"mode": Sampled}, "mode"),  # the class: parentheses forgotten
+        ({"mode": "shielded"}, "mode"),
+        ({"fallback": ConstantAction()}, "fallback"),
+        ({"fallback": Fallback(HoldLastAction)}, "fallback.action"),  # type: ignore[arg-type]
+        ({"fallback": Fallback("hold_last")}, "fallback.action"),  # type: ignore[arg-type]
+        ({"fallback": Fallback(BackupPolicy("sure"))}, "fallback.action"),  # type: ignore[arg-type]
+        ({"fallback": Fallback(HoldLastAction(), FallbackReason.SHIFTED)}, "fallback.reasons"),  # type: ignore[arg-type]
+        ({"fallback": Fallback(HoldLastAction(), {"shifted"})}, "fallback.reasons"),  # type: ignore[arg-type]
         ({"fallback": Fallback(ConstantAction(("a", "b")))}, "fallback.action"),  # type: ignore[arg-type]
         ({"fallback": Fallback(ConstantAction(()))}, "fallback.action"),
         ({"fallback": Fallback(LeastUnsafeAction(0))}, "candidates"),
@@ -495,6 +507,8 @@ def test_a_server_that_hangs_is_said_to_say_nothing(control: Open, server: Fault
         ({"watchdog": Watchdog(safe_action=(0.0, 2.5))}, "watchdog.safe_action[1]"),
         ({"watchdog": Watchdog(timeout_seconds=0.0)}, "watchdog.timeout_seconds"),
         ({"watchdog": Watchdog(hold_steps=-1)}, "watchdog.hold_steps"),
+        ({"watchdog": Watchdog(hold_steps="2")}, "watchdog.hold_steps"),  # type: ignore[arg-type]
+        ({"watchdog": 0.005}, "watchdog"),
     ],
 )
 def test_an_opening_that_is_wrong_names_the_field(
