@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -272,10 +272,7 @@ def encode_mode(request: pb.ActRequest | OpenSession, mode: Mode) -> None:
 
 
 def _rows(name: str, value: ArrayLike) -> tuple[NDArray[np.float64], bool]:
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(name, f"is not an array of numbers: {error}") from error
+    array = _numbers(name, value)
     if array.ndim not in (1, 2):
         raise InvalidRequestError(name, f"has shape {array.shape}; give one vector or a batch of them")
     return np.atleast_2d(array), array.ndim == 1
@@ -287,10 +284,7 @@ def vector(name: str, value: ArrayLike, size: int | None = None) -> list[float]:
     Raises:
         InvalidRequestError: it is no vector, or has another size.
     """
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(name, f"is not an array of numbers: {error}") from error
+    array = _numbers(name, value)
     if array.ndim == 0 and size == 1:
         array = array[None]
     if array.ndim != 1 or size not in (None, len(array)):
@@ -301,10 +295,25 @@ def vector(name: str, value: ArrayLike, size: int | None = None) -> list[float]:
 
 
 def _steps(steps_left: ArrayLike, count: int) -> list[int]:
+    _numbers("steps_left", steps_left)  # refuses what is ragged
     array = np.asarray(steps_left)
     if array.dtype.kind not in "iu" or array.shape not in ((), (count,)):
         raise InvalidRequestError("steps_left", f"must be one whole number, or one for each of {count} observations")
     return [in_range("steps_left", steps, UINT32_MAX) for steps in np.broadcast_to(array, (count,)).tolist()]
+
+
+def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
+    """Return an array of real numbers.
+
+    Raises:
+        InvalidRequestError: it is none: ragged, or of text, times, complex or other things.
+    """
+    try:
+        array = np.asarray(value)
+        casting: Literal["unsafe", "same_kind"] = "unsafe" if array.dtype == np.object_ else "same_kind"
+        return array.astype(np.float64, casting=casting, copy=False)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: torch's, of what has a grad
+        raise InvalidRequestError(name, f"is not an array of numbers: {error}") from error
 
 
 def in_range(name: str, value: int, largest: int, least: int = 0) -> int:

@@ -1,9 +1,13 @@
 """What is encoded is what is decoded, and what cannot be encoded is named."""
 
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -23,6 +27,7 @@ from serve.codec import (
     encode_evaluate_response,
     encode_situated_actions,
     encode_situations,
+    vector,
 )
 from serve.errors import InvalidRequestError
 from serve.gen.cvpo.v1 import policy_pb2 as pb
@@ -266,6 +271,7 @@ def test_situated_actions_come_back_as_they_were(action: np.ndarray) -> None:
         ("steps_left", [1, 2, 3], -1, None),
         ("steps_left", [1, 2, 3], 2**32, None),
         ("steps_left", np.zeros((2, 3)), [1, 2, 3], None),
+        ("steps_left", np.zeros((2, 3)), [[1], [1, 2]], None),
         ("cost_allowed", [1, 2, 3], None, "much"),
         ("cost_allowed", [1, 2, 3], None, []),
         ("cost_allowed", [[1, 2, 3]], None, [[]]),
@@ -278,6 +284,39 @@ def test_arguments_that_fit_into_no_message_are_named(
     with pytest.raises(InvalidRequestError) as caught:
         encode_situations(observation, steps_left, cost_allowed)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.ones(3, requires_grad=True),
+        [10**400, 0, 0],
+        np.array([1 + 1j, 0, 0]),
+        np.array([1, 2, 3], "datetime64[s]"),
+        ["1", "2", "3"],
+        np.zeros(3, [("x", np.float32)]),
+    ],
+)
+def test_what_is_not_of_real_numbers_is_named_and_not_converted(values: Any) -> None:
+    for encode in (partial(encode_situations, values, None, None), partial(vector, "observation", values)):
+        with pytest.raises(InvalidRequestError, match=r"^observation: is not an array of numbers: .") as caught:
+            encode()
+        assert caught.value.field == "observation"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1, 2, 3),
+        np.array([1, 2, 3], object),
+        np.array([1, 2, 3], np.uint8),
+        np.array([1, 2, 3], np.float16),
+        torch.tensor([1.0, 2.0, 3.0]),
+        [Fraction(1), Decimal(2), 3],
+    ],
+)
+def test_real_numbers_of_any_type_are_taken(values: Any) -> None:
+    assert vector("observation", values) == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize("action", [[1.0], [[1.0, 2.0], [1.0, 2.0]], "left"])
