@@ -52,13 +52,13 @@ class StandIn:
                 makes no sense.
         """
         given = description.safe_action if watchdog.safe_action is None else watchdog.safe_action
-        safe_action = vector("watchdog.safe_action", given)
+        safe_action = np.array(vector("watchdog.safe_action", given), np.float32)  # as the bounds are
         space = description.action
         if len(safe_action) != len(space.names):
             raise InvalidRequestError(
                 "watchdog.safe_action", f"has {len(safe_action)} values; the policy's action has {len(space.names)}"
             )
-        for index, (value, low, high) in enumerate(zip(safe_action, space.low, space.high, strict=True)):
+        for index, (value, low, high) in enumerate(zip(safe_action.tolist(), space.low, space.high, strict=True)):
             if not low <= value <= high:  # True for NaN
                 raise InvalidRequestError(
                     f"watchdog.safe_action[{index}]", f"is {value:g}; the action space is {low:g} to {high:g} there"
@@ -67,7 +67,7 @@ class StandIn:
             raise InvalidRequestError(
                 "watchdog.timeout_seconds", f"is {watchdog.timeout_seconds:g}; above zero, please"
             )
-        self._safe_action = np.array(safe_action, np.float32)
+        self._safe_action = safe_action
         self._hold_steps = in_range("watchdog.hold_steps", watchdog.hold_steps, UINT32_MAX)
         self._last_action: Floats | None = None
         self._steps = 0

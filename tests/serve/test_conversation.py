@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 from google.rpc import code_pb2
 from google.rpc.status_pb2 import Status
@@ -27,7 +28,7 @@ from serve.errors import (
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
 from serve.local import LocalPolicy
-from serve.values import PolicyDescription
+from serve.values import PolicyDescription, Space
 
 OBSERVATION = [1, 2, -1]
 
@@ -122,6 +123,16 @@ def test_the_opening_has_the_fingerprint_and_the_age_at_which_the_watchdog_gives
     assert opening.max_age.ToTimedelta().total_seconds() == 7.0
     unknown = dataclasses.replace(description, control_period_seconds=None)
     assert Robot(unknown).conversation.timeout_seconds == 3.0  # as long as a call
+
+
+def test_a_safe_action_may_be_on_a_bound_that_float32_does_not_hold(description: PolicyDescription) -> None:
+    low, high = (float(np.float32(bound)) for bound in (-0.7, 0.7))  # as descriptions come; both are inside of 0.7
+    narrow = dataclasses.replace(description, action=Space(description.action.names, (low, low), (high, high)))
+    robot = Robot(narrow, watchdog=Watchdog(safe_action=(-0.7, 0.7)))
+    robot.begin()
+    assert robot.conversation.overdue().action.tolist() == [low, high]
+    with pytest.raises(InvalidRequestError, match=r"^watchdog\.safe_action\[1\]: is 0\.71; the action space is -0\.7"):
+        Robot(narrow, watchdog=Watchdog(safe_action=(-0.7, 0.71)))
 
 
 def test_an_answer_from_a_stream_that_was_left_is_not_taken_for_that_of_the_step_in_flight(
