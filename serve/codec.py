@@ -7,6 +7,7 @@ what cannot be put into a message. Paths of fields are those of the proto, such 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from operator import index
 from typing import Literal, cast
 
@@ -40,6 +41,7 @@ from serve.values import (
 
 UINT32_MAX = 2**32 - 1
 UINT64_MAX = 2**64 - 1
+_DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
@@ -329,6 +331,17 @@ def in_range(name: str, value: int, largest: int, least: int = 0) -> int:
     if not least <= number <= largest:
         raise InvalidRequestError(name, f"is {number}; it must be {least} to {largest}")
     return number
+
+
+def seconds(name: str, value: float) -> float:
+    """Return how long something may take.
+
+    Raises:
+        InvalidRequestError: it is no number of seconds, not above zero, or more than a day, which no timer need take.
+    """
+    if not (isinstance(value, Real) and 0 < value <= _DAY_SECONDS):  # True for NaN
+        raise InvalidRequestError(name, f"is {value!r}; give seconds, above zero and at most {_DAY_SECONDS}")
+    return float(value)
 
 
 # --- answers -------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from serve.codec import (
     fill_predictions,
     fill_served,
     in_range,
+    seconds,
     vector,
 )
 from serve.control_values import (
@@ -56,7 +57,6 @@ from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
 
 _STATE_FRAME_BYTES = 12  # of the tag and length of a state in its opening, and of that in its request, at most
-_LONGEST_SECONDS = 3e11  # that a Duration takes: some ten thousand years
 
 # --- requests, on the server ---------------------------------------------------------------------------------------
 
@@ -150,8 +150,8 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
     """Return the message that opens a session, or goes on from a state of it.
 
     Raises:
-        InvalidRequestError: a value of another kind, a number that does not fit into the message, an age that is not
-            above zero, or what is empty and would be taken for the default.
+        InvalidRequestError: a value of another kind, a number that does not fit into the message, or what is
+            empty and would be taken for the default.
     """
     message = pb.OpenSession(policy=encode_selector(opening.policy), state=state)
     message.cost_budget.extend(_given("cost_budget", opening.cost_budget))
@@ -165,10 +165,8 @@ def encode_opening(opening: Opening, state: bytes = b"") -> pb.OpenSession:
         case _:
             raise InvalidRequestError("extent", f"is {opening.extent!r}; give Horizon(steps) or RollingWindow(steps)")
     encode_mode(message, opening.mode)
-    if (seconds := opening.max_age_seconds) is not None:
-        if not 0 < seconds <= _LONGEST_SECONDS:  # True for NaN
-            raise InvalidRequestError("max_age_seconds", f"is {seconds:g}; it must be finite, and above zero")
-        fill_duration(message.max_age, seconds)
+    if opening.max_age_seconds is not None:
+        fill_duration(message.max_age, seconds("max_age_seconds", opening.max_age_seconds))
     _encode_fallback(message.fallback, opening.fallback)
     return message
 

@@ -17,7 +17,7 @@ from serve.client.channel import Addresses, Attempts, Dialer, Tls
 from serve.client.control_aio import AsyncControlSession
 from serve.client.conversation import Conversation
 from serve.client.watchdog import Watchdog
-from serve.codec import vector
+from serve.codec import seconds, vector
 from serve.control_codec import decode_selector, encode_selector
 from serve.control_values import Fallback, Horizon, Opening, PolicySelector, RollingWindow
 from serve.errors import PolicyServiceError
@@ -40,7 +40,7 @@ class AsyncPolicyClient:
     ) -> None:
         """Prepare to ask; see PolicyClient."""
         self._selector = encode_selector(PolicySelector(policy, version, fingerprint))
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds = seconds("timeout_seconds", timeout_seconds)
         self._addresses = Addresses(address)
         self._dialer = Dialer(tls)
         self._credentials = self._dialer.credentials()

@@ -21,7 +21,7 @@ from serve.client.channel import Addresses, Attempts, Dialer, Tls
 from serve.client.control_client import ControlSession, RemoteControlSession
 from serve.client.conversation import Conversation
 from serve.client.watchdog import Watchdog
-from serve.codec import vector
+from serve.codec import seconds, vector
 from serve.control_codec import decode_selector, encode_selector
 from serve.control_values import Fallback, Horizon, Opening, PolicySelector, RollingWindow
 from serve.errors import PolicyServiceError
@@ -160,10 +160,10 @@ class PolicyClient(PolicyCaller):
             tls: None: in the clear.
 
         Raises:
-            InvalidRequestError: no address, a version that is none, or a file of `tls` that cannot be read.
+            InvalidRequestError: no address, a version or a time that is none, or a file of `tls` that cannot be read.
         """
         super().__init__(policy, version, fingerprint)
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds = seconds("timeout_seconds", timeout_seconds)
         self._addresses = Addresses(address)
         self._dialer = Dialer(tls)
         self._credentials = self._dialer.credentials()

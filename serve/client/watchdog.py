@@ -1,12 +1,11 @@
 """What a robot does when no answer comes in time: hold the last action for a while, then take a safe one."""
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 
-from serve.codec import UINT32_MAX, in_range, vector
+from serve.codec import UINT32_MAX, in_range, seconds, vector
 from serve.errors import InvalidRequestError
 from serve.values import Floats, PolicyDescription
 
@@ -48,8 +47,7 @@ class StandIn:
         """Check the options against the policy.
 
         Raises:
-            InvalidRequestError: a safe action of another length or out of bounds, a timeout or a number of steps that
-                makes no sense.
+            InvalidRequestError: a safe action of another length or out of bounds, or a number of steps that is none.
         """
         given = description.safe_action if watchdog.safe_action is None else watchdog.safe_action
         safe_action = np.array(vector("watchdog.safe_action", given), np.float32)  # as the bounds are
@@ -63,10 +61,6 @@ class StandIn:
                 raise InvalidRequestError(
                     f"watchdog.safe_action[{index}]", f"is {value:g}; the action space is {low:g} to {high:g} there"
                 )
-        if watchdog.timeout_seconds is not None and not 0 < watchdog.timeout_seconds < math.inf:
-            raise InvalidRequestError(
-                "watchdog.timeout_seconds", f"is {watchdog.timeout_seconds:g}; above zero, please"
-            )
         self._safe_action = safe_action
         self._hold_steps = in_range("watchdog.hold_steps", watchdog.hold_steps, UINT32_MAX)
         self._last_action: Floats | None = None
@@ -89,11 +83,11 @@ def step_timeout_seconds(watchdog: Watchdog, description: PolicyDescription, oth
     """How long a step may take: as asked for, else half the control period, which leaves the robot the other half.
 
     Raises:
-        InvalidRequestError: it is no watchdog that is given.
+        InvalidRequestError: what is given is no watchdog, or its timeout none.
     """
     if not isinstance(watchdog, Watchdog):
         raise InvalidRequestError("watchdog", f"is {watchdog!r}; give Watchdog(timeout_seconds)")
     if watchdog.timeout_seconds is not None:
-        return watchdog.timeout_seconds
+        return seconds("watchdog.timeout_seconds", watchdog.timeout_seconds)
     period = description.control_period_seconds
     return otherwise if period is None else period / 2

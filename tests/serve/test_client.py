@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import socket
 import subprocess
 import sys
@@ -88,6 +89,14 @@ def test_a_version_that_is_none_is_refused_by_every_client(version: Any, reposit
         with pytest.raises(InvalidRequestError) as caught:
             make("127.0.0.1:1", version=version)
         assert caught.value.field == "version"
+
+
+@pytest.mark.parametrize("timeout_seconds", [0, -1, 1e10, math.inf, math.nan, None, "1"])
+def test_a_timeout_that_is_none_is_refused_by_every_client(timeout_seconds: Any) -> None:
+    for make in (PolicyClient, AsyncPolicyClient):
+        with pytest.raises(InvalidRequestError, match="give seconds, above zero and at most 86400") as caught:
+            make("127.0.0.1:1", timeout_seconds=timeout_seconds)
+        assert caught.value.field == "timeout_seconds"
 
 
 def test_a_client_that_is_closed_says_so(server: ServerThread) -> None:

@@ -503,9 +503,12 @@ def test_a_server_that_hangs_is_said_to_say_nothing(control: Open, server: Fault
         ({"max_age_seconds": np.inf}, "max_age_seconds"),
         ({"max_age_seconds": 0.0}, "max_age_seconds"),
         ({"max_age_seconds": -3.0}, "max_age_seconds"),
+        ({"max_age_seconds": "1"}, "max_age_seconds"),
         ({"watchdog": Watchdog(safe_action=(0.0,))}, "watchdog.safe_action"),
         ({"watchdog": Watchdog(safe_action=(0.0, 2.5))}, "watchdog.safe_action[1]"),
         ({"watchdog": Watchdog(timeout_seconds=0.0)}, "watchdog.timeout_seconds"),
+        ({"watchdog": Watchdog(timeout_seconds=1e10)}, "watchdog.timeout_seconds"),
+        ({"watchdog": Watchdog(timeout_seconds="1")}, "watchdog.timeout_seconds"),  # type: ignore[arg-type]
         ({"watchdog": Watchdog(hold_steps=-1)}, "watchdog.hold_steps"),
         ({"watchdog": Watchdog(hold_steps="2")}, "watchdog.hold_steps"),  # type: ignore[arg-type]
         ({"watchdog": 0.005}, "watchdog"),
