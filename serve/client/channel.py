@@ -1,13 +1,14 @@
 """Where the servers are: several addresses, which of them to ask next, and channels to them, with TLS or without."""
 
+import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grpc
 
@@ -36,6 +37,7 @@ _OPTIONS = (
 )
 _SHORTEST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 5.0
+_PATH_BYTES = 107  # of a Unix socket on Linux, and gRPC's bound everywhere
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,22 @@ class Dialer:
         return grpc.aio.secure_channel(address, credentials, options=self._options)
 
 
+def _possible(address: object) -> str:
+    match address:
+        case str() if address.startswith("unix:"):
+            possible = 0 < len(os.fsencode(address.removeprefix("unix:").removeprefix("//"))) <= _PATH_BYTES
+        case str():
+            port = address.rpartition(":")[2]
+            possible = bool(address) and not (port.isdecimal() and int(port) > 65535)
+        case _:
+            possible = False
+    if not possible:
+        raise InvalidRequestError(
+            "address", f"is {address!r}; write HOST:PORT or unix:PATH, with a path of 1 to {_PATH_BYTES} bytes"
+        )
+    return cast("str", address)
+
+
 @dataclass
 class _Record:
     works: bool = False  # it answered when it was asked last
@@ -136,8 +154,12 @@ class Addresses:
             addresses: HOST:PORT or unix:PATH, one or several.
             clock: seconds.
             draw: a number from 0 to 1, so that clients of one server do not come back all at once.
+
+        Raises:
+            InvalidRequestError: there is none, or one that no server can have: asked, it would hide those after it.
         """
-        self._addresses = [addresses] if isinstance(addresses, str) else list(dict.fromkeys(addresses))
+        several = isinstance(addresses, Iterable) and not isinstance(addresses, str | bytes)
+        self._addresses = list(dict.fromkeys(map(_possible, addresses if several else [addresses])))
         if not self._addresses:
             raise InvalidRequestError("address", "is empty; give at least one")
         self._clock = clock

@@ -1,6 +1,7 @@
 """Which server is asked next, for how long, and how it is reached."""
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -77,6 +78,23 @@ def test_an_address_is_left_alone_at_least_as_long_as_it_says_itself() -> None:
 def test_no_address_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="address: is empty"):
         Addresses([])
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "unix:", "unix:/" + "x" * 107, "unix:///" + "ü" * 54, "127.0.0.1:99999", 50051, None, b"a:1", Path("/run/a")],
+)
+def test_an_address_that_no_server_can_have_is_refused_before_it_hides_those_after_it(address: Any) -> None:
+    for given in (address, ["127.0.0.1:50051", address]):
+        with pytest.raises(InvalidRequestError, match="write HOST:PORT or unix:PATH") as caught:
+            Addresses(given)
+        assert caught.value.field == "address"
+        assert f"is {address!r}; " in caught.value.description
+
+
+def test_addresses_may_be_of_any_kind_that_grpc_knows() -> None:
+    given = ["robot:65535", "unix:/" + "x" * 106, "unix:///run/a", "[::1]:50051", "dns:///servers:50051", "localhost"]
+    assert Addresses(iter(given)).in_order() == given  # type: ignore[arg-type]  # as by a user without types
 
 
 def test_tries_share_the_deadline_until_an_address_has_shown_that_it_works() -> None:
