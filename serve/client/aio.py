@@ -4,6 +4,7 @@ async with AsyncPolicyClient("127.0.0.1:50051", timeout_seconds=0.02) as policy:
     answer = await policy.act(observation)
 """
 
+import asyncio
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -12,7 +13,7 @@ import grpc
 from numpy.typing import ArrayLike
 
 from serve.client import calls
-from serve.client.calls import Call, R
+from serve.client.calls import CLOSED, Call, R
 from serve.client.channel import Addresses, Attempts, Dialer, Tls
 from serve.client.control_aio import AsyncControlSession
 from serve.client.conversation import Conversation
@@ -121,13 +122,18 @@ class AsyncPolicyClient:
         await self.close()
 
     async def _ask(self, call: Call[R]) -> R:
-        if self._closed:
-            raise PolicyServiceError("The client is closed; make another one.")
         attempts = Attempts(self._addresses, self._timeout_seconds)
         for attempt in attempts:
+            if self._closed:
+                raise PolicyServiceError(CLOSED)
             try:
                 stub = self._stub(attempt.address)
                 response = await getattr(stub, call.method)(call.request, timeout=attempt.timeout_seconds)
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if self._closed and task is not None and not task.cancelling():  # by the channel, not by anyone
+                    raise PolicyServiceError(CLOSED) from error
+                raise
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     self._renew()

@@ -20,6 +20,8 @@ from serve.values import ActResult, EvaluateActionResult, Mode, PolicyDescriptio
 
 R = TypeVar("R")
 
+CLOSED = "The client is closed; make another one."
+
 
 @dataclass(frozen=True)
 class Call(Generic[R]):

@@ -16,7 +16,7 @@ import grpc
 from numpy.typing import ArrayLike
 
 from serve.client import calls
-from serve.client.calls import Call, R
+from serve.client.calls import CLOSED, Call, R
 from serve.client.channel import Addresses, Attempts, Dialer, Tls
 from serve.client.control_client import ControlSession, RemoteControlSession
 from serve.client.conversation import Conversation
@@ -186,14 +186,18 @@ class PolicyClient(PolicyCaller):
         self.close()
 
     def _ask(self, call: Call[R]) -> R:
-        if self._closed:
-            raise PolicyServiceError("The client is closed; make another one.")
         attempts = Attempts(self._addresses, self._timeout_seconds)
         for attempt in attempts:
+            if self._closed:
+                raise PolicyServiceError(CLOSED)
             try:
                 stub = self._stub(attempt.address)
                 response = getattr(stub, call.method)(call.request, timeout=attempt.timeout_seconds)
-            except grpc.RpcError as error:
+            except (grpc.RpcError, ValueError) as error:
+                if self._closed:  # under this call, which fails with it; ValueError: before it began
+                    raise PolicyServiceError(CLOSED) from error
+                if not isinstance(error, grpc.RpcError):
+                    raise
                 if error.code() is grpc.StatusCode.UNAVAILABLE:
                     self._renew()
                 attempts.failed(attempt, error)

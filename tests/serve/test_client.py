@@ -116,6 +116,30 @@ def test_a_client_that_is_closed_says_so(server: ServerThread) -> None:
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize("addresses", [1, 2])
+def test_a_call_under_which_its_client_is_closed_says_so(addresses: int) -> None:
+    async def close_under_a_call(asked: list[str], reached: Callable[[], Awaitable[object]]) -> None:
+        async with AsyncPolicyClient(asked, timeout_seconds=PATIENCE_SECONDS) as client:
+            call = asyncio.create_task(client.act([1, 2, -1]))
+            await reached()
+        with pytest.raises(PolicyServiceError, match=r"^The client is closed; make another one\.$"):
+            await call
+        assert not call.cancelled()
+
+    with ThreadPoolExecutor(1) as pool, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()  # accepts, and says nothing
+        host, port = listener.getsockname()
+        asked = [f"{host}:{port}", f"localhost:{port}"][:addresses]
+        with PolicyClient(asked, timeout_seconds=PATIENCE_SECONDS) as client:
+            call = pool.submit(client.act, [1, 2, -1])
+            connection = listener.accept()[0]
+        with pytest.raises(PolicyServiceError, match=r"^The client is closed; make another one\.$"):
+            call.result(PATIENCE_SECONDS)
+        connection.close()
+        asyncio.run(close_under_a_call(asked, partial(asyncio.to_thread, listener.accept)))
+
+
 class Aborting(PolicyServiceServicer):
     """Answers every call with one status."""
 
