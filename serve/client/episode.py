@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from serve.client.answer import ControlAnswer, Source
 from serve.client.control_client import ControlSession
+from serve.errors import InvalidRequestError
 
 
 class Env(Protocol):
@@ -49,7 +50,15 @@ class EpisodeResult:
 
 
 def cost_of_info(info: Mapping[str, Any]) -> ArrayLike:
-    """The cost where Safety-Gymnasium has it."""
+    """The cost where Safety-Gymnasium has it.
+
+    Raises:
+        InvalidRequestError: it is not there.
+    """
+    if "cost" not in info:
+        raise InvalidRequestError(
+            "cost", f"is not in the environment's info, which has {sorted(info)}; give cost=, a function that finds it"
+        )
     cost: ArrayLike = info["cost"]
     return cost
 

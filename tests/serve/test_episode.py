@@ -73,6 +73,18 @@ def test_a_cost_that_does_not_fit_the_policy_is_refused(policy: LocalPolicy) -> 
         run_episode(Walk(), session, cost=lambda info: 1.0)
 
 
+def test_an_environment_that_tells_no_cost_is_told_how_to(policy: LocalPolicy) -> None:
+    class Silent(Walk):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return *super().step(action)[:4], {"damage": [2.0, 0.0]}
+
+    with (
+        policy.control() as session,
+        pytest.raises(InvalidRequestError, match=r"^cost: is not in .* has \['damage'\]; give cost=, a function"),
+    ):
+        run_episode(Silent(), session)
+
+
 def test_an_episode_longer_than_the_session_says_so(policy: LocalPolicy) -> None:
     with policy.control(extent=Horizon(2)) as session, pytest.raises(HorizonError):
         run_episode(Walk(), session)
