@@ -56,7 +56,7 @@ class LocalPolicy(PolicyCaller):
     @classmethod
     def load(
         cls,
-        repository: Path,
+        repository: Path | str,
         policy: str = "",
         *,
         version: int | None = None,
@@ -77,8 +77,11 @@ class LocalPolicy(PolicyCaller):
         Raises:
             StartupError: there is nothing that may be served.
         """
-        loaded = load_repository(repository, allow_uncalibrated=allow_uncalibrated, trusted=trusted)
+        loaded = load_repository(Path(repository), allow_uncalibrated=allow_uncalibrated, trusted=trusted)
         return cls(loaded, policy, version, fingerprint)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def _ask(self, call: Call[R]) -> R:
         return call.decode(getattr(self._servicer, call.method)(call.request, None))

@@ -44,9 +44,9 @@ _PATH_BYTES = 107  # of a Unix socket on Linux, and gRPC's bound everywhere
 class Tls:
     """Who is believed to be the server, and how this client shows who it is: files in PEM."""
 
-    certificate_authority: Path | None = None  # that signed the server's certificate; None: those of the system
-    certificate: Path | None = None  # of this client, for servers that ask for one
-    key: Path | None = None  # of that certificate
+    certificate_authority: Path | str | None = None  # that signed the server's certificate; None: those of the system
+    certificate: Path | str | None = None  # of this client, for servers that ask for one
+    key: Path | str | None = None  # of that certificate
     server_name: str = ""  # in the server's certificate, where it is not the host of the address
 
     def read(self) -> "_Files":
@@ -72,11 +72,11 @@ class _Files(NamedTuple):
     certificate_chain: bytes | None
 
 
-def _read(name: str, path: Path | None) -> bytes | None:
+def _read(name: str, path: Path | str | None) -> bytes | None:
     if path is None:
         return None
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise InvalidRequestError(name, f"cannot be read: {error}") from error
 

@@ -125,6 +125,18 @@ class PolicyCaller(ABC):
         return self._open(opening, watchdog)
 
     @abstractmethod
+    def close(self) -> None:
+        """Close the connections, where there are any; then ask no more."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
     def _ask(self, call: Call[R]) -> R:
         """Bring a request to PolicyService and its answer back."""
 
@@ -172,18 +184,9 @@ class PolicyClient(PolicyCaller):
         self._stubs: dict[str, PolicyServiceStub] = {}  # by address
 
     def close(self) -> None:
-        """Close the connections; nothing can be asked any more."""
         self._closed = True
         for channel in self._channels:
             channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _ask(self, call: Call[R]) -> R:
         attempts = Attempts(self._addresses, self._timeout_seconds)

@@ -144,7 +144,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_credentials_are_renewed_with_their_files_and_kept_while_one_cannot_be_read(tmp_path: Path) -> None:
     authority = tmp_path / "ca.pem"
     authority.write_text("the first")
-    dialer = Dialer(Tls(authority))
+    dialer = Dialer(Tls(str(authority)))
     first = dialer.credentials()
     assert dialer.credentials() is first
     authority.unlink()

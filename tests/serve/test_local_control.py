@@ -45,6 +45,11 @@ def test_the_cost_of_a_step_whose_observation_is_no_vector_counts(policy: LocalP
         assert session.step(OBSERVATION, cost=[0.25, 0]).cost_spent.tolist() == [0.75, 0]
 
 
+def test_it_is_opened_and_closed_as_a_client_is(repository: Path) -> None:
+    with LocalPolicy.load(str(repository), "goal") as policy, policy.control() as session:
+        assert session.step(OBSERVATION, cost=[0, 0]).source is Source.POLICY
+
+
 def test_an_opening_that_cannot_be_met_is_refused_as_by_a_server(policy: LocalPolicy, repository: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"open\.cost_budget\[1\]"):
         policy.control(cost_budget=[1, -1])
