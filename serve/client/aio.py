@@ -46,6 +46,7 @@ class AsyncPolicyClient:
         self._dialer = Dialer(tls)
         self._credentials = self._dialer.credentials()
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # that asked first
         self._channels: list[grpc.aio.Channel] = []  # made when first asked, for the event loop that asks
         self._stubs: dict[str, PolicyServiceStub] = {}  # by address
 
@@ -122,6 +123,10 @@ class AsyncPolicyClient:
         await self.close()
 
     async def _ask(self, call: Call[R]) -> R:
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            raise PolicyServiceError("The client is of the event loop that asked it first; make one for each loop.")
+        self._loop = loop
         attempts = Attempts(self._addresses, self._timeout_seconds)
         for attempt in attempts:
             if self._closed:

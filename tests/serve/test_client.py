@@ -116,6 +116,21 @@ def test_a_client_that_is_closed_says_so(server: ServerThread) -> None:
     asyncio.run(ask())
 
 
+def test_a_client_that_another_event_loop_has_asked_says_so(server: ServerThread) -> None:
+    client = AsyncPolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS)
+
+    async def ask() -> None:
+        assert (await client.get_policy()).policy.name == "goal"
+
+    async def ask_and_close() -> None:
+        async with client:
+            await ask()
+
+    asyncio.run(ask())
+    with pytest.raises(PolicyServiceError, match=r"^The client is of the event loop that asked it first; make one for"):
+        asyncio.run(ask_and_close())
+
+
 @pytest.mark.parametrize("addresses", [1, 2])
 def test_a_call_under_which_its_client_is_closed_says_so(addresses: int) -> None:
     async def close_under_a_call(asked: list[str], reached: Callable[[], Awaitable[object]]) -> None:
