@@ -139,6 +139,9 @@ class RemoteControlSession(ControlSession):
                     return answer
         except queue.Empty:
             return conversation.overdue()
+        except BaseException:  # an interrupt, too: what comes for this step is not for the next one
+            conversation.abandon()
+            raise
         return conversation.no_session()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from serve.client import PolicyClient
 from serve.client.aio import AsyncPolicyClient
 from serve.client.answer import ControlAnswer, Source
 from serve.client.control_aio import AsyncControlSession
-from serve.client.control_client import ControlSession
+from serve.client.control_client import ControlSession, RemoteControlSession
 from serve.client.watchdog import Watchdog, WatchdogReason
 from serve.control_codec import encode_step_error
 from serve.control_values import (
@@ -590,6 +591,39 @@ def test_a_step_that_its_caller_has_left_does_not_fail_the_next_one(server: Faul
             return await session.step(OBSERVATION, cost=[0.5, 0])
 
     assert asyncio.run(run()).cost_spent.tolist() == [1.5, 0.0]
+
+
+def test_a_step_that_is_interrupted_does_not_fail_the_next_one(server: FaultyServer) -> None:
+    class Interrupt(BaseException):
+        """As of Ctrl-C."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupt
+
+    def interrupt_when_reached() -> None:
+        stall.reached.wait(PATIENCE_SECONDS)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    stall = Stall()
+    server.behave = [stall]
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with (
+            PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client,
+            client.control(watchdog=PATIENT) as session,
+        ):
+            assert isinstance(session, RemoteControlSession)
+            interrupting = threading.Thread(target=interrupt_when_reached)
+            interrupting.start()
+            with pytest.raises(Interrupt):
+                session.step([1, np.nan, 0], cost=[1, 0])
+            interrupting.join()
+            stall.release.set()
+            while session._inbox.empty():
+                """The error of the step that nobody waits for is on its way."""
+            assert session.step(OBSERVATION, cost=[0.5, 0]).cost_spent.tolist() == [1.5, 0.0]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_an_opening_that_is_cancelled_leaves_no_task(server: FaultyServer) -> None:
