@@ -1,7 +1,7 @@
 """A control session through the service, for asyncio: what `control_client` does with threads, with tasks."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +23,7 @@ from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 
 
 class AsyncControlSession:
-    """One robot's control loop. Not for several tasks at once; `AsyncPolicyClient.control` opens one."""
+    """One robot's control loop, one step at a time; `AsyncPolicyClient.control` opens one."""
 
     def __init__(self, conversation: Conversation, addresses: Addresses, dialer: Dialer) -> None:
         """Prepare; `open` opens it. Arguments are those of RemoteControlSession."""
@@ -68,19 +68,18 @@ class AsyncControlSession:
     ) -> ControlAnswer:
         """Ask for the next action; see ControlSession.step."""
         conversation = self._conversation
+        deadline = asyncio.get_running_loop().time() + conversation.timeout_seconds
+        conversation.begin(observation, cost, cost_total, self._waiting())
         try:
-            async with asyncio.timeout(conversation.timeout_seconds):
-                while not self._inbox.empty():
-                    conversation.handle(self._inbox.get_nowait())
-                conversation.begin(observation, cost, cost_total)
+            async with asyncio.timeout_at(deadline):
                 while conversation.lost is None:
                     answer = conversation.handle(await self._inbox.get())
                     if answer is not None:
                         return answer
         except TimeoutError:
             return conversation.overdue()
-        except asyncio.CancelledError:
-            conversation.abandon()
+        except BaseException:  # cancellation, too: what comes for this step is not for the next one
+            conversation.end_step()
             raise
         return conversation.no_session()
 
@@ -92,10 +91,13 @@ class AsyncControlSession:
         self._conversation.finish()
         for stream in self._streams:
             await stream.wait(CLOSING_SECONDS)
-        while not self._inbox.empty():
-            event = self._inbox.get_nowait()
+        for event in self._waiting():
             if isinstance(event, Connected):
                 event.link.close()
+
+    def _waiting(self) -> Iterator[Event]:
+        while not self._inbox.empty():
+            yield self._inbox.get_nowait()
 
     async def __aenter__(self) -> Self:
         return self

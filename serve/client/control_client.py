@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -33,7 +33,7 @@ from serve.values import PolicyDescription
 
 
 class ControlSession(ABC):
-    """One robot's control loop; how steps travel is the children's business. Not for several threads at once."""
+    """One robot's control loop, one step at a time; how steps travel is the children's business."""
 
     def __init__(self, description: PolicyDescription) -> None:
         self.description = description  # of the policy, at the opening
@@ -59,6 +59,7 @@ class ControlSession(ABC):
         Raises:
             InvalidRequestError: something given is wrong; names the field. The session is as it was.
             HorizonError: the session is over.
+            PolicyServiceError: the session is closed, or another step is out.
         """
 
     @abstractmethod
@@ -129,9 +130,7 @@ class RemoteControlSession(ControlSession):
     ) -> ControlAnswer:
         conversation = self._conversation
         deadline = time.monotonic() + conversation.timeout_seconds
-        while not self._inbox.empty():
-            conversation.handle(self._inbox.get_nowait())
-        conversation.begin(observation, cost, cost_total)
+        conversation.begin(observation, cost, cost_total, self._waiting())
         try:
             while conversation.lost is None:
                 answer = self._handle_next(deadline - time.monotonic())
@@ -140,7 +139,7 @@ class RemoteControlSession(ControlSession):
         except queue.Empty:
             return conversation.overdue()
         except BaseException:  # an interrupt, too: what comes for this step is not for the next one
-            conversation.abandon()
+            conversation.end_step()
             raise
         return conversation.no_session()
 
@@ -151,10 +150,13 @@ class RemoteControlSession(ControlSession):
         for stream in self._streams:
             stream.wait(CLOSING_SECONDS)
         self._seeker.join()
-        while not self._inbox.empty():
-            event = self._inbox.get_nowait()
+        for event in self._waiting():
             if isinstance(event, Connected):
                 event.link.close()
+
+    def _waiting(self) -> Iterator[Event]:
+        while not self._inbox.empty():
+            yield self._inbox.get_nowait()
 
     def _handle_next(self, timeout_seconds: float) -> ControlAnswer | None:
         """Raises queue.Empty when nothing happens in time."""

@@ -10,7 +10,7 @@ number, so that one that comes too late is never taken for that of the step afte
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from operator import add
 
@@ -110,31 +110,53 @@ class Conversation:
         self._previous: _Leg | None = None  # goes on to be one that answers until the present one is opened
         self._link: Link | None = None  # where the session goes on next
         self._leaving = False  # the present server is stopping
+        self._stepping = False  # from the beginning of a step to its answer
         self._in_flight: Step | None = None
         self._finished = False
         self._began = 0.0
 
     # --- one step ---
 
-    def begin(self, observation: ArrayLike, cost: ArrayLike | None, cost_total: ArrayLike | None) -> None:
+    def begin(
+        self,
+        observation: ArrayLike,
+        cost: ArrayLike | None,
+        cost_total: ArrayLike | None,
+        waiting: Iterable[Event] = (),
+    ) -> None:
         """Send a step, if there is a stream.
+
+        Args:
+            observation: [O].
+            cost: of ControlSession.step.
+            cost_total: of ControlSession.step.
+            waiting: what has happened since the step before. It is not looked at while another step is out, whose
+                answer it may be.
 
         Raises:
             InvalidRequestError: names the argument; the session is as it was, but a cost that is not at fault counts.
-            PolicyServiceError: the session is closed.
+            PolicyServiceError: the session is closed, or another step is out.
         """
         if self._finished:
             raise PolicyServiceError("The session is closed; open another one.")
         total = self._totals(cost, cost_total)  # first: a cost counts whatever else is wrong with its step
-        values = vector("observation", observation)
-        if len(values) != self._observation_size:  # a message that is far too long would end the stream
-            raise InvalidRequestError(
-                "step.observation", f"has {len(values)} values; the policy's observation has {self._observation_size}"
+        if self._stepping:
+            raise PolicyServiceError(
+                "Another step of this session is out; ask for one at a time, from one thread or task. "
+                "The cost of this one counts."
             )
-        self._began = self._clock()
-        self._switch()
-        self._in_flight = Step(0, values, total)
-        self._send()
+        self._stepping = True  # no other thread comes between: nothing is called
+        try:
+            for event in waiting:
+                self.handle(event)
+            values = self._checked(observation)
+            self._began = self._clock()
+            self._switch()
+            self._in_flight = Step(0, values, total)
+            self._send()
+        except BaseException:
+            self.end_step()
+            raise
 
     def handle(self, event: Event) -> ControlAnswer | None:
         """Take in what happened; return the answer of the step in flight, if this was it.
@@ -162,9 +184,10 @@ class Conversation:
         waited = 1e3 * (self._clock() - self._began)
         return self._substitute(WatchdogReason.LATE, f"No answer from {leg.stream.address} within {waited:.1f} ms.")
 
-    def abandon(self) -> None:
-        """Forget the step in flight, whose caller has left: what comes for it is for nobody."""
+    def end_step(self) -> None:
+        """End the step, whose caller has left or has its answer: what else comes for it is for nobody."""
         self._in_flight = None
+        self._stepping = False
 
     def no_session(self) -> ControlAnswer:
         """Return the watchdog's answer in a session that is lost."""
@@ -189,6 +212,14 @@ class Conversation:
         if leg.silent_since is None:
             leg.silent_since = self._clock()
         leg.stream.send(pb.ControlRequest(step=encode_step(Step(leg.sent, step.observation, step.cost_total))))
+
+    def _checked(self, observation: ArrayLike) -> list[float]:
+        values = vector("observation", observation)
+        if len(values) != self._observation_size:  # a message that is far too long would end the stream
+            raise InvalidRequestError(
+                "step.observation", f"has {len(values)} values; the policy's observation has {self._observation_size}"
+            )
+        return values
 
     def _totals(self, cost: ArrayLike | None, cost_total: ArrayLike | None) -> tuple[float, ...]:
         """The total to send, none where none was given."""
@@ -310,8 +341,8 @@ class Conversation:
             return None
         if len(answer.action) != self._action_size or not np.isfinite(answer.action).all():
             return self._unreadable(leg, f"its action is {answer.action}")
-        self._in_flight = None
         self._stand_in.answered(answer.action)
+        self.end_step()
         return answer
 
     def _go_on_from(self, state: bytes, next_step: int) -> None:
@@ -337,12 +368,12 @@ class Conversation:
                 self._send()  # the server counts otherwise, after steps that it refused; now its number is known
                 return None
             case InvalidRequestError() | HorizonError():
-                self._in_flight = None
+                self.end_step()
                 raise error
         return self._substitute(WatchdogReason.REFUSED, str(error))
 
     def _substitute(self, reason: WatchdogReason, message: str) -> ControlAnswer:
-        self._in_flight = None
         assert self._last is not None, "a step before the session is open"
         action, taken = self._stand_in.act(reason, message)
+        self.end_step()
         return watchdog_answer(self._last, action, taken, self._clock() - self._began)

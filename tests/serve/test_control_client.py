@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,21 @@ def test_a_step_whose_number_the_server_does_not_expect_is_sent_again_as_it_asks
     assert session.step(OBSERVATION, cost=[0, 0]).watchdog is not None
     good = session.step(OTHER, cost=[0, 0])
     assert (good.step, good.action.tolist()) == (0, OTHER_ACTION)
+
+
+def test_nobody_gets_the_answer_of_a_step_that_somebody_else_has_out(control: Open, server: FaultyServer) -> None:
+    session = control([server.address], cost_budget=[9, 9], watchdog=PATIENT)
+    stall = Stall()
+    server.behave = [stall]
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(session.step, OBSERVATION, cost=[1, 0])
+        assert stall.reached.wait(PATIENCE_SECONDS)
+        with pytest.raises(PolicyServiceError, match="one at a time"):
+            session.step(OTHER, cost=[0.5, 0])
+        stall.release.set()
+        assert first.result().action.tolist() == ACTION
+    assert session.step(OTHER, cost=[0, 0]).action.tolist() == OTHER_ACTION
+    assert session.step(OTHER, cost=[0, 0]).cost_spent.tolist() == [1.5, 0.0]
 
 
 # --- connections ---------------------------------------------------------------------------------------------------

@@ -370,11 +370,11 @@ def test_an_observation_of_another_length_is_refused_before_it_is_sent(
 def test_what_comes_for_a_step_that_its_caller_has_left_is_for_no_other(description: PolicyDescription) -> None:
     robot = Robot(description, watchdog=Watchdog(hold_steps=1))
     robot.begin()
-    robot.conversation.abandon()
+    robot.conversation.end_step()
     refused = Status(code=code_pb2.INVALID_ARGUMENT)
     assert robot.receive(robot.stream, error=pb.StepError(step=0, status=refused, next_step=0)) is None
     robot.begin()
-    robot.conversation.abandon()
+    robot.conversation.end_step()
     assert robot.answer(robot.stream, 0, 0.5) is None
     robot.begin()
     assert robot.conversation.overdue().action.tolist() == [0.0, 0.0]  # nothing was answered that could be held
@@ -415,3 +415,19 @@ def test_when_the_next_server_refuses_the_one_that_is_stopping_answers_the_step_
     answer = robot.answer(robot.stream, 0, 0.1)
     assert answer is not None
     assert answer.source is Source.POLICY
+
+
+def test_a_step_is_refused_while_another_one_is_out_and_its_cost_counts(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    robot.begin()
+    result = pb.ControlResult(action=[0.5, 0.0], policy=policy_pb2.ServedPolicy(name="goal"))
+    its_answer = Received(robot.stream, pb.ControlResponse(result=result))
+    waiting = iter([its_answer])
+    with pytest.raises(PolicyServiceError, match="one at a time"):
+        robot.conversation.begin([0, 0, 0], [1, 0], None, waiting)
+    assert len(robot.stream.sent) == 2  # the opening and the first step
+    answer = robot.conversation.handle(next(waiting))
+    assert answer is not None
+    assert answer.source is Source.POLICY
+    robot.begin()
+    assert robot.stream.sent[-1].step.cost_total == [1, 0]
