@@ -24,7 +24,7 @@ from serve.client.status import step_error
 from serve.client.watchdog import StandIn, Watchdog, WatchdogReason, step_timeout_seconds
 from serve.codec import vector
 from serve.control_codec import decode_opened, decode_result, encode_opening, encode_step
-from serve.control_values import Opening, SessionOpened, Step
+from serve.control_values import Opening, SessionOpened, Step, StepResult
 from serve.errors import (
     FingerprintError,
     HorizonError,
@@ -103,7 +103,7 @@ class Conversation:
         self._observation_size = len(description.observation.names)
         self._action_size = len(description.action.names)
         self._cost_total = (0.0,) * len(description.constraints)
-        self._last: ControlAnswer | None = None  # what stands for the last answer of a server
+        self._last: StepResult | None = None  # of a server; the arrays of an answer are the robot's to change
         self._refusals: dict[str, PolicyServiceError] = {}  # by address, since a server went on with the session
         self._refused_since: float | None = None  # the first of these
         self._leg: _Leg | None = None
@@ -319,7 +319,6 @@ class Conversation:
     def _opened(self, leg: _Leg, opened: SessionOpened) -> None:
         if self.opened is None:
             self.opened = opened
-            self._last = before_the_first(opened, self.description)
         leg.opened = True
         self._go_on_from(opened.state, opened.next_step)
         self._refusals.clear()
@@ -333,10 +332,11 @@ class Conversation:
         self._go_on_from(message.state, message.step + 1)
         late = self._in_flight is None or message.step != leg.sent
         try:
-            answer = answer_of(decode_result(message), self._clock() - self._began)
+            result = decode_result(message)
+            answer = answer_of(result, self._clock() - self._began)
         except (ValueError, IndexError) as error:
             return None if late else self._unreadable(leg, str(error))
-        self._last = answer
+        self._last = result
         if late:
             return None
         if len(answer.action) != self._action_size or not np.isfinite(answer.action).all():
@@ -373,7 +373,8 @@ class Conversation:
         return self._substitute(WatchdogReason.REFUSED, str(error))
 
     def _substitute(self, reason: WatchdogReason, message: str) -> ControlAnswer:
-        assert self._last is not None, "a step before the session is open"
+        assert self.opened is not None, "a step before the session is open"
+        last = before_the_first(self.opened, self.description) if self._last is None else answer_of(self._last, 0.0)
         action, taken = self._stand_in.act(reason, message)
         self.end_step()
-        return watchdog_answer(self._last, action, taken, self._clock() - self._began)
+        return watchdog_answer(last, action, taken, self._clock() - self._began)

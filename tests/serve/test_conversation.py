@@ -317,6 +317,23 @@ def test_what_the_robot_does_to_an_action_is_not_held(description: PolicyDescrip
     assert robot.conversation.overdue().action.tolist() == [0.5, 0.0]
 
 
+@pytest.mark.parametrize("answered", [False, True])
+def test_what_the_robot_does_to_budgets_is_not_in_later_answers(description: PolicyDescription, answered: bool) -> None:
+    robot = Robot(description)
+    robot.begin()
+    answer = robot.answer(robot.stream, 0, 0.5) if answered else robot.conversation.overdue()
+    left = 1.0 if answered else 9.0
+    for _ in range(3):
+        assert answer is not None
+        assert answer.cost_left.tolist() == [left, left]
+        assert answer.cost_spent.tolist() == [0.0, 0.0]
+        assert answer.budget_exhausted.tolist() == [False, False]
+        answer.cost_left[:] = answer.cost_spent[:] = 99
+        answer.budget_exhausted[:] = True
+        robot.begin()
+        answer = robot.conversation.overdue()
+
+
 @pytest.mark.parametrize("total", [[math.nan, 0], [math.inf, 0], [0.5, 0]])
 def test_a_total_that_is_refused_does_not_become_the_one_that_costs_are_added_to(
     description: PolicyDescription, total: list[float]
