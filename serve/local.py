@@ -114,6 +114,9 @@ class _LocalControlSession(ControlSession):
         assert opened is not None, "the session is not open"
         return opened
 
+    def count_cost(self, cost: ArrayLike) -> None:
+        self._conversation.count(cost)
+
     def close(self) -> None:
         self._conversation.finish()
 

@@ -83,6 +83,10 @@ class AsyncControlSession:
             raise
         return conversation.no_session()
 
+    def count_cost(self, cost: ArrayLike) -> None:
+        """Add a cost to the total without asking for an action, or anything to await; see ControlSession."""
+        self._conversation.count(cost)
+
     async def close(self) -> None:
         """End the session."""
         if self._seeker is not None:

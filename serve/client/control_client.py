@@ -63,6 +63,17 @@ class ControlSession(ABC):
         """
 
     @abstractmethod
+    def count_cost(self, cost: ArrayLike) -> None:
+        """Add a cost to the total without asking for an action; the next step, with what it costs itself, brings it.
+
+        Args:
+            cost: observed since it was given last, [C]; a number where there is one constraint.
+
+        Raises:
+            InvalidRequestError: names the cost, of which nothing counts.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """End the session."""
 
@@ -142,6 +153,9 @@ class RemoteControlSession(ControlSession):
             conversation.end_step()
             raise
         return conversation.no_session()
+
+    def count_cost(self, cost: ArrayLike) -> None:
+        self._conversation.count(cost)
 
     def close(self) -> None:
         self._closing.set()

@@ -158,6 +158,14 @@ class Conversation:
             self.end_step()
             raise
 
+    def count(self, cost: ArrayLike) -> None:
+        """Add a cost to the total, which the next step that has one brings.
+
+        Raises:
+            InvalidRequestError: names the cost, of which nothing counts.
+        """
+        self._totals(cost, None)
+
     def handle(self, event: Event) -> ControlAnswer | None:
         """Take in what happened; return the answer of the step in flight, if this was it.
 

@@ -72,6 +72,8 @@ def episode_steps(
 ) -> Iterator[EpisodeStep]:
     """Run one episode, step by step.
 
+    The session counts each cost at once: that of the last action, too, which the next episode in it begins with.
+
     Args:
         env: is reset first.
         session: a fresh one, whose horizon is not shorter than the episode, or a rolling one.
@@ -79,15 +81,16 @@ def episode_steps(
         seed: of the episode.
 
     Raises:
-        PolicyServiceError: of `ControlSession.step`.
+        PolicyServiceError: of `ControlSession.step` and `ControlSession.count_cost`.
     """
     observation, _ = env.reset(seed=seed)
-    spent = np.zeros(len(session.description.constraints))
+    counted = np.zeros(len(session.description.constraints))  # whatever was spent before a step
     terminated = truncated = False
     while not (terminated or truncated):
-        answer = session.step(observation, cost=spent)
+        answer = session.step(observation, cost=counted)
         observation, reward, terminated, truncated, info = env.step(answer.action)
-        spent = np.atleast_1d(np.asarray(cost(info), np.float64))
+        spent = np.atleast_1d(np.array(cost(info), np.float64))  # a copy: environments fill theirs anew
+        session.count_cost(spent)
         yield EpisodeStep(answer, float(reward), spent, bool(terminated), bool(truncated), info)
 
 

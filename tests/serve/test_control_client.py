@@ -80,6 +80,9 @@ class OnLoop(ControlSession):
     ) -> ControlAnswer:
         return self._loop.run(self._session.step(observation, cost=cost, cost_total=cost_total))
 
+    def count_cost(self, cost: ArrayLike) -> None:
+        self._session.count_cost(cost)
+
     def close(self) -> None:
         self._loop.run(self._session.close())
 
@@ -320,6 +323,16 @@ def test_nobody_gets_the_answer_of_a_step_that_somebody_else_has_out(control: Op
         assert first.result().action.tolist() == ACTION
     assert session.step(OTHER, cost=[0, 0]).action.tolist() == OTHER_ACTION
     assert session.step(OTHER, cost=[0, 0]).cost_spent.tolist() == [1.5, 0.0]
+
+
+def test_a_cost_between_two_steps_comes_with_the_next_one(control: Open, server: FaultyServer) -> None:
+    session = control([server.address], cost_budget=[9, 9], watchdog=PATIENT)
+    session.step(OBSERVATION, cost=[1, 0])
+    session.count_cost([0.5, 2])
+    with pytest.raises(InvalidRequestError) as caught:
+        session.count_cost([1, -1])
+    assert caught.value.field == "cost[1]"
+    assert session.step(OBSERVATION, cost=[0.25, 0]).cost_spent.tolist() == [1.75, 2.0]
 
 
 # --- connections ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from serve.client import PolicyClient
 from serve.client.answer import Source
 from serve.client.episode import Env, episode_steps, run_episode
 from serve.client.watchdog import Watchdog
-from serve.control_values import ConstantAction, Fallback, FallbackReason, Horizon
+from serve.control_values import ConstantAction, Fallback, FallbackReason, Horizon, RollingWindow
 from serve.errors import HorizonError, InvalidRequestError
 from serve.local import LocalPolicy
 from tests.serve.conftest import PATIENCE_SECONDS
@@ -66,6 +66,28 @@ def test_each_step_is_told_with_what_came_of_it(policy: LocalPolicy) -> None:
     assert [step.truncated for step in steps] == [False, False, True]
     assert [step.terminated for step in steps] == [False, False, False]
     assert steps[0].answer.source is Source.POLICY
+
+
+def test_the_cost_of_a_last_action_counts_for_the_next_episode(policy: LocalPolicy) -> None:
+    with policy.control(cost_budget=[99, 99], extent=RollingWindow(100)) as session:
+        first, second = (list(episode_steps(Walk(2), session)) for _ in range(2))
+        next(episode_steps(Walk(2), session))  # left after one action
+        last = session.step([1, 2, -1], cost=[0, 0])
+    assert [step.answer.cost_spent.tolist() for step in first + second] == [[0, 0], [1, 0.5], [2, 1], [3, 1.5]]
+    assert last.cost_spent.tolist() == [5, 2.5]
+
+
+def test_an_environment_may_use_its_cost_array_again(policy: LocalPolicy) -> None:
+    class Frugal(Walk):
+        cost = np.zeros(2)
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            *outcome, _ = super().step(action)
+            self.cost[:] = self.step_number, 0
+            return *outcome, {"cost": self.cost}
+
+    with policy.control(cost_budget=[99, 99]) as session:
+        assert run_episode(Frugal(4), session).cost.tolist() == [1 + 2 + 3 + 4, 0]
 
 
 def test_a_cost_that_does_not_fit_the_policy_is_refused(policy: LocalPolicy) -> None:
