@@ -139,6 +139,7 @@ class Conversation:
         """
         if self._finished:
             raise PolicyServiceError("The session is closed; open another one.")
+        self._stand_in.asked()
         total = self._totals(cost, cost_total)  # first: a cost counts whatever else is wrong with its step
         if self._stepping:
             raise PolicyServiceError(

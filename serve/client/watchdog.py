@@ -36,7 +36,7 @@ class WatchdogTaken:
 
     reason: WatchdogReason
     message: str  # for a person: what happened, where
-    steps: int  # in a row that there was no answer, this one included
+    steps: int  # in a row that there was no answer, this one and those that raised or were left included
     held: bool  # the action is the last one that was answered; else it is the safe one
 
 
@@ -64,7 +64,11 @@ class StandIn:
         self._safe_action = safe_action
         self._hold_steps = in_range("watchdog.hold_steps", watchdog.hold_steps, UINT32_MAX)
         self._last_action: Floats | None = None
-        self._steps = 0
+        self._steps = 0  # since the last answer
+
+    def asked(self) -> None:
+        """A step begins."""
+        self._steps += 1
 
     def answered(self, action: Floats) -> None:
         """An answer came in time, with this action [A]."""
@@ -73,7 +77,6 @@ class StandIn:
 
     def act(self, reason: WatchdogReason, message: str) -> tuple[Floats, WatchdogTaken]:
         """Return the action [A] of a step without an answer."""
-        self._steps += 1
         held = self._last_action is not None and self._steps <= self._hold_steps
         action = self._last_action if self._last_action is not None and held else self._safe_action
         return action.copy(), WatchdogTaken(reason, message, self._steps, held)

@@ -317,6 +317,26 @@ def test_what_the_robot_does_to_an_action_is_not_held(description: PolicyDescrip
     assert robot.conversation.overdue().action.tolist() == [0.5, 0.0]
 
 
+def test_steps_that_raise_or_are_left_are_steps_without_an_answer(description: PolicyDescription) -> None:
+    robot = Robot(description, watchdog=Watchdog(hold_steps=5))
+    robot.begin()
+    assert robot.answer(robot.stream, 0, 0.5) is not None
+    with pytest.raises(InvalidRequestError):
+        robot.conversation.begin([0], [0, 0], None)
+    with pytest.raises(InvalidRequestError):
+        robot.conversation.begin(OBSERVATION, [-1, 0], None)
+    robot.begin()
+    with pytest.raises(InvalidRequestError):
+        robot.receive(robot.stream, error=pb.StepError(step=1, next_step=1, status=Status(code=3)))
+    robot.begin()
+    robot.conversation.end_step()  # its caller has left
+    for steps, held in ((5, True), (6, False)):
+        robot.begin()
+        taken = robot.conversation.overdue().watchdog
+        assert taken is not None
+        assert (taken.steps, taken.held) == (steps, held)
+
+
 @pytest.mark.parametrize("answered", [False, True])
 def test_what_the_robot_does_to_budgets_is_not_in_later_answers(description: PolicyDescription, answered: bool) -> None:
     robot = Robot(description)
