@@ -6,6 +6,7 @@ Measured side by side on a busy machine, handing over from the reader through a 
 step; an event loop in a thread costs the same, and gRPC shares its events badly between several loops.
 """
 
+import os
 import queue
 import threading
 import time
@@ -59,7 +60,7 @@ class ControlSession(ABC):
         Raises:
             InvalidRequestError: something given is wrong; names the field. The session is as it was.
             HorizonError: the session is over.
-            PolicyServiceError: the session is closed, or another step is out.
+            PolicyServiceError: the session is closed or that of another process, or another step is out.
         """
 
     @abstractmethod
@@ -101,6 +102,7 @@ class RemoteControlSession(ControlSession):
         self._conversation = conversation
         self._addresses = addresses
         self._dialer = dialer
+        self._process = os.getpid()
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._streams: list[_Stream] = []
         self._wanted = threading.Event()
@@ -139,6 +141,8 @@ class RemoteControlSession(ControlSession):
     def step(
         self, observation: ArrayLike, *, cost: ArrayLike | None = None, cost_total: ArrayLike | None = None
     ) -> ControlAnswer:
+        if os.getpid() != self._process:  # nobody would answer: a child has none of its parent's threads
+            raise PolicyServiceError(f"This session belongs to process {self._process}; open one in this process.")
         conversation = self._conversation
         deadline = time.monotonic() + conversation.timeout_seconds
         conversation.begin(observation, cost, cost_total, self._waiting())

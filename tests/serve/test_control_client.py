@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 import signal
 import socket
 import threading
@@ -620,6 +621,21 @@ def test_a_step_that_its_caller_has_left_does_not_fail_the_next_one(server: Faul
             return await session.step(OBSERVATION, cost=[0.5, 0])
 
     assert asyncio.run(run()).cost_spent.tolist() == [1.5, 0.0]
+
+
+def test_a_session_does_not_step_in_a_child_of_its_process(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = os.getpid()
+    with (
+        PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client,
+        client.control(watchdog=PATIENT) as session,
+    ):
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: parent + 1)
+            with pytest.raises(PolicyServiceError, match=f"belongs to process {parent}"):
+                session.step(OBSERVATION, cost=[0, 0])
+        assert session.step(OBSERVATION, cost=[0, 0]).step == 0
 
 
 def test_a_step_that_is_interrupted_does_not_fail_the_next_one(server: FaultyServer) -> None:
