@@ -102,6 +102,7 @@ class Conversation:
         self._next_step = 0  # the one after the state
         self._observation_size = len(description.observation.names)
         self._action_size = len(description.action.names)
+        self._has_finite_budget = False  # known once the session is open
         self._cost_total = (0.0,) * len(description.constraints)
         self._last: StepResult | None = None  # of a server; the arrays of an answer are the robot's to change
         self._refusals: dict[str, PolicyServiceError] = {}  # by address, since a server went on with the session
@@ -223,11 +224,16 @@ class Conversation:
         leg.stream.send(pb.ControlRequest(step=encode_step(Step(leg.sent, step.observation, step.cost_total))))
 
     def _checked(self, observation: ArrayLike) -> list[float]:
+        """Check as the server does, which may be away: what is wrong is not for the watchdog."""
         values = vector("observation", observation)
         if len(values) != self._observation_size:  # a message that is far too long would end the stream
             raise InvalidRequestError(
                 "step.observation", f"has {len(values)} values; the policy's observation has {self._observation_size}"
             )
+        if not math.isfinite(sum(values)):  # else all are, and a sum takes less time; it may overflow
+            for index, value in enumerate(values):
+                if not math.isfinite(value):
+                    raise InvalidRequestError(f"step.observation[{index}]", f"is {value}; it must be finite")
         return values
 
     def _totals(self, cost: ArrayLike | None, cost_total: ArrayLike | None) -> tuple[float, ...]:
@@ -252,6 +258,8 @@ class Conversation:
                     raise InvalidRequestError(
                         f"cost[{index}]", f"is {value:g}; with what was spent before, it is more than a total can hold"
                     )
+        elif self._has_finite_budget:
+            raise InvalidRequestError("step.cost_total", "is missing; this session has a budget. Write zeros out")
         else:
             return ()
         self._cost_total = total
@@ -328,6 +336,7 @@ class Conversation:
     def _opened(self, leg: _Leg, opened: SessionOpened) -> None:
         if self.opened is None:
             self.opened = opened
+            self._has_finite_budget = any(map(math.isfinite, opened.cost_budget))
         leg.opened = True
         self._go_on_from(opened.state, opened.next_step)
         self._refusals.clear()

@@ -57,6 +57,7 @@ ACTION = [0.25, -2.0]
 OTHER = [0.5, 0, 0]
 OTHER_ACTION = [0.25, 0.0]
 SAFE = [0.0, 0.0]
+TOO_LARGE = [1, 1e39, 0]  # for float32: the server finds an infinity
 PATIENT = Watchdog(timeout_seconds=PATIENCE_SECONDS)
 HASTY = Watchdog(timeout_seconds=0.05)
 
@@ -611,7 +612,7 @@ def test_a_step_that_its_caller_has_left_does_not_fail_the_next_one(server: Faul
             AsyncPolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client,
             await client.control(watchdog=PATIENT) as session,
         ):
-            left = asyncio.create_task(session.step([1, np.nan, 0], cost=[1, 0]))
+            left = asyncio.create_task(session.step(TOO_LARGE, cost=[1, 0]))
             await asyncio.to_thread(stall.reached.wait, PATIENCE_SECONDS)
             left.cancel()
             await asyncio.wait([left])
@@ -661,7 +662,7 @@ def test_a_step_that_is_interrupted_does_not_fail_the_next_one(server: FaultySer
             interrupting = threading.Thread(target=interrupt_when_reached)
             interrupting.start()
             with pytest.raises(Interrupt):
-                session.step([1, np.nan, 0], cost=[1, 0])
+                session.step(TOO_LARGE, cost=[1, 0])
             interrupting.join()
             stall.release.set()
             while session._inbox.empty():

@@ -404,6 +404,33 @@ def test_an_observation_of_another_length_is_refused_before_it_is_sent(
     assert list(step.step.cost_total) == [1, 0]  # the cost of what is refused counts
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_observation_that_is_not_finite_is_refused_also_while_no_server_is_there(
+    description: PolicyDescription, value: float
+) -> None:
+    robot = Robot(description)
+    robot.conversation.handle(Ended(robot.stream, UnavailableError("gone")))
+    with pytest.raises(InvalidRequestError, match="must be finite") as caught:
+        robot.conversation.begin([1, value, -1], [1, 0], None)
+    assert caught.value.field == "step.observation[1]"
+    robot.begin()
+    assert robot.connect("b").sent[1].step.cost_total == [1, 0]
+
+
+def test_values_whose_sum_no_float_holds_are_finite(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    robot.conversation.begin([1e308, 1e308, 0], [0, 0], None)
+    assert len(robot.stream.sent) == 2
+
+
+def test_a_cost_that_is_missing_is_refused_also_while_no_server_is_there(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    robot.conversation.handle(Ended(robot.stream, UnavailableError("gone")))
+    with pytest.raises(InvalidRequestError, match="missing; this session has a budget") as caught:
+        robot.conversation.begin(OBSERVATION, None, None)
+    assert caught.value.field == "step.cost_total"
+
+
 def test_what_comes_for_a_step_that_its_caller_has_left_is_for_no_other(description: PolicyDescription) -> None:
     robot = Robot(description, watchdog=Watchdog(hold_steps=1))
     robot.begin()
