@@ -24,9 +24,9 @@ class Watchdog:
     """When to give up on an answer, and what to do instead."""
 
     timeout_seconds: float | None = (
-        None  # of a step; None: half the policy's control period, else as the client's calls
+        None  # of a step; None: half the policy's control period, without one as long as the client's calls
     )
-    safe_action: tuple[float, ...] | None = None  # [A], environment units; None: that of the policy's description
+    safe_action: tuple[float, ...] | None = None  # [A], environment units; None: that of the description at the opening
     hold_steps: int = 0  # steps in a row that the last answered action is held, before the safe action is taken
 
 

@@ -14,16 +14,18 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "client.md"
 
 
 class Robot:
-    """Runs for three steps."""
+    """Runs for three steps, of which one may have no observation."""
 
-    def __init__(self) -> None:
+    def __init__(self, blind_at: int | None = None) -> None:
+        self.blind_at = blind_at
         self.actions: list[Any] = []
+        self.warnings: list[str] = []
 
     def runs(self) -> bool:
         return len(self.actions) < 3
 
     def observation(self) -> Any:
-        return np.array([1.0, 2.0, -1.0])
+        return np.array([1.0, np.nan if len(self.actions) == self.blind_at else 2.0, -1.0])
 
     def cost(self) -> list[float]:
         return [0.0, 0.5]
@@ -32,7 +34,7 @@ class Robot:
         self.actions.append(action)
 
     def warn(self, message: str) -> None:
-        assert message
+        self.warnings.append(message)
 
 
 class Env:
@@ -47,7 +49,7 @@ class Env:
 
 def test_the_examples_of_the_document_run(repository: Path, serve_process: Callable[..., ServerProcess]) -> None:
     server = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0")
-    robot, other = Robot(), Robot()
+    robot, other = Robot(blind_at=1), Robot()
     names: dict[str, Any] = {
         "robot": robot,
         "env": Env(),
@@ -61,6 +63,7 @@ def test_the_examples_of_the_document_run(repository: Path, serve_process: Calla
         patient = block.replace('("127.0.0.1:50051")', f'("{server.address}", timeout_seconds=30)')
         exec(patient.replace("timeout_seconds=0.2)", "timeout_seconds=30)"), names)
     assert len(robot.actions) == 3
+    assert "step.observation[1]: is nan; it must be finite" in robot.warnings
     assert names["result"].steps == 3
     assert names["result"].cost.tolist() == [0.0, 1.5]
     asyncio.run(names["drive"](other))
