@@ -71,17 +71,10 @@ class AsyncControlSession:
         deadline = asyncio.get_running_loop().time() + conversation.timeout_seconds
         conversation.begin(observation, cost, cost_total, self._waiting())
         try:
-            async with asyncio.timeout_at(deadline):
-                while conversation.lost is None:
-                    answer = conversation.handle(await self._inbox.get())
-                    if answer is not None:
-                        return answer
-        except TimeoutError:
-            return conversation.overdue()
+            return await self._answer(deadline)
         except BaseException:  # cancellation, too: what comes for this step is not for the next one
             conversation.end_step()
             raise
-        return conversation.no_session()
 
     def count_cost(self, cost: ArrayLike) -> None:
         """Add a cost to the total without asking for an action, or anything to await; see ControlSession."""
@@ -98,6 +91,18 @@ class AsyncControlSession:
         for event in self._waiting():
             if isinstance(event, Connected):
                 event.link.close()
+
+    async def _answer(self, deadline: float) -> ControlAnswer:
+        conversation = self._conversation
+        try:
+            async with asyncio.timeout_at(deadline):
+                while conversation.lost is None:
+                    answer = conversation.handle(await self._inbox.get())
+                    if answer is not None:
+                        return answer
+        except TimeoutError:
+            return conversation.overdue()
+        return conversation.no_session()
 
     def _waiting(self) -> Iterator[Event]:
         while not self._inbox.empty():

@@ -147,16 +147,10 @@ class RemoteControlSession(ControlSession):
         deadline = time.monotonic() + conversation.timeout_seconds
         conversation.begin(observation, cost, cost_total, self._waiting())
         try:
-            while conversation.lost is None:
-                answer = self._handle_next(deadline - time.monotonic())
-                if answer is not None:
-                    return answer
-        except queue.Empty:
-            return conversation.overdue()
+            return self._answer(deadline)
         except BaseException:  # an interrupt, too: what comes for this step is not for the next one
             conversation.end_step()
             raise
-        return conversation.no_session()
 
     def count_cost(self, cost: ArrayLike) -> None:
         self._conversation.count(cost)
@@ -171,6 +165,17 @@ class RemoteControlSession(ControlSession):
         for event in self._waiting():
             if isinstance(event, Connected):
                 event.link.close()
+
+    def _answer(self, deadline: float) -> ControlAnswer:
+        conversation = self._conversation
+        try:
+            while conversation.lost is None:
+                answer = self._handle_next(deadline - time.monotonic())
+                if answer is not None:
+                    return answer
+        except queue.Empty:
+            return conversation.overdue()
+        return conversation.no_session()
 
     def _waiting(self) -> Iterator[Event]:
         while not self._inbox.empty():

@@ -672,6 +672,29 @@ def test_a_step_that_is_interrupted_does_not_fail_the_next_one(server: FaultySer
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_a_step_that_is_interrupted_when_it_is_late_does_not_block_the_next_one(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> ControlAnswer:
+        raise KeyboardInterrupt
+
+    stall = Stall()
+    server.behave = [stall]
+    with (
+        PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client,
+        client.control(watchdog=HASTY) as session,
+    ):
+        assert isinstance(session, RemoteControlSession)
+        with monkeypatch.context() as late:
+            late.setattr(session._conversation, "overdue", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                session.step(OBSERVATION, cost=[1, 0])
+        stall.release.set()
+        while (answer := session.step(OBSERVATION, cost=[0, 0])).watchdog is not None:
+            """A busy machine."""
+        assert answer.cost_spent.tolist() == [1.0, 0.0]
+
+
 def test_an_opening_that_is_cancelled_leaves_no_task(server: FaultyServer) -> None:
     server.refuse = grpc.StatusCode.UNAVAILABLE
 
