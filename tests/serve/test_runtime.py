@@ -140,12 +140,14 @@ def test_noise_is_drawn_from_the_seed_alone() -> None:
     assert shielded[:, 1:].all()
 
 
-def test_a_value_that_is_not_finite_is_never_sent(runtime: PolicyRuntime) -> None:
-    case = situations([1e20, 0, 0])  # its square overflows in the graph
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("mode", [Deterministic(), Shielded(4, seed=0)])
+def test_a_value_that_is_not_finite_is_never_sent(runtime: PolicyRuntime, mode: Mode, count: int) -> None:
+    case = situations(*[[0.0, 0.0, 0.0]] * (count - 1), [1e20, 0, 0])  # the last one's square overflows in the graph
     with pytest.raises(InternalError, match="not finite"):
-        runtime.act(case, Deterministic())
+        runtime.act(case, mode)
     with pytest.raises(InternalError, match="not finite"):
-        runtime.evaluate_action(case, [[0.0, 0.0]])
+        runtime.evaluate_action(case, [[0.0, 0.0]] * count)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -166,10 +168,11 @@ def test_a_graph_that_fails_is_an_error_that_a_fallback_can_answer(tmp_path: Pat
         runtime.act(situations(*[[3.0, 2.0, -1.0]] * count), Deterministic())
 
 
-def test_an_action_outside_its_bounds_is_never_sent(tmp_path: Path) -> None:
-    graph = bundles.policy_graph(lambda text: text.replace("float[2] {1.0, 2.0}", "float[2] {1.0, 2.5}"))
+@pytest.mark.parametrize("high", [2.5, 2.001])  # where 2 is the bound: beyond it by 1/8 and by 1/4000 of the range
+def test_an_action_outside_its_bounds_is_never_sent(tmp_path: Path, high: float) -> None:
+    graph = bundles.policy_graph(lambda text: text.replace("float[2] {1.0, 2.0}", f"float[2] {{1.0, {high}}}"))
     loose = load(read_bundle(bundles.write(tmp_path / "bundle", policy=graph)))
-    assert loose.act(situations([0, 1, 0]), Deterministic()).action == [[0.0, -0.625]]
+    assert loose.act(situations([0, 1, 0]), Deterministic()).action == [[0.0, pytest.approx(-high / 4, rel=1e-6)]]
     with pytest.raises(InternalError, match="outside its bounds"):
         loose.act(situations([0, 10, 0]), Deterministic())
 
@@ -211,6 +214,26 @@ def test_a_graph_that_fails_its_warm_up_is_refused(tmp_path: Path) -> None:
     spoil = replacing("reward_value = Add(total, poison)", f"{share}  reward_value = Mul(total, share)")
     graph = bundles.critic_graph(spoil)
     with pytest.raises(RefusedBundleError, match="fail when run"):
+        load(read_bundle(bundles.write(tmp_path / "bundle", critic=graph)))
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        # 0 / 0 where there are three, and 1 otherwise.
+        "count = Shape <start = 0, end = 1> (observation)  several = Constant <value = int64[1] {3}> ()"
+        "  found = Equal(count, several)  share = Cast <to = 1> (found)  rest = Sub(one, share)  own = Div(rest, rest)",
+        # Infinity times 0 where nothing is limited in any of them: in golden requests something always is.
+        "rows = Constant <value = int64[1] {0}> ()  of_each = ReduceMin <keepdims = 1> (cost_allowed, last)"
+        "  least = ReduceMin <keepdims = 0> (of_each, rows)  nothing = Mul(least, float_zero)  own = Add(nothing, one)",
+    ],
+    ids=["several situations", "no limit"],
+)
+def test_a_graph_that_fails_for_several_situations_or_without_a_limit_is_refused(tmp_path: Path, failing: str) -> None:
+    graph = bundles.critic_graph(
+        replacing("reward_value = Add(total, poison)", f"{failing}  reward_value = Mul(total, own)")
+    )
+    with pytest.raises(RefusedBundleError, match="fail when run: The policy predicted or chose a value"):
         load(read_bundle(bundles.write(tmp_path / "bundle", critic=graph)))
 
 
