@@ -453,3 +453,7 @@ def test_no_limit_allows_everything() -> None:
 def test_the_fingerprint_tells_spaces_and_constraints_apart_and_nothing_else() -> None:
     assert manifest().fingerprint == manifest("other", 7, calibration=None, cost_limit=(None, 1.0)).fingerprint
     assert manifest().fingerprint != manifest(constraint_names=("heat", "noise")).fingerprint
+    heat, wear = manifest().constraints
+    in_calories = (heat.model_copy(update={"unit": "cal"}), wear)
+    document = manifest().model_dump() | {"constraints": in_calories, "fingerprint": ""}
+    assert manifest().fingerprint != Manifest.model_validate(document).fingerprint

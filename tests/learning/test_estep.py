@@ -1,12 +1,16 @@
 """The E-step's solver: what it reports, slack and active thresholds, starts, refusals. See also tests/theory."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cvpo.errors import NonFiniteError
+from cvpo.learning import estep
 from cvpo.learning.estep import least_excess, reachable_share, solve_dual
 from tests.theory.duals import Case, case, cases
 
@@ -80,6 +84,23 @@ def test_values_that_do_not_vary_over_actions_leave_the_old_policy() -> None:
     too_much = solve_dual(np.ones((3, 4)), np.ones((3, 4, 1)), np.array([0.9]), 0.1)
     np.testing.assert_allclose(too_much.weights, 0.25)
     assert not too_much.feasible
+
+
+def test_a_solution_that_ends_over_its_threshold_is_not_called_feasible(monkeypatch: pytest.MonkeyPatch) -> None:
+    # SciPy, which takes over where Newton's method does not converge, may end early: here where it asks no price of
+    # the cost. What is answered is the q with the least excess, as where nothing meets the threshold.
+    problem = case(tightness=0.6)
+    least = least_excess(problem.cost, problem.threshold, problem.kl_bound)[1]
+    solve: Callable[[estep._Problem, NDArray[np.float64]], estep._Minimum] = estep._minimize
+
+    def ending_early(scaled: estep._Problem, start: NDArray[np.float64]) -> estep._Minimum:
+        return solve(scaled, start) if not len(scaled.cost) else estep._Minimum(np.array([start[0], 0.0]), 0.0, 1000)
+
+    assert problem.solve().feasible
+    monkeypatch.setattr(estep, "_minimize", ending_early)
+    solution = problem.solve()
+    assert not solution.feasible
+    np.testing.assert_allclose(solution.cost, least)
 
 
 # Starting elsewhere, and what is refused.

@@ -377,6 +377,20 @@ def test_an_unreachable_threshold_is_counted_measured_and_answered_by_the_least_
     assert mean_action(state) < -0.2
 
 
+def test_the_dual_starts_from_the_last_update_that_could_meet_its_threshold() -> None:
+    # Values of a cost are positive, so no q meets a threshold of -5; every q meets one of 5,000.
+    settings = config(cost_limits=(5.0,), estep={"constraint": "critic"})
+    state = create(settings)
+    state.unit_threshold = np.array([1_000.0])
+    (met,) = learn(state, settings, 1, measured=0.0)
+    assert state.dual_start == (met.temperature, met.cost_multiplier)
+    state.unit_threshold = np.array([-1.0])
+    (unmet,) = learn(state, settings, 1, measured=0.0)
+    assert (met.feasible, unmet.feasible) == (True, False)
+    assert unmet.temperature != met.temperature
+    assert state.dual_start == (met.temperature, met.cost_multiplier)
+
+
 def test_the_critic_constraint_uses_the_discounted_threshold() -> None:
     # For each unit of the limit (1 − 0.9^100)/((1 − 0.9)·100) = 0.099997.
     np.testing.assert_allclose(create(config((10.0, float("inf")))).unit_threshold, (1 - 0.9**100) / 10)

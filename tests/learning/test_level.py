@@ -60,9 +60,12 @@ def test_the_factor_is_bounded_where_the_critic_says_next_to_nothing() -> None:
 
 
 def test_what_a_critic_makes_up_beyond_the_end_makes_no_factor_below_zero() -> None:
-    rising = np.concatenate([np.full((9, 1), 0.1), [[1e3]]])  # predicted of what was seen: less than nothing
+    # It says 0.1 nine times and then 1,000, so 0.9 - 1,000 · (1/2 + ... + 1/512) of what was seen: less than nothing,
+    # which counts as nothing. What came is worth 2 - 1, 2 - 1/2, ..., 2 - 1/256 from each step to the last.
+    rising = np.concatenate([np.full((9, 1), 0.1), [[1e3]]])
     meter = LevelMeter.start(1).seeing(rising, np.full((10, 1), 1.0), DISCOUNTS)
-    assert 1 / BOUND <= meter.factor()[0] <= BOUND
+    said, realized = 1000.9, 16 + 1 / 256
+    assert meter.factor() == pytest.approx([(realized + said) / said])  # one episode is counted as it was predicted
 
 
 def test_each_cost_has_its_own_factor_and_discount() -> None:

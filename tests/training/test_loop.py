@@ -1,0 +1,60 @@
+"""What a run's loop takes in of a step, and what it forgets when environments begin anew."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cvpo.envs import VectorEnv
+from cvpo.training import trainer
+from tests.budget import STEPS, small_config
+
+
+@contextmanager
+def a_loop(window_episodes: float = 2.0) -> Iterator[trainer._Loop]:
+    """Of four environments, of which the first two act as the served policy will."""
+    config = small_config(limit={"window_episodes": window_episodes})
+    with VectorEnv("tests.budget:make", num_envs=4, workers=0, seed=0) as env:
+        yield trainer._Loop(config, trainer.constraints_of(config, env.spec), env)
+
+
+def take_in(loop: trainer._Loop, observation: NDArray[np.float32], *efforts: float) -> NDArray[np.float32]:
+    """One step of the problem, in which an effort is what a step costs."""
+    action = np.array(efforts)[:, None]
+    loop.env.step_async(action)
+    return loop._take_in(observation, 2 * action - 1)
+
+
+def test_what_an_episode_costs_at_most_is_told_by_a_full_window_and_not_before() -> None:
+    with a_loop(window_episodes=4 / STEPS) as loop:
+        observation, told = loop.env.reset(), []
+        for _ in range(5):
+            observation = take_in(loop, observation, 1.0, 1.0, 1.0, 1.0)
+            told.append(loop.learner.controller.episode_cost.tolist())
+    assert told == [[np.inf]] * 3 + [[STEPS]] * 2  # a cost of 1 at each of its 40 steps
+
+
+def test_costs_of_explorers_are_no_part_of_what_a_step_of_the_served_policy_costs() -> None:
+    with a_loop() as loop:
+        observation = loop.env.reset()
+        for _ in range(3):
+            observation = take_in(loop, observation, 0.25, 0.25, 1.0, 1.0)
+    assert loop.learner.controller.step_cost == pytest.approx([0.25])
+    assert loop.learner.controller.costly_steps.tolist() == [6]
+
+
+def test_of_environments_that_begin_anew_the_episode_under_way_is_forgotten() -> None:
+    with a_loop() as loop:
+        loop.learner.updates = 1  # from then on the level of the critics is measured
+        observation = loop.env.reset()
+        for _ in range(2):
+            observation = take_in(loop, observation, 1.0, 1.0, 1.0, 1.0)
+    before = loop.running_return.copy()
+    assert (before >= 2).all()  # each step is worth 1 or 3
+    assert [len(steps) for steps in loop.measured_steps] == [2, 2]
+    loop.begin_anew(np.array([True, False, True, False]))
+    assert loop.running_return.tolist() == [0, before[1], 0, before[3]]
+    assert [len(steps) for steps in loop.measured_steps] == [0, 2]
+    assert [len(steps) for steps in loop.collector.pending] == [0, 2, 0, 2]
