@@ -73,10 +73,6 @@ class Constraint(_Model):
         gamma, T = self.discount, self.horizon_steps
         return self.cost_limit * (1 - gamma**T) / ((1 - gamma) * T)
 
-    def share(self, steps: int) -> float:
-        """The limit's share of `steps` steps, d·steps/T: what is allowed when a request names no budget."""
-        return math.inf if self.cost_limit is None else self.cost_limit * steps / self.horizon_steps
-
 
 class Interval(_Model):
     """A mean over episodes, or a share of them, with its 95 % confidence interval."""

@@ -441,13 +441,11 @@ def test_threshold_of_a_limit_worked_out_by_hand() -> None:
     # Four steps, discount 1/2: one cost a step is 4 undiscounted and 1 + 1/2 + 1/4 + 1/8 = 1.875 discounted.
     constraint = Constraint(name="heat", cost_limit=4.0, discount=0.5, horizon_steps=4, window_steps=2)
     assert constraint.threshold() == pytest.approx(1.875)
-    assert constraint.share(2) == pytest.approx(2.0)
-    assert constraint.share(4) == 4.0
 
 
 def test_no_limit_allows_everything() -> None:
     constraint = Constraint(name="heat", cost_limit=None, discount=0.5, horizon_steps=4, window_steps=2)
-    assert constraint.threshold() == constraint.share(1) == math.inf
+    assert constraint.threshold() == math.inf
 
 
 def test_the_fingerprint_tells_spaces_and_constraints_apart_and_nothing_else() -> None:

@@ -58,13 +58,10 @@ def calibrate(
     episodes: list[Episode],
     constraints: list[Constraint],
     seed: int,
-    mode: CalibratedMode = DETERMINISTIC,
     confidence: float = 0.9,
     miss_rate: float = 0.05,
 ) -> CalibratedMap:
-    return calibrate_normalized(
-        episodes, constraints, as_it_is, seed=seed, mode=mode, confidence=confidence, miss_rate=miss_rate
-    )
+    return calibrate_normalized(episodes, constraints, as_it_is, seed=seed, confidence=confidence, miss_rate=miss_rate)
 
 
 def followed(found: CalibratedMap, an_episode: Episode) -> ForecastEpisode:
@@ -478,12 +475,11 @@ def test_with_two_constraints_each_is_calibrated_by_its_own_costs() -> None:
 
 
 def test_the_record_says_what_was_used_for_what() -> None:
-    mode = CalibratedMode(mode="sampled")
-    found = calibrate([episode([1.0] * T, [5.0] * T)] * 100, [constraint()], seed=0, mode=mode, miss_rate=0.1)
+    found = calibrate([episode([1.0] * T, [5.0] * T)] * 100, [constraint()], seed=0, miss_rate=0.1)
     record = found.record
     assert record.lead_steps == 1
     assert record.episodes == {"fit": 30, "calibrate": 30, "alarm": 25, "test": 15}
-    assert (record.modes, record.confidence, record.miss_rate) == ((mode,), 0.9, 0.1)
+    assert (record.modes, record.confidence, record.miss_rate) == ((DETERMINISTIC,), 0.9, 0.1)
     assert record.results[0].cost_to_go_mean == pytest.approx(T)
     assert record.results[0].episode_cost_mean == T
     assert record.results[0].coverage == 1

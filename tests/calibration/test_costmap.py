@@ -95,7 +95,7 @@ def test_an_uncalibrated_map_knows_only_a_mean_under_evenly_spread_cost() -> Non
     # The threshold is the cost value of a policy that spends its limit evenly; to go is then the limit's share.
     for steps in (1, 100, 1000):
         go, upper, probability = ask(cost_map, limited.threshold(), steps, 1e9)
-        assert go == pytest.approx(limited.share(steps), rel=1e-4)
+        assert go == pytest.approx(25 * steps / horizon, rel=1e-4)
         assert upper == math.inf
         assert probability == 1
     assert ask(cost_map, 0.0, 100, math.inf)[2] == 0
