@@ -66,7 +66,7 @@ class Constraint(_Model):
     def threshold(self) -> float:
         """Discounted threshold d·(1 − γ^T)/((1 − γ)·T) that stands for the episodic limit d.
 
-        Exact where cost is spread evenly over an episode of T steps (reference formula 13, as in Liu et al., 2022).
+        Exact where cost is spread evenly over an episode of T steps (Liu et al., 2022).
         """
         if self.cost_limit is None:
             return math.inf
@@ -83,7 +83,11 @@ class Interval(_Model):
 
 
 class Evaluation(_Model):
-    """Episodes of the exported policy that nothing was chosen or fitted on."""
+    """What episodes of a policy in one mode came to.
+
+    Those of a bundle are of its policy, and nothing was chosen or fitted on them. A run's are of its checkpoints, and
+    `cvpo export --select` chooses by them.
+    """
 
     mode: Mode
     episodes: Annotated[Count, Field(gt=0)]
@@ -267,7 +271,7 @@ class Manifest(_Model):
     version: Annotated[int, Field(gt=0, lt=2**63)]
     observation: Space
     action: Space  # environment units, bounded
-    fingerprint: str = ""  # of spaces and constraint names; filled in when empty, else checked
+    fingerprint: str = ""  # see compute_fingerprint; filled in when empty, else checked
     control_period_ms: Annotated[float, Field(gt=0)] | None
     safe_action: tuple[Finite, ...]  # environment units
     constraints: tuple[Constraint, ...] = Field(min_length=1)
@@ -298,7 +302,7 @@ class Manifest(_Model):
         return self.calibration.alarm_levels if self.calibration else (0.0,) * len(self.constraints)
 
     def compute_fingerprint(self) -> str:
-        """Hash of what a client must agree on: spaces with their bounds and names, and the constraints' names."""
+        """Hash of what a client must agree on: spaces with their bounds and names, constraints' names and units."""
         agreed = {
             "observation": self.observation.model_dump(mode="json"),
             "action": self.action.model_dump(mode="json"),

@@ -2,7 +2,7 @@
 
 Written out instead of traced: torch's tracing exporter is deprecated and cannot follow a layer norm over a dynamic
 shape, its successor needs a further package, and in a control loop every node that they would add costs time.
-The parity check of `export` holds the result against torch.
+The check in `parity` holds the result against torch.
 
 Matrices of the networks may be stored in fewer bits (`precision`). A Cast, and of int8 a Mul by the scales, make
 float32 of them again; both are of constants alone, so ONNX Runtime computes them once, as it loads the graph. Why

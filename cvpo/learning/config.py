@@ -88,7 +88,9 @@ class LimitConfig(_Group):
     # when served: return -0.9 and cost 0.2, against 36 and 24 with two (20,000 steps, limit 25, one seed).
     deterministic_envs: Annotated[int, Field(ge=0)] = 2
     aim: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the limit that the cost is held at: room for error
-    window_episodes: Positive = 2.0  # newest steps of each environment that the measured cost is the sum of
+    # The measured cost is that of an episode, mean over so many episodes' worth of each environment's newest steps.
+    # Fewer tell of a change sooner, with more noise; more tell of it later, with less.
+    window_episodes: Positive = 2.0
     gain_above: Positive = 0.5
     gain_below: Positive = 0.5
     integral_gain: Positive = 0.3
@@ -135,7 +137,11 @@ class ComputeConfig(_Group):
 
 
 class TrainConfig(_Group):
-    """A training run. Two runs with the same config on the same machine are the same."""
+    """A training run.
+
+    On the CPU, two runs with the same config, on the same machine with the same package versions, are the same. On CUDA
+    they are not, to the bit; and where there is such a device, `compute.device` auto takes it or the CPU by a timing.
+    """
 
     environment: EnvironmentConfig
     cost_limits: tuple[CostLimit, ...] = Field(min_length=1)

@@ -27,7 +27,11 @@ PRECISION = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass
 class LearnerState:
-    """Everything that learning changes. What is not here is not restored."""
+    """Everything that learning changes; what is not here is not restored.
+
+    `unit_threshold` and `measured_age` never change: they follow from the config and the constraints, by which `create`
+    makes them again.
+    """
 
     model: Model  # normalizer, policy, and the critics that learn
     behavior_policy: GaussianPolicy  # what actions and E-step samples are drawn from

@@ -12,9 +12,15 @@ from numpy.typing import NDArray
 from cvpo.learning.config import LimitConfig, TrainConfig
 
 Array = NDArray[np.float64]
-LETTING_GO = 0.1  # the gap below its limit that a cost at rest counts as
-FEW_STEPS = 10  # that cost: less than that is no part of an episode's cost to tell a gap by,
-SMALL_PART = 0.2  # but this of the costliest episode always is
+# A cost of nothing under a limit of zero counts as a gap of this much below the limit. With less, what the integral
+# asks for stays for longer, at reward's expense; with more, it is gone before a cost can come back.
+LETTING_GO = 0.1
+# A gap is told in units of the limit, or of what so many steps that cost come to where the limit is below that. With
+# fewer, one such step is a large gap under a small limit; with more, gaps look small under limits of many steps, too.
+FEW_STEPS = 10
+# Yet that least unit is no more than this part of the costliest episode. With more, gaps look small where an episode
+# has a step or two that cost, as a crash that ends it; with less, one such step is a large gap again.
+SMALL_PART = 0.2
 
 
 @dataclass(frozen=True)

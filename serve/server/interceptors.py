@@ -1,4 +1,4 @@
-"""Errors to status codes and details (the only place on the server), request ids, request metrics, and who is let in.
+"""Which status code and details an error has, request ids, request metrics, and who is let in.
 
 grpc.aio awaits an interceptor at every call. Here the handlers are wrapped once, when a service is registered, which
 does the same and costs a call nothing but its own work.
