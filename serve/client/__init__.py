@@ -1,6 +1,6 @@
 """What a robot calls the service with: single requests, control sessions, a watchdog.
 
-It needs numpy, grpcio and protobuf. `serve.client.aio` has the same for asyncio.
+It needs numpy, grpcio, protobuf and googleapis-common-protos. `serve.client.aio` has the same for asyncio.
 """
 
 from serve.client.sync import PolicyCaller, PolicyClient
