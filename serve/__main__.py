@@ -3,6 +3,7 @@
 import sys
 
 from serve.errors import StartupError
+from serve.server.signals import end_on_signal
 
 
 def main(arguments: list[str], program: str = "python -m serve") -> int:
@@ -22,4 +23,5 @@ def main(arguments: list[str], program: str = "python -m serve") -> int:
 
 
 if __name__ == "__main__":
+    end_on_signal(clean=True)  # before the imports of main, which take a second
     sys.exit(main(sys.argv[1:]))

@@ -32,6 +32,7 @@ from serve.server.scheduled import ScheduledPolicyServicer
 from serve.server.service import PolicyServicer
 from serve.server.settings import Settings
 from serve.server.shadow import Shadow
+from serve.server.signals import STOPPING, end_on_signal
 from serve.server.state import StateSeal
 from serve.server.telemetry import Metrics, configure_logging, log
 from serve.server.watch import Watcher
@@ -47,8 +48,6 @@ _NOTICE_SECONDS = 0.2
 # second: a robot that lost power says no farewell, and its stream would stay.
 _KEEPALIVE_MS = 20_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
-
-_STOPPING = signal.SIGTERM, signal.SIGINT
 
 
 @dataclass(frozen=True)
@@ -208,8 +207,7 @@ def run(settings: Settings) -> int:
 
 
 async def _run(settings: Settings) -> int:
-    for number in _STOPPING:
-        signal.signal(number, _leave)  # while bundles load, the event loop does not turn
+    end_on_signal(clean=True)  # while bundles load, the event loop does not turn
     try:
         server = await start(settings)
     except StartupError as error:
@@ -260,22 +258,16 @@ def _seal(settings: Settings) -> StateSeal:
         raise StartupError(f"--session-key-file: {path}: {error}.") from error
 
 
-def _leave(number: int, frame: object) -> None:
-    """End the process, which has nobody to answer yet."""
-    os._exit(0)
-
-
 def _stop_signal() -> "asyncio.Future[signal.Signals]":
-    """Return what the first SIGTERM or SIGINT resolves; the second has its usual effect."""
+    """Return what the first SIGTERM or SIGINT resolves; the second ends the process at once."""
     loop = asyncio.get_running_loop()
     told: asyncio.Future[signal.Signals] = loop.create_future()
 
     def on_signal(number: signal.Signals) -> None:
-        for each in _STOPPING:
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
-        told.set_result(number)
+        end_on_signal(clean=False)  # and the loop's handlers stay, for they wake the thread that runs ours
+        if not told.done():  # two at once are one
+            told.set_result(number)
 
-    for number in _STOPPING:
+    for number in STOPPING:
         loop.add_signal_handler(number, on_signal, number)
     return told

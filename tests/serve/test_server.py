@@ -502,6 +502,91 @@ def test_it_stops_at_once_while_it_still_loads_its_bundles(repository: Path, num
             process.kill()
 
 
+# A container's first process has the number 1, and the kernel drops what it has no handler for.
+IN_CONTAINER = ("unshare", "--pid", "--fork", "--kill-child")
+
+
+def may_unshare() -> bool:
+    try:
+        return subprocess.run([*IN_CONTAINER, "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+wherever = pytest.mark.parametrize(
+    "prefix",
+    [
+        pytest.param((), id="process"),
+        pytest.param(IN_CONTAINER, id="container", marks=pytest.mark.skipif(not may_unshare(), reason="not permitted")),
+    ],
+)
+
+IMPORTING = """
+import os, signal
+os.kill(os.getpid(), signal.{name})
+os.write(1, b"goes on")
+os._exit(3)
+"""
+
+
+@wherever
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_it_stops_at_once_while_it_still_imports_its_modules(
+    prefix: tuple[str, ...], name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "grpc.py").write_text(IMPORTING.format(name=name))
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [*prefix, sys.executable, "-m", "serve", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+SIGNALLED_TWICE = """
+import os, signal, sys, threading
+from serve.__main__ import main
+from serve.server.service import PolicyServicer
+
+def hang(*_):
+    print("hangs", flush=True)
+    threading.Event().wait()
+
+def kill():
+    for _ in sys.stdin:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+PolicyServicer.Act = hang
+threading.Thread(target=kill, daemon=True).start()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@wherever
+def test_a_second_signal_ends_it_at_once(prefix: tuple[str, ...], repository: Path) -> None:
+    arguments = [str(repository / "goal"), "--address", "127.0.0.1:0", "--drain-seconds", "3600"]
+    with subprocess.Popen(
+        [*prefix, sys.executable, "-c", SIGNALLED_TWICE, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            address = json.loads(process.stdout.readline())["address"]
+            with PolicyClient(address, timeout_seconds=PATIENCE_SECONDS) as client, ThreadPoolExecutor(1) as pool:
+                answer = pool.submit(client.act, LARGE)
+                assert process.stdout.readline() == "hangs\n"
+                print(file=process.stdin, flush=True)
+                assert any('"stopping"' in line for line in process.stderr)
+                print(file=process.stdin, flush=True)
+                assert process.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
+                assert type(answer.exception(PATIENCE_SECONDS)) is UnavailableError
+        finally:
+            process.kill()
+
+
 COLLECTING = """
 import gc, os, sys
 from serve.__main__ import main
