@@ -120,11 +120,13 @@ class Registrar:
         async def answer(raw: bytes, context: Context) -> bytes:
             started = time.perf_counter()
             code = grpc.StatusCode.OK
+            admitted = False
             name_request(context)
             room.taken += 1
             try:
                 self._admit(room)
                 check_deadline(context)
+                admitted = True
                 return encode(await behavior(decode(raw), context))
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED  # the caller has left, mostly because its deadline has passed
@@ -133,7 +135,10 @@ class Registrar:
                 failure, code = error, code_of(error)
             finally:
                 room.taken -= 1
-                self._metrics.count_request(method, code.name, time.perf_counter() - started)
+                if admitted:
+                    self._metrics.count_request(method, code.name, time.perf_counter() - started)
+                else:  # a refusal takes no time, and among the answers it would make a full server look a fast one
+                    self._metrics.count_untimed(method, code.name)
             return await _abort(context, failure, code, method)
 
         return answer

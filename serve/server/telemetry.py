@@ -52,7 +52,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "cvpo_serve_request_seconds",
-            "Time from decoding a request to its answer.",
+            "Time from decoding a request to its answer, of those that were not refused before their turn.",
             ["method"],
             buckets=_LATENCY_BUCKETS,
             registry=self.registry,

@@ -114,6 +114,10 @@ class Fixture:
         labels = {"method": method, "code": code}
         return self.metrics.registry.get_sample_value("cvpo_serve_requests_total", labels) or 0.0
 
+    def timed(self, method: str) -> float:
+        """How many calls the histogram of times has."""
+        return self.metrics.registry.get_sample_value("cvpo_serve_request_seconds_count", {"method": method}) or 0.0
+
     def control(self, steps: Iterator[control_pb2.ControlRequest]) -> Iterator[control_pb2.ControlResponse]:
         stub = control_pb2_grpc.ControlServiceStub(self.channel)  # type: ignore[no-untyped-call]
         call: Iterator[control_pb2.ControlResponse] = stub.Control(steps, timeout=PATIENCE_SECONDS)
@@ -172,6 +176,7 @@ def test_while_draining_new_requests_are_told_to_ask_again_and_those_in_flight_a
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert fixture.count("ListPolicies", "OK") == 1
     assert fixture.count("ListPolicies", "UNAVAILABLE") == 1
+    assert fixture.timed("ListPolicies") == 1  # what is refused takes no time, and would pass for a fast answer
     assert fixture.count("Control", "UNAVAILABLE") == 1
 
 
@@ -191,6 +196,7 @@ def test_more_requests_at_once_than_the_server_takes_are_refused_at_once_and_tol
         assert first.result(PATIENCE_SECONDS) == ()
         assert client.list_policies() == ()  # there is room again
     assert narrow.count("ListPolicies", "RESOURCE_EXHAUSTED") == 1
+    assert narrow.timed("ListPolicies") == 2
 
 
 def test_more_streams_than_the_server_takes_are_refused_and_told_when_to_come_back(narrow: Fixture) -> None:
