@@ -258,11 +258,14 @@ def _opened(path: Path) -> Iterator[int]:
 def _read(folder: int, path: Path, name: str) -> bytes:
     """Read a file of the bundle: a plain one, of a size within bounds; a link is not followed."""
     most = _MOST_BYTES[name]
-    try:
+
+    def within(name: str, flags: int) -> int:
         # Not waiting, for a pipe in the file's place would never open.
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+
+    try:
+        with open(name, "rb", opener=within) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BundleError(f"{path / name} is no plain file. Export again; this version stays unserved.")
             data = file.read(most + 1)
     except FileNotFoundError as error:

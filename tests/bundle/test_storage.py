@@ -154,8 +154,10 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_file_is_refused_without_waiting(na
         read_bundle(path)
     (path / name).unlink()
     (path / name).mkdir()
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(BundleError, match=re.escape(name)):
         read_bundle(path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
 
 
 def test_a_file_larger_than_a_bundle_may_hold_is_not_read_to_its_end(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_the_second_folder_of_a_version_is_served_once_the_first_is_gone(
     ("fails", "error"),
     [
         ("cvpo.bundle.storage.os.open", OSError(errno.EMFILE, "Too many open files")),
-        ("cvpo.bundle.storage.os.fdopen", OSError(errno.EIO, "Input/output error")),
+        ("cvpo.bundle.storage.os.fstat", OSError(errno.EIO, "Input/output error")),
         ("serve.server.watch.read_bundle", OSError(errno.EIO, "Input/output error")),
         ("serve.server.graph.ort.InferenceSession", MemoryError("std::bad_alloc")),
         ("serve.server.graph.ort.InferenceSession", MemoryError()),
