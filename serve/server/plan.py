@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import uuid
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from serve.errors import PlanError
 
 PLAN = "serving.json"
 
+_MOST_BYTES = 64 * 1024  # of the file; a plan has some hundred
 _REMEMBERED = 16  # versions; further back than anybody rolls back
 
 Version = Annotated[int, Field(gt=0, lt=2**63)]
@@ -98,7 +100,7 @@ def read_plan(path: Path) -> ServingPlan:
         PlanError: it cannot be read, or is not a plan.
     """
     try:
-        return ServingPlan.model_validate_json(path.read_bytes())
+        return ServingPlan.model_validate_json(_read(path))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -107,6 +109,23 @@ def read_plan(path: Path) -> ServingPlan:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise PlanError(f"{path}: {where + ': ' if where else ''}{first['msg']}. Correct the file.") from error
+
+
+def _read(path: Path) -> bytes:
+    """Read a plain file of a size within bounds. Links are followed: a ConfigMap's files are links.
+
+    Raises:
+        PlanError: it is another, and was not read.
+        OSError: it cannot be read.
+    """
+    # Not waiting, for a pipe in the file's place would never open, and no other policy would be followed any more.
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise PlanError(f"{path} is no plain file. Put one in its place.")
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise PlanError(f"{path} is larger than {_MOST_BYTES:,} bytes, the most that a plan may be. Correct the file.")
+    return data
 
 
 def write_plan(root: Path, name: str, plan: ServingPlan) -> None:

@@ -1,6 +1,7 @@
 """serving.json: what it may say, that it is whole or not there, and what a rollback goes back to."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -41,6 +42,30 @@ def test_no_file_is_told_apart_from_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "goal" / PLAN).mkdir(parents=True)
     with pytest.raises(PlanError, match="Cannot read"):
         read_plan(tmp_path / "goal" / PLAN)
+
+
+def test_a_pipe_in_its_place_is_not_waited_for_and_a_device_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / PLAN)
+    with pytest.raises(PlanError, match=f"{PLAN} is no plain file"):
+        read_plan(tmp_path / PLAN)
+    (tmp_path / PLAN).unlink()
+    (tmp_path / PLAN).symlink_to("/dev/zero")
+    with pytest.raises(PlanError, match=f"{PLAN} is no plain file"):
+        read_plan(tmp_path / PLAN)
+
+
+def test_a_file_larger_than_any_plan_is_not_read_to_its_end(tmp_path: Path) -> None:
+    with (tmp_path / PLAN).open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(PlanError, match=f"{PLAN} is larger than 65,536 bytes"):
+        read_plan(tmp_path / PLAN)
+
+
+def test_a_link_is_followed_as_in_a_mounted_config_map(tmp_path: Path) -> None:
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data" / PLAN).write_text('{"pinned": 3}')
+    (tmp_path / PLAN).symlink_to(f"..data/{PLAN}")
+    assert read_plan(tmp_path / PLAN) == ServingPlan(pinned=3)
 
 
 @pytest.mark.parametrize(

@@ -538,14 +538,15 @@ def test_a_plan_that_the_machine_could_not_read_is_read_again_at_each_look(
     add(tmp_path, 2)
     watcher.poll()
     write_plan(tmp_path, "goal", ServingPlan(pinned=1))
-    read_bytes = Path.read_bytes
 
-    def fail(self: Path) -> bytes:
-        if self.name == PLAN:
+    open_file = os.open
+
+    def fail(path: Path | str, flags: int, **options: int) -> int:
+        if Path(path).name == PLAN:
             raise OSError(errno.EIO, "Input/output error")
-        return read_bytes(self)
+        return open_file(path, flags, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(os, "open", fail)
     for _ in range(3):
         watcher.poll()
         assert served(watcher) == 2
@@ -664,15 +665,15 @@ def test_a_plan_that_goes_away_while_it_is_read_is_read_once_it_is_back(
     watcher.poll()
     write_plan(tmp_path, "goal", ServingPlan(pinned=2))
 
-    read_bytes, away = Path.read_bytes, tmp_path / ".goal"
+    open_file, away = os.open, tmp_path / ".goal"
 
-    def unmount(self: Path) -> bytes:
-        if self.name == PLAN:
-            self.parent.rename(away)
-        return read_bytes(self)
+    def unmount(path: Path | str, flags: int, **options: int) -> int:
+        if Path(path).name == PLAN:
+            Path(path).parent.rename(away)
+        return open_file(path, flags, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", unmount)
+        patched.setattr(os, "open", unmount)
         watcher.poll()
     assert served(watcher) == 1
     assert "is gone" in problem(watcher)
