@@ -144,16 +144,14 @@ async def start(settings: Settings) -> RunningServer:
     for each in servers:
         await each.start()
 
-    def tell_health() -> None:
+    def after_look(gone: list[tuple[str, int]]) -> None:
         for name in services.names:
             health_servicer.tell(name, serving=watcher.repository.snapshot.ready)
-
-    def after_look(gone: list[tuple[str, int]]) -> None:
-        tell_health()
         for name, version in gone:
             metrics.forget(name, version)
+        metrics.looked()
 
-    tell_health()
+    after_look([])
     watcher.start(settings.poll_seconds, lambda: loop.call_soon_threadsafe(after_look, watcher.gone()))
     return RunningServer(
         address,

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, Generic, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from serve.values import PredictionLists, ServedPolicy
 
@@ -89,6 +89,11 @@ class Metrics:
                 registry=self.registry,
             )
         )
+        self._last_look = Gauge(
+            "cvpo_serve_last_look_timestamp_seconds",
+            "When the repository was last looked at, in seconds since 1970; a look that fails or hangs does not count.",
+            registry=self.registry,
+        )
 
     def by_version(self, metric: M) -> ByVersion[M]:
         """Take a metric by policy, version and perhaps more into what is forgotten with a version."""
@@ -100,6 +105,10 @@ class Metrics:
         """End the series of a version that nobody uses any more: with a new version every day they would pile up."""
         for metric in self._versioned:
             metric.forget(policy, version)
+
+    def looked(self) -> None:
+        """Note that the repository was looked at now."""
+        self._last_look.set_to_current_time()
 
     def count_request(self, method: str, code: str, seconds: float) -> None:
         _of(self._requests, method, code).inc()

@@ -1,6 +1,7 @@
 """The service over a real channel: every rejection by its field, metadata, health, reflection, metrics."""
 
 import json
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -372,6 +373,40 @@ def test_metrics_count_requests_flags_and_bundles(server: ServerThread, client: 
     assert grown('cvpo_serve_answers_total{calibration_status="SHIFTED",policy="goal",version="2"}') == 3
     assert after['cvpo_serve_bundle_loaded{policy="goal",version="1"}'] == 1
     assert after['cvpo_serve_bundle_loaded{policy="other",version="7"}'] == 1
+
+
+def test_the_time_of_the_last_look_stands_still_while_looks_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles.write(tmp_path / "goal")
+    settings = Settings(repository=tmp_path, address="127.0.0.1:0", metrics_address="127.0.0.1:0", poll_seconds=0.01)
+    server = ServerThread(settings)
+    begun, failing = threading.Event(), threading.Event()
+    poll = server.running.watcher.poll
+
+    def counted() -> None:
+        begun.set()
+        if failing.is_set():
+            raise OSError("stale file handle")
+        poll()
+
+    def last_look() -> float:
+        """After another whole look, of which the event loop was told."""
+        for _ in range(3):  # one that had begun, a whole one, and the next
+            begun.clear()
+            assert begun.wait(30)
+        assert look(server, "/livez")[0] == 200
+        return scrape(server)["cvpo_serve_last_look_timestamp_seconds"]
+
+    monkeypatch.setattr(server.running.watcher, "poll", counted)
+    try:
+        first = last_look()
+        assert last_look() > first
+        failing.set()
+        last = last_look()
+        assert last_look() == last
+    finally:
+        server.stop(drain_seconds=0)
 
 
 def test_answers_later_than_the_control_period_are_counted(tmp_path: Path) -> None:
