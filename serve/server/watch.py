@@ -21,6 +21,7 @@ from serve.server.telemetry import log
 logger = logging.getLogger(__name__)
 
 _DEPTH = 2  # REPOSITORY/NAME/VERSION
+_LOST = "lost+found"  # at the root of a volume, and root's alone
 
 # How long Python code in one thread keeps another waiting, while a bundle is loaded: some 15 ms of Python for one of
 # 2.4 MB, of which an answer would otherwise wait for slices of 5 ms.
@@ -384,7 +385,7 @@ def _sign(folder: Path, name: str | None = None) -> Signature:
 def find_bundles(root: Path) -> tuple[list[Path], dict[Path, str]]:
     """Return the bundles at or under `root`, at most two folders deep, and why a folder under it cannot be read.
 
-    Names that begin with a dot are passed over.
+    Names that begin with a dot are passed over, and so is `lost+found`.
 
     Raises:
         StartupError: there is no such folder, or it cannot be read.
@@ -411,7 +412,7 @@ def _walk(folder: Path, depth: int, unreadable: dict[Path, str]) -> Iterator[Pat
         unreadable[folder] = f"Cannot read {folder}: {error.strerror}."
         return
     for child in children:
-        if not child.name.startswith("."):
+        if not child.name.startswith(".") and child.name != _LOST:
             yield from _walk(child, depth - 1, unreadable)
 
 

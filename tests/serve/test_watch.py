@@ -367,20 +367,34 @@ def test_a_folder_that_cannot_be_read_is_refused_and_all_else_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     add(tmp_path, 1)
-    (tmp_path / "lost+found").mkdir()
-    lock(monkeypatch, tmp_path / "lost+found")
+    (tmp_path / "locked").mkdir()
+    lock(monkeypatch, tmp_path / "locked")
     watcher = Watcher(tmp_path, allow_uncalibrated=False)
     watcher.poll(first=True)
     assert served(watcher) == 1
     add(tmp_path, 2)
     watcher.poll()
     assert served(watcher) == 2
-    why = f"Cannot read {tmp_path / 'lost+found'}: Permission denied."
-    assert watcher.repository.snapshot.refused == {"lost+found": why}
+    why = f"Cannot read {tmp_path / 'locked'}: Permission denied."
+    assert watcher.repository.snapshot.refused == {"locked": why}
     assert caplog.messages.count("folder unreadable") == 1
     monkeypatch.undo()
     watcher.poll()
     assert not watcher.repository.snapshot.refused
+
+
+def test_the_lost_and_found_of_a_volume_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(tmp_path, 1)
+    for volume in (tmp_path, tmp_path / "goal"):
+        (volume / "lost+found").mkdir()
+        lock(monkeypatch, volume / "lost+found")
+    watcher = Watcher(tmp_path, allow_uncalibrated=False)
+    watcher.poll(first=True)
+    assert served(watcher) == 1
+    assert not watcher.repository.snapshot.refused
+    assert "folder unreadable" not in caplog.messages
 
 
 @pytest.mark.parametrize("folder", ["goal", "goal/1", "."])
