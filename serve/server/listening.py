@@ -7,10 +7,8 @@ from pathlib import Path
 import grpc
 
 from serve.errors import StartupError
-from serve.server.settings import Settings, is_loopback, split_address
-from serve.server.tls import CertificateFiles
+from serve.server.settings import UNIX, Settings, is_loopback, split_address
 
-_UNIX = "unix:"
 _MOST_PATH_BYTES = 107  # of a socket's path, on Linux
 
 
@@ -43,38 +41,38 @@ def check_reach(settings: Settings) -> None:
 
 def _is_reached(address: str) -> bool:
     """Whether other machines may reach it."""
-    return not address.startswith(_UNIX) and not is_loopback(split_address(address)[0])
+    return not address.startswith(UNIX) and not is_loopback(split_address(address)[0])
 
 
 def bind(
-    server: grpc.aio.Server, address: str, certificates: CertificateFiles | None, *, shared: bool, flag: str
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None, *, shared: bool, flag: str
 ) -> str:
     """Open a port and return the address that clients use, with the real port where 0 was asked for.
 
     Args:
         server: not started yet.
         address: HOST:PORT or unix:PATH.
-        certificates: None for plaintext.
+        credentials: of this port alone, where they are renewed; None for plaintext.
         shared: whether other processes may listen on the same port.
         flag: what sets the address.
 
     Raises:
-        StartupError: the address or the certificates cannot be had.
+        StartupError: the address cannot be had.
     """
-    if address.startswith(_UNIX):
+    if address.startswith(UNIX):
         if shared:
             raise StartupError(f"{address} cannot be shared. Use HOST:PORT with --share-port.")
-        _check_socket_free(address.removeprefix(_UNIX), flag)
+        _check_socket_free(address.removeprefix(UNIX), flag)
     else:
         _check_port_free(address, flag, shared=shared)
     try:
-        if certificates is None:
+        if credentials is None:
             port = server.add_insecure_port(address)
-        else:  # credentials that are renewed serve one port only
-            port = server.add_secure_port(address, certificates.credentials())
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise StartupError(f"Cannot listen on {address}. Choose another {flag}.") from error
-    return address if address.startswith(_UNIX) else f"{address.rpartition(':')[0]}:{port}"
+    return address if address.startswith(UNIX) else f"{address.rpartition(':')[0]}:{port}"
 
 
 def _check_port_free(address: str, flag: str, *, shared: bool) -> None:

@@ -92,46 +92,38 @@ async def start(settings: Settings) -> RunningServer:
 
     Raises:
         StartupError: the repository is no folder, cannot be read, or is a bundle that is refused; an address is in
-            use, malformed, or open to the network without leave; a certificate cannot be used.
+            use, or open to the network without leave; a certificate or a key cannot be used.
     """
     check_reach(settings)
-    certificates = settings.certificate_files
-    watcher = Watcher(
-        settings.repository, allow_uncalibrated=settings.allow_uncalibrated, trusted=_trusted(settings.trusted_keys)
-    )
-    watcher.poll(first=True)
-    if (settings.repository / MANIFEST).exists():
-        watcher.require_policies()  # bundles are immutable: one that is refused will not become another
+    # Before the bundles, which take minutes where there are many: a wrong file of the settings is said at once.
+    seal = _seal(settings)
+    for_robots, for_admins = _credentials(settings), _credentials(settings)
+    watcher = _load(settings)
     metrics = Metrics()
     metrics.registry.register(RepositoryCollector(watcher.repository))
     draining = asyncio.Event()
     workers = Workers(settings.threads)
-
-    server, services = _grpc_server(settings, metrics, draining)
     loop = asyncio.get_running_loop()
     shadow = Shadow(watcher.repository, metrics, loop.call_soon_threadsafe)
     answers = PolicyServicer(watcher.repository, settings.limits, metrics, shadow)
+    control = ControlServicer(watcher.repository, settings.limits, seal, workers, metrics, shadow)
+    health_servicer = HealthServicer(settings.max_streams)
+
+    server, services = _grpc_server(settings, metrics, draining)
     add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
         ScheduledPolicyServicer(answers, workers), services
     )
-    control = ControlServicer(watcher.repository, settings.limits, _seal(settings), workers, metrics, shadow)
     add_ControlServiceServicer_to_server(control, services)  # type: ignore[no-untyped-call]  # generated
-    health_servicer = HealthServicer(settings.max_streams)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     add_reflection(server, (*services.names, health.SERVICE_NAME), settings.max_streams)
-    address = bind(server, settings.address, certificates, shared=settings.share_port, flag="--address")
+    address = bind(server, settings.address, for_robots, shared=settings.share_port, flag="--address")
     servers = [server]
 
     admin_address = None
     if settings.admin_address is not None:
-        admin, admin_services = _grpc_server(settings, metrics, draining)
-        add_PolicyAdminServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
-            AdminServicer(watcher), admin_services
-        )
-        add_reflection(admin, admin_services.names, settings.max_streams)
-        admin_address = bind(
-            admin, settings.admin_address, certificates, shared=settings.share_port, flag="--admin-address"
-        )
+        admin = _admin_server(settings, metrics, draining, watcher)
+        shared = settings.share_port
+        admin_address = bind(admin, settings.admin_address, for_admins, shared=shared, flag="--admin-address")
         servers.append(admin)
 
     monitor = None
@@ -143,16 +135,7 @@ async def start(settings: Settings) -> RunningServer:
         )
     for each in servers:
         await each.start()
-
-    def after_look(gone: list[tuple[str, int]]) -> None:
-        for name in services.names:
-            health_servicer.tell(name, serving=watcher.repository.snapshot.ready)
-        for name, version in gone:
-            metrics.forget(name, version)
-        metrics.looked()
-
-    after_look([])
-    watcher.start(settings.poll_seconds, lambda: loop.call_soon_threadsafe(after_look, watcher.gone()))
+    _follow(watcher, settings.poll_seconds, services.names, health_servicer, metrics)
     return RunningServer(
         address,
         admin_address,
@@ -166,6 +149,44 @@ async def start(settings: Settings) -> RunningServer:
         workers,
         shadow,
     )
+
+
+def _load(settings: Settings) -> Watcher:
+    """Return the watcher of the repository after its first look."""
+    watcher = Watcher(
+        settings.repository, allow_uncalibrated=settings.allow_uncalibrated, trusted=_trusted(settings.trusted_keys)
+    )
+    watcher.poll(first=True)
+    if (settings.repository / MANIFEST).exists():
+        watcher.require_policies()  # bundles are immutable: one that is refused will not become another
+    return watcher
+
+
+def _admin_server(settings: Settings, metrics: Metrics, draining: asyncio.Event, watcher: Watcher) -> grpc.aio.Server:
+    """Return the server of who decides what is served, without a port."""
+    server, services = _grpc_server(settings, metrics, draining)
+    add_PolicyAdminServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
+        AdminServicer(watcher), services
+    )
+    add_reflection(server, services.names, settings.max_streams)
+    return server
+
+
+def _follow(
+    watcher: Watcher, poll_seconds: float, services: list[str], health_servicer: HealthServicer, metrics: Metrics
+) -> None:
+    """Look at the repository from now on, and have health and metrics say after each look what there is."""
+    loop = asyncio.get_running_loop()
+
+    def after_look(gone: list[tuple[str, int]]) -> None:
+        for name in services:
+            health_servicer.tell(name, serving=watcher.repository.snapshot.ready)
+        for name, version in gone:
+            metrics.forget(name, version)
+        metrics.looked()
+
+    after_look([])
+    watcher.start(poll_seconds, lambda: loop.call_soon_threadsafe(after_look, watcher.gone()))
 
 
 def _grpc_server(settings: Settings, metrics: Metrics, draining: asyncio.Event) -> tuple[grpc.aio.Server, Registrar]:
@@ -224,7 +245,10 @@ async def _run(settings: Settings) -> int:
             for name, policy in server.watcher.repository.snapshot.policies.items()
         ],
     }
-    print(json.dumps(ready), flush=True)
+    try:
+        print(json.dumps(ready), flush=True)
+    except OSError as error:  # a full disk, or nobody who reads: the robots are there all the same
+        log(logger, logging.ERROR, "ready line not written to stdout", reason=error.strerror)
     if not server.watcher.repository.snapshot.ready:
         log(logger, logging.WARNING, "nothing to serve yet", repository=str(settings.repository))
     number = await told
@@ -240,6 +264,12 @@ def _trusted(path: Path | None) -> TrustedKeys | None:
         return None if path is None else read_trusted_keys([path])
     except KeyFileError as error:
         raise StartupError(f"--trusted-keys: {error}") from error
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """Return what one port is opened with; None for plaintext. Credentials that are renewed serve one port only."""
+    files = settings.certificate_files
+    return None if files is None else files.credentials()
 
 
 def _seal(settings: Settings) -> StateSeal:

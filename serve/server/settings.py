@@ -1,16 +1,25 @@
 """Everything an operator can set: flags, or environment variables `CVPO_SERVE_...`; a flag goes before a variable."""
 
 import argparse
+import difflib
+import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, CliSettingsSource, SettingsConfigDict
 
 from serve.codec import Limits
 from serve.errors import StartupError
 from serve.server.tls import CertificateFiles
+
+UNIX = "unix:"
+
+_PREFIX = "CVPO_SERVE_"
+# What Kubernetes sets in a pod for each Service (enableServiceLinks), of those whose names begin with cvpo-serve.
+_SERVICE_LINK = re.compile(rf"{_PREFIX}(\w+_)?(SERVICE_HOST$|SERVICE_PORT|PORT$|PORT_\d+_)")
 
 # A year is longer than anybody means, and waits and timestamps bear it.
 Seconds = Annotated[float, Field(le=365 * 86_400, allow_inf_nan=False)]
@@ -27,7 +36,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="CVPO_SERVE_",
+        env_prefix=_PREFIX,
         frozen=True,
         extra="forbid",
         cli_kebab_case=True,
@@ -42,10 +51,11 @@ class Settings(BaseSettings):
         description="HOST:PORT or unix:PATH to answer on; port 0 takes a free one and prints it",
     )
     metrics_address: str | None = Field(
-        default=None, description="HOST:PORT for Prometheus at /metrics, such as 127.0.0.1:9464; off where not given"
+        default=None,
+        description="HOST:PORT for Prometheus at /metrics, such as 127.0.0.1:9464; off where not given, or empty",
     )
     admin_address: str | None = Field(
-        default=None, description="HOST:PORT or unix:PATH for PolicyAdminService; off where not given"
+        default=None, description="HOST:PORT or unix:PATH for PolicyAdminService; off where not given, or empty"
     )
     share_port: bool = Field(
         default=False,
@@ -111,6 +121,23 @@ class Settings(BaseSettings):
         default="info", description="debug also logs each refused request"
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_empty(cls, value: object, info: ValidationInfo) -> object:
+        """An empty path would be the working directory, and whether security was meant cannot be guessed."""
+        if value != "":
+            return value
+        if info.field_name in ("metrics_address", "admin_address"):
+            return None  # off, also where an image has it on
+        raise ValueError("it is empty; give it a value, or leave out both the flag and the variable")
+
+    @field_validator("address", "admin_address", "metrics_address")
+    @classmethod
+    def _check_address(cls, address: str | None, info: ValidationInfo) -> str | None:
+        if address is not None and (info.field_name == "metrics_address" or not address.startswith(UNIX)):
+            split_address(address)
+        return address
+
     @property
     def limits(self) -> Limits:
         return Limits(
@@ -135,9 +162,10 @@ def parse(arguments: list[str], program: str) -> Settings:
     """Return the settings that command-line arguments and the environment give.
 
     Raises:
-        StartupError: a value is missing or wrong; names its flag.
+        StartupError: a value is missing or wrong, which names its flag, or a variable is no option's.
         SystemExit: after `--help`, or for a flag that does not exist (argparse's own message, status 2).
     """
+    _refuse_unknown_variables(program)
     source: CliSettingsSource[Settings] = CliSettingsSource(
         Settings, cli_prog_name=program, formatter_class=argparse.HelpFormatter
     )
@@ -147,20 +175,45 @@ def parse(arguments: list[str], program: str) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
         flag = "REPOSITORY" if name == "repository" else "--" + name.replace("_", "-")
-        raise StartupError(f"{flag}: {first['msg']}. See `{program} --help`.") from error
+        what = first["ctx"]["error"] if first["type"] == "value_error" else first["msg"]
+        raise StartupError(f"{flag}: {what}. See `{program} --help`.") from error
+
+
+def _refuse_unknown_variables(program: str) -> None:
+    """Refuse a misspelt variable: without CVPO_SERVE_TRUSTED_KEYS, say, a server trusts everybody's bundles.
+
+    Raises:
+        StartupError: names the variable, and the nearest that there is.
+    """
+    options = [name.upper() for name in Settings.model_fields if name != "repository"]
+    for variable in os.environ:
+        name = variable.upper()
+        if not name.startswith(_PREFIX) or _SERVICE_LINK.match(name):
+            continue
+        option = name.removeprefix(_PREFIX)
+        if option not in options:
+            nearest = difflib.get_close_matches(option, options, 1)
+            write = f"Write {_PREFIX}{nearest[0]}" if nearest else "Take it out"
+            raise StartupError(f"{variable}: there is no such option. {write}, or see `{program} --help`.")
 
 
 def split_address(address: str) -> tuple[str, int]:
     """Return host and port of HOST:PORT; an IPv6 host stands in brackets.
 
     Raises:
-        StartupError: it is not of that form.
+        ValueError: it is not of that form, or the host is no name.
     """
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdecimal() and int(port) <= 65535):
-        raise StartupError(f"{address!r} is not an address; write HOST:PORT, such as 127.0.0.1:50051.")
+        raise ValueError(f"{address!r} is not an address; write HOST:PORT, such as 127.0.0.1:50051")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise StartupError(f"{address!r} is not an address; an IPv6 host stands in brackets: write [{host}]:{port}.")
+        raise ValueError(f"{address!r} is not an address; an IPv6 host stands in brackets: write [{host}]:{port}")
+    try:
+        host.encode("idna")  # as it is looked up
+    except UnicodeError as error:
+        raise ValueError(
+            f"{address!r} is not an address; the name of a host has 1 to 63 characters between two dots"
+        ) from error
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from serve.errors import InvalidRequestError, PolicyServiceError, StartupError, 
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.server.service import PolicyServicer
 from serve.server.settings import Settings, is_loopback, parse, split_address
+from serve.server.watch import Watcher
 from serve.server.workers import INLINE_ROWS
 from serve.values import Mode, Shielded
 from tests.serve import bundles
@@ -104,8 +106,15 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
     ("arguments", "says", "status"),
     [
         (["{repository}/missing"], "is not a folder", 1),
-        (["{repository}", "--address", "nowhere"], "is not an address", 1),
-        (["{repository}", "--address", "127.0.0.1:99999"], "is not an address", 1),
+        (["{repository}", "--address", "nowhere"], "--address: 'nowhere' is not an address", 2),
+        (["{repository}", "--address", "127.0.0.1:99999"], "is not an address", 2),
+        (["{repository}", "--address", "a..b:5555", "--allow-plaintext-network"], "--address: 'a..b:5555' is not", 2),
+        (["{repository}", "--metrics-address", "a" * 64 + ":9464"], "1 to 63 characters between two dots", 2),
+        (
+            ["{repository}", "--metrics-address", "unix:/tmp/metrics"],
+            "--metrics-address: 'unix:/tmp/metrics' is not",
+            2,
+        ),
         (["{repository}", "--address", "host.invalid:1", "--allow-plaintext-network"], "Cannot listen on", 1),
         (["{repository}", "--address", "0.0.0.0:0"], "--allow-plaintext-network", 1),
         (["{repository}", "--address", "[::]:0"], "--allow-plaintext-network", 1),
@@ -146,8 +155,8 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
             "Cannot read /nowhere.pem: No such file or directory. Check --tls-certificate.",
             1,
         ),
-        (["{repository}", "--address", "::1:0"], "an IPv6 host stands in brackets: write [::1]:0.", 1),
-        (["{repository}", "--address", "127.0.0.1:0", "--metrics-address", "::1:0"], "write [::1]:0.", 1),
+        (["{repository}", "--address", "::1:0"], "an IPv6 host stands in brackets: write [::1]:0.", 2),
+        (["{repository}", "--address", "127.0.0.1:0", "--metrics-address", "::1:0"], "write [::1]:0.", 2),
         (["{repository}", "--address", "unix:"], "--address: the path of unix: is empty", 1),
         (["{repository}", "--max-batch", "0"], "--max-batch: ", 2),
         (["{repository}", "--drain-seconds", "soon"], "--drain-seconds: ", 2),
@@ -225,6 +234,93 @@ def test_a_flag_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("CVPO_SERVE_MAX_BATCH", "many")
     with pytest.raises(StartupError, match="--max-batch: "):
         parse([str(tmp_path)], "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            "CVPO_SERVE_TRUSTED_KEY",
+            "CVPO_SERVE_TRUSTED_KEY: there is no such option. Write CVPO_SERVE_TRUSTED_KEYS, or",
+        ),
+        ("cvpo_serve_max_batches", "cvpo_serve_max_batches: there is no such option. Write CVPO_SERVE_MAX_BATCH, or"),
+        ("CVPO_SERVE_QQ", "CVPO_SERVE_QQ: there is no such option. Take it out, or see `test --help`."),
+    ],
+)
+def test_a_misspelt_variable_is_refused(name: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(name, "8")
+    with pytest.raises(StartupError, match=f"^{re.escape(says)}"):
+        parse([str(tmp_path)], "test")
+
+
+def test_what_kubernetes_sets_for_services_is_no_misspelt_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for service in ("CVPO_SERVE", "CVPO_SERVE_CANARY"):
+        monkeypatch.setenv(f"{service}_SERVICE_HOST", "10.0.0.1")
+        monkeypatch.setenv(f"{service}_SERVICE_PORT_GRPC", "50051")
+        monkeypatch.setenv(f"{service}_PORT", "tcp://10.0.0.1:50051")
+        monkeypatch.setenv(f"{service}_PORT_50051_TCP_ADDR", "10.0.0.1")
+    assert parse([str(tmp_path)], "test") == Settings(repository=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["address", "tls_certificate", "tls_key", "tls_client_ca", "trusted_keys", "session_key_file"],
+)
+def test_an_empty_value_is_refused_by_its_name(option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(f"CVPO_SERVE_{option.upper()}", "")
+    with pytest.raises(StartupError, match=f"^--{option.replace('_', '-')}: it is empty; give it a value"):
+        parse([str(tmp_path)], "test")
+
+
+def test_an_empty_repository_is_not_the_working_directory() -> None:
+    with pytest.raises(StartupError, match=r"^REPOSITORY: it is empty"):
+        parse([""], "test")
+
+
+def test_an_empty_address_turns_off_what_an_image_has_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for option in ("METRICS_ADDRESS", "ADMIN_ADDRESS"):
+        monkeypatch.setenv(f"CVPO_SERVE_{option}", "")
+    assert parse([str(tmp_path)], "test") == Settings(repository=tmp_path)
+    monkeypatch.setenv("CVPO_SERVE_METRICS_ADDRESS", "0.0.0.0:9464")
+    assert parse([str(tmp_path), "--metrics-address", ""], "test").metrics_address is None
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"tls_certificate": "nowhere", "tls_key": "nowhere"}, "Cannot read nowhere: .* Check --tls-certificate"),
+        ({"session_key_file": "nowhere"}, "--session-key-file: cannot read nowhere"),
+    ],
+    ids=["certificate", "session key"],
+)
+def test_files_of_the_settings_are_looked_at_before_the_bundles(
+    files: dict[str, str], says: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watcher, "poll", lambda *_, **__: pytest.fail("it loads bundles"))
+    with pytest.raises(StartupError, match=says):
+        ServerThread(Settings(repository=repository, address="127.0.0.1:0", **files))  # type: ignore[arg-type]
+
+
+def test_a_full_disk_under_the_ready_line_costs_the_robots_nothing(repository: Path, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path / 'policy.sock'}"
+    command = [sys.executable, "-m", "serve", str(repository / "goal"), "--address", address]
+    with (
+        Path("/dev/full").open("w") as full,
+        subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            assert process.stderr is not None
+            events = map(json.loads, process.stderr)
+            event = next(event for event in events if event["event"] == "ready line not written to stdout")
+            assert event["reason"] == "No space left on device"
+            with PolicyClient(address, timeout_seconds=PATIENCE_SECONDS) as client:
+                assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+            process.terminate()
+            assert process.wait(PATIENCE_SECONDS) == 0
+        finally:
+            process.kill()
 
 
 def test_help_names_every_option_and_exits_clean() -> None:
