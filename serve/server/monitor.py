@@ -6,6 +6,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from http import HTTPStatus
@@ -25,6 +26,8 @@ _LOOP_PATIENCE_SECONDS = 5.0  # a loop that is only busy comes round in millisec
 _SOCKET_TIMEOUT_SECONDS = 10.0  # who asks and then says nothing is let go
 # Open at once. One more, and the oldest is let go: a probe or a scrape takes milliseconds, and always finds a place.
 MOST_CONNECTIONS = 16
+_PAUSE_SECONDS = 0.1  # after a connection that could not be taken
+_WILDCARDS = "0.0.0.0", "::"  # every address of the machine, of both families where it has both: as gRPC takes them
 
 
 class Monitor:
@@ -92,10 +95,26 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
         self._open: dict[Any, None] = {}  # connections, the oldest first
         self._changing = threading.Lock()
+        if host in _WILDCARDS:
+            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         # Probes ask 127.0.0.1, which a name such as localhost may come second with.
         self.address_family, _, _, _, target = min(found, key=lambda one: one[0] is not socket.AF_INET)
         super().__init__((str(target[0]), port), handler)
+
+    def server_bind(self) -> None:
+        """Take the address; `::` is of both families, whatever the machine's default."""
+        if self.address_family is socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Take a connection."""
+        try:
+            return super().get_request()
+        except OSError:  # too many open files, mostly: it stays in the queue, and would be tried again without a pause
+            time.sleep(_PAUSE_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: object) -> None:
         """Answer in a thread of its own."""

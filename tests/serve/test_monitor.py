@@ -1,6 +1,7 @@
 """What the metrics port makes of clients that leave and of its own failures: stderr is for JSON alone."""
 
 import contextlib
+import errno
 import logging
 import socket
 import struct
@@ -118,12 +119,52 @@ def closed(client: socket.socket) -> bool:
         return True
 
 
-def test_it_listens_on_an_address_of_ipv6(opened: Open) -> None:
+def need_ipv6() -> None:
     with socket.socket(socket.AF_INET6) as probe:
         try:
             probe.bind(("::1", 0))
         except OSError:
             pytest.skip("this machine has no IPv6")
+
+
+def test_it_listens_on_an_address_of_ipv6(opened: Open) -> None:
+    need_ipv6()
     address = opened(lambda: True, "[::1]:0").address
     assert address.startswith("[::1]:")
     assert look(address) == "ready"
+
+
+@pytest.mark.parametrize("wildcard", ["0.0.0.0", "[::]"])
+def test_on_all_addresses_it_is_reached_by_both_families_as_the_grpc_port_is(opened: Open, wildcard: str) -> None:
+    need_ipv6()
+    address = opened(lambda: True, f"{wildcard}:0").address
+    host, _, port = address.rpartition(":")
+    assert host == wildcard
+    assert look(f"127.0.0.1:{port}") == look(f"[::1]:{port}") == "ready"
+
+
+@pytest.mark.parametrize("wildcard", ["0.0.0.0", "[::]"])
+def test_where_there_is_no_ipv6_all_addresses_are_those_of_ipv4(
+    opened: Open, wildcard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    _, _, port = opened(lambda: True, f"{wildcard}:0").address.rpartition(":")
+    assert look(f"127.0.0.1:{port}") == "ready"
+
+
+def test_out_of_open_files_it_pauses_and_takes_the_connection_later(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = opened(lambda: True).address
+    accept, failed, paused = socket.socket.accept, threading.Event(), threading.Event()
+
+    def fail_once(self: socket.socket) -> tuple[socket.socket, object]:
+        if failed.is_set():
+            return accept(self)
+        failed.set()
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket.socket, "accept", fail_once)
+    monkeypatch.setattr("serve.server.monitor.time.sleep", lambda seconds: paused.set())
+    assert look(address) == "ready"
+    assert paused.is_set()
