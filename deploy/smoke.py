@@ -163,7 +163,7 @@ def stop(engine: str, name: str, address: str, policy: str, observation: Any, gr
     client.join(PATIENCE_SECONDS)
     exit_code = run(engine, "inspect", "--format={{.State.ExitCode}}", name)
     log = run(engine, "logs", name)
-    events = [json.loads(line)["event"] for line in log.splitlines()]
+    events = [json.loads(line)["event"] for line in log.splitlines() if line.startswith("{")]
     expect(isinstance(problem, UnavailableError), f"A request was lost when the server stopped: {problem!r}")
     expect(exit_code == "0", f"The exit status is {exit_code}.")
     expect(events[-2:] == ["stopping", "stopped"], f"The log does not end with a stop: {events}")

@@ -1,5 +1,6 @@
 """`python -m serve REPOSITORY`: what the container runs, and what `cvpo serve` calls."""
 
+import os
 import sys
 
 from serve.errors import StartupError
@@ -8,6 +9,8 @@ from serve.server.signals import end_on_signal
 
 def main(arguments: list[str], program: str = "python -m serve") -> int:
     """Serve as the arguments say and return the exit status: 2 for a wrong argument, 1 for any other failure."""
+    # Read when grpc is imported, which would write lines of its own between the JSON, at any handshake that fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from serve.server.process import run
         from serve.server.settings import parse

@@ -1,7 +1,9 @@
 """TLS and mutual TLS over real connections, and files that will not do."""
 
+import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -13,6 +15,7 @@ from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
 from serve.server.settings import Settings
 from serve.server.tls import CertificateFiles
 from tests.serve.certificates import Authority
+from tests.serve.conftest import ServerProcess
 from tests.serve.running import ServerThread
 
 PATIENCE_SECONDS = 30.0
@@ -54,6 +57,24 @@ def test_tls_lets_in_who_trusts_the_server_and_nobody_in_plaintext(authority: Au
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     finally:
         server.stop(drain_seconds=0)
+
+
+def test_of_handshakes_that_fail_the_log_has_no_lines_that_are_no_json(
+    authority: Authority,
+    repository: Path,
+    serve_process: Callable[..., ServerProcess],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    certificate, key = authority.issue("server")
+    files = ("--tls-certificate", str(certificate), "--tls-key", str(key))
+    server = serve_process(str(repository / "goal"), "--address", "127.0.0.1:0", *files)
+    for credentials in (None, grpc.ssl_channel_credentials()):
+        with pytest.raises(grpc.RpcError):
+            ask(server.address, credentials)
+    assert server.terminate() == 0
+    assert server.process.stderr is not None
+    assert [json.loads(line)["event"] for line in server.process.stderr][-2:] == ["stopping", "stopped"]
 
 
 def test_mutual_tls_lets_in_only_clients_of_its_authority_on_every_port(
