@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,6 +62,10 @@ def test_the_ready_line_says_where_and_what(repository: Path, serve_process: Ser
     assert str(server.ready["metrics_address"]).startswith("localhost:")
     with PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
         assert client.act([1, 2, -1]).action.tolist() == [0.25, -2.0]
+    with urllib.request.urlopen(f"http://{server.ready['metrics_address']}/metrics", timeout=PATIENCE_SECONDS) as page:
+        metrics = page.read().decode()
+    assert 'cvpo_serve_requests_total{code="OK",method="Act"} 1.0' in metrics
+    assert "_created" not in metrics
     assert server.terminate() == 0
 
 
