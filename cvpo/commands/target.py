@@ -154,10 +154,8 @@ def evaluate_target(
         cost_names=target.cost_names,
         max_episode_steps=target.max_episode_steps,
     ) as env:
-        env.reset()
-        first_state = env.state()
         for mode, actor in actors.items():
-            runner = EpisodeRunner(env, actor, episodes, env.restore(first_state))
+            runner = EpisodeRunner(env, actor, episodes, env.rewind())
             finished = runner.run(mode, progress)
             results.append(
                 ModeResult(

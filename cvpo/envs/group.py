@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvpo.envs import snapshot
-from cvpo.envs.base import EnvSpec
+from cvpo.envs.base import CostEnv, EnvSpec
 from cvpo.envs.make import make_env
 from cvpo.errors import CheckpointError
 
@@ -64,7 +64,7 @@ class EnvState:
     seeds: dict[str, Any]
     """State of the generator of its episodes' seeds."""
     env: bytes | None
-    """The environment itself; None if it cannot be pickled."""
+    """The environment itself; None if it cannot be kept."""
     observation: NDArray[np.float32]
     """What it showed last [O]."""
 
@@ -92,19 +92,20 @@ class EnvGroup:
     def __init__(self, settings: EnvSettings, indices: range, buffers: Buffers) -> None:
         self._indices = indices
         self._buffers = buffers
-        self._seeds = {index: np.random.default_rng([settings.seed, index]) for index in indices}
-        self._envs = {
-            index: make_env(
-                settings.env_id, cost_names=settings.cost_names, max_episode_steps=settings.max_episode_steps
-            )
-            for index in indices
-        }
+        self._settings = settings
+        self._seeds = self._first_seeds()
+        self._envs = {index: self._make() for index in indices}
 
     def reset(self, staggered: bool = False) -> None:
         """Start a new episode everywhere; see VectorEnv.reset."""
         for index in self._indices:
             share = index * _GOLDEN_RATIO % 1 if staggered else 0.0
             self._start_episode(index, share)
+
+    def rewind(self) -> None:
+        """Start the first episode of all everywhere; see VectorEnv.rewind."""
+        self._seeds = self._first_seeds()
+        self.reset()
 
     def step(self) -> None:
         """Take the actions in the buffers; where an episode ends, start the next one."""
@@ -129,8 +130,12 @@ class EnvGroup:
             for index in self._indices
         ]
 
+    def flaw(self) -> str | None:
+        """Why environments are lost in `state` and `restore`, tried on a spare one; None if they go on."""
+        return snapshot.flaw(self._make(), self._settings.seed)
+
     def restore(self, states: list[EnvState]) -> None:
-        """Go on from `state`; an environment that could not be pickled starts its next episode.
+        """Go on from `state`; an environment that has none starts its next episode.
 
         Raises:
             CheckpointError: an environment cannot be unpickled, for instance by another version of its simulator.
@@ -140,6 +145,7 @@ class EnvGroup:
             if state.env is None:
                 self._start_episode(index)
                 continue
+            self._envs[index].close()  # before there is another, as in snapshot.flaw
             try:
                 env = snapshot.thaw(state.env)
             except Exception as error:
@@ -147,7 +153,6 @@ class EnvGroup:
                     f"Environment {index} of {self._envs[index].spec.env_id} cannot be restored: {error}. "
                     f"Resume with the package versions that the run was made with."
                 ) from error
-            self._envs[index].close()
             self._envs[index] = env
             self._buffers.observation[index] = state.observation
 
@@ -155,6 +160,13 @@ class EnvGroup:
         """Close every environment."""
         for env in self._envs.values():
             env.close()
+
+    def _make(self) -> CostEnv:
+        of = self._settings
+        return make_env(of.env_id, cost_names=of.cost_names, max_episode_steps=of.max_episode_steps)
+
+    def _first_seeds(self) -> dict[int, np.random.Generator]:
+        return {index: np.random.default_rng([self._settings.seed, index]) for index in self._indices}
 
     def _start_episode(self, index: int, cut_share: float = 0.0) -> None:
         env, seed = self._envs[index], int(self._seeds[index].integers(2**31))

@@ -8,7 +8,7 @@ import multiprocessing
 import pickle
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -120,6 +120,15 @@ class VectorEnv:
         self._receive()
         return self._buffers.observation.copy()
 
+    def rewind(self) -> NDArray[np.float32]:
+        """Start the first episode of all everywhere, as `reset` did at first, and return what to act on next [N, O].
+
+        The same episodes follow as did then, in the order of then.
+        """
+        self._send("rewind")
+        self._receive()
+        return self._buffers.observation.copy()
+
     def step_async(self, action: NDArray[np.floating[Any]]) -> None:
         """Hand out the actions [N, A], in environment units; workers begin at once."""
         if action.shape != self._buffers.action.shape:
@@ -159,8 +168,8 @@ class VectorEnv:
     def restore(self, state: bytes) -> NDArray[np.float32]:
         """Go on from `state()`, also with another number of workers, and return what to act on next [N, O].
 
-        An environment that could not be pickled (`check_env` tells) starts a new episode instead; `restarted` says
-        which did.
+        An environment that pickling loses (`check_env` tells; tried on a spare one) starts a new episode instead;
+        `restarted` says which did.
         The state is unpickled, which runs code: only restore what comes from a run that you trust.
 
         Raises:
@@ -175,10 +184,12 @@ class VectorEnv:
             raise CheckpointError(f"The saved state is of {saved.identity}, but this is {self._identity()}.")
         self._wait_until_made()
         with self._closed_on_error():
+            self._workers[0].send("flaw")
+            envs = [replace(env, env=None) for env in saved.envs] if self._workers[0].receive() else saved.envs
             for worker, share in zip(self._workers, self._shares, strict=True):
-                worker.send("restore", saved.envs[share.start : share.stop])
+                worker.send("restore", envs[share.start : share.stop])
         self._receive()
-        self.restarted = np.array([env.env is None for env in saved.envs])
+        self.restarted = np.array([env.env is None for env in envs])
         return self._buffers.observation.copy()
 
     def close(self) -> None:

@@ -116,7 +116,7 @@ def _resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int 
             if env.restarted.any():
                 reporter.say(
                     f"The run goes on, but not to the bit: {env.restarted.sum()} of {env.num_envs} environments could "
-                    f"not be pickled, and begin a new episode."
+                    f"not be kept, and begin a new episode."
                 )
         points.go_on(point)
         replace_config(run, config)
@@ -430,7 +430,6 @@ class _Evaluator:
         self.config, self.writer, self.reporter = config, writer, reporter
         self.progress: Progress
         self.runner: EpisodeRunner | None = None
-        self.first_state = b""
 
     def __enter__(self) -> "_Evaluator":
         schedule, environment = self.config.schedule, self.config.environment
@@ -464,11 +463,7 @@ class _Evaluator:
         self.finish()
         self.progress = progress
         actor = TorchActor(copy.deepcopy(model).cpu(), self.env.spec)
-        if not self.first_state:
-            self.env.reset()
-            self.first_state = self.env.state()
-        observation = self.env.restore(self.first_state)
-        self.runner = EpisodeRunner(self.env, actor, self.config.schedule.evaluation_episodes, observation)
+        self.runner = EpisodeRunner(self.env, actor, self.config.schedule.evaluation_episodes, self.env.rewind())
 
     def advance(self) -> None:
         """Let the evaluation under way take one step."""

@@ -54,6 +54,13 @@ def test_each_mode_meets_the_same_episodes(run: Path) -> None:
     assert (both[0].costs != both[1].costs).any()
 
 
+def test_each_mode_meets_the_same_episodes_of_a_simulator_that_cannot_be_pickled(tmp_path: Path) -> None:
+    environment = {"env_id": "tests.envs.toys:KeptHandle", "max_episode_steps": 30}
+    train(small_config(environment=environment), tmp_path / "run", Reports(), never)
+    both = evaluated(tmp_path / "run", "sampled", "deterministic")
+    assert both[1].document() == evaluated(tmp_path / "run", "deterministic")[0].document()
+
+
 def test_progress_tells_of_episodes_that_are_done_and_of_steps(run: Path) -> None:
     told: list[tuple[int, int, float]] = []
     evaluate_target(

@@ -40,10 +40,14 @@ def test_nothing_is_found_in_a_sound_environment(env_id: str) -> None:
         ("SequenceObservation", "error", "cannot be flattened"),
         ("FailsToStart", "error", "no camera"),
         ("OutsideItsSpace", "warning", "observation[1] is 11.0 at step 3, outside its space (-10.0 to 10.0)"),
+        ("NeverCloses", "warning", "close() raises OSError: the port is gone"),
         ("FreeOfCost", "warning", 'info["cost"] is 0 at each of 100 random steps'),
         ("Unpicklable", "warning", "cannot be pickled; a resumed run starts its episodes anew"),
         ("ForgetsItsState", "warning", "does not go on as the original"),
-        ("Unthawable", "warning", "cannot be restored (RuntimeError: made by another version)"),
+        ("Unthawable", "warning", "cannot be restored (RuntimeError: made by another version); a resumed run starts"),
+        ("Handle", "warning", "cannot be restored (EnvError"),
+        ("KeptHandle", "warning", "does not go on as the original; a resumed run starts its episodes anew"),
+        ("Forwards", "warning", "cannot be restored (RecursionError"),
     ],
 )
 def test_what_is_wrong_is_found(name: str, severity: str, says: str) -> None:
@@ -52,7 +56,8 @@ def test_what_is_wrong_is_found(name: str, severity: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["NoCost", "NanObservation", "Raises", "Unseeded", "OutsideItsSpace", "FreeOfCost", "Unpicklable"]
+    "name",
+    ["NoCost", "NanObservation", "Raises", "Unseeded", "OutsideItsSpace", "FreeOfCost", "Unpicklable", "NeverCloses"],
 )
 def test_nothing_else_is_found(name: str) -> None:
     assert len(toy(name)) == 1

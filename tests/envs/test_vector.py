@@ -207,6 +207,33 @@ def test_an_environment_that_cannot_be_pickled_starts_a_new_episode() -> None:
     assert ends[19].all()  # the horizon counts from the new start
 
 
+@pytest.mark.parametrize("name", ["Handle", "KeptHandle", "Forwards", "Unthawable", "ForgetsItsState"])
+def test_an_environment_that_is_lost_when_pickled_starts_a_new_episode(name: str) -> None:
+    with toys(name) as env:
+        env.reset()
+        steps = advance(env, actions(env, 5))
+        state = env.state()
+    with toys(name) as env:
+        restarted = env.restore(state)
+        assert env.restarted.all()
+        ends = [step.truncated for step in advance(env, np.zeros((20, 3, 2)))]
+    assert not np.array_equal(restarted, steps[-1].observation)
+    assert ends[19].all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", ["drift", "Unpicklable", "Handle", "KeptHandle", "Forwards"])
+def test_the_first_episodes_can_be_had_again_of_any_environment(name: str, workers: int) -> None:
+    with toys(name, workers=workers) as env:
+        first, moves = env.reset(), actions(env, 50)
+        expected = advance(env, moves)
+        advance(env, moves[:7])  # it ends in the middle of an episode
+        np.testing.assert_array_equal(env.rewind(), first)
+        assert_same(advance(env, moves), expected)
+    with toys(name, workers=workers) as env:
+        np.testing.assert_array_equal(env.rewind(), first)  # where nothing was before, it is a reset
+
+
 @pytest.mark.parametrize("damage", [lambda state: state[:-7], lambda state: b"", lambda state: b"no pickle"])
 def test_a_damaged_state_is_refused(damage: Any) -> None:
     with toys() as env, pytest.raises(CheckpointError, match="cannot be read"):
@@ -221,11 +248,16 @@ def test_a_state_of_other_environments_is_refused_with_both_named() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_state_that_its_simulator_does_not_read_is_refused(workers: int) -> None:
-    with toys("Unthawable", workers=workers) as env:
+def test_a_state_of_another_version_of_its_simulator_is_refused(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with toys("Versioned") as env, monkeypatch.context() as patch:
+        patch.setattr("tests.envs.toys.Versioned.version", 2)
         env.reset()
-        with pytest.raises(CheckpointError, match="cannot be restored: made by another version"):
-            env.restore(env.state())
+        state = env.state()
+    with (
+        toys("Versioned", workers=workers) as env,
+        pytest.raises(CheckpointError, match="cannot be restored: made by version 2"),
+    ):
+        env.restore(state)
 
 
 def test_a_killed_worker_is_an_error_that_names_it_and_does_not_hang() -> None:
@@ -316,6 +348,16 @@ def test_what_an_environment_raises_reads_the_same_with_and_without_workers(work
     if workers:  # the traceback inside the worker is kept for the environment's author
         assert "in alter" in caught.value.__notes__[0]
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_an_environment_raises_when_it_is_closed_hides_nothing(workers: int) -> None:
+    with toys("RaisesAtItsEnd", workers=workers) as env:
+        env.reset()
+        with pytest.raises(EnvError, match=r"at step 3 .* the gripper is stuck"):
+            advance(env, np.zeros((3, 3, 2)))
+    with toys("NeverCloses", workers=workers) as env:
+        env.reset()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

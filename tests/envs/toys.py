@@ -253,6 +253,72 @@ class Unthawable(Drift):
         raise RuntimeError("made by another version")
 
 
+class RaisesAtItsEnd(Raises):
+    """Raises in a step, and when it is closed."""
+
+    def close(self) -> None:
+        raise OSError("the port is gone")
+
+
+class NeverCloses(Drift):
+    def close(self) -> None:
+        raise OSError("the port is gone")
+
+
+class Versioned(Drift):
+    """Reads only what its own version wrote."""
+
+    version = 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"written_by": self.version}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["written_by"] != self.version:
+            raise RuntimeError(f"made by version {state['written_by']}")
+        vars(self).update(state)
+
+
+class Handle(Drift):
+    """Drift whose point is in a simulator beside it, known by a number; `close` ends that, and a second one raises."""
+
+    numbers = itertools.count()
+    points: dict[int, NDArray[np.float64]] = {}  # noqa: RUF012  # of all simulators of this process
+
+    def __init__(self) -> None:
+        self.number = next(self.numbers)
+        super().__init__()
+
+    @property
+    def x(self) -> NDArray[np.float64]:
+        return self.points[self.number]
+
+    @x.setter
+    def x(self, value: NDArray[np.float64]) -> None:
+        self.points[self.number] = value
+
+    def close(self) -> None:
+        del self.points[self.number]
+
+
+class KeptHandle(Handle):
+    """Handle whose simulator outlives it."""
+
+    def close(self) -> None:
+        pass
+
+
+class Forwards(Drift):
+    """Has what it has not itself from another, as wrappers do; when it is unpickled, it has no other yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = Drift()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.other, name)
+
+
 class FreeOfCost(Drift):
     def step(self, action: NDArray[np.float64]) -> Any:
         return *super().step(action)[:4], {"cost": 0}

@@ -673,6 +673,23 @@ def test_no_return_crosses_into_the_episode_that_a_resumed_run_begins_anew(tmp_p
     )
     start(tmp_path / "run", settings, stop_at=220)  # in the middle of an episode
     (said,) = [text for text in go_on(tmp_path / "run").said if "to the bit" in text]
-    assert "4 of 4 environments could not be pickled" in said
+    assert "4 of 4 environments could not be kept" in said
     replay = transitions(tmp_path / "run")
     np.testing.assert_array_equal(replay["observation"], replay["next_observation"])
+
+
+@pytest.mark.parametrize("name", ["Handle", "KeptHandle"])
+def test_an_environment_whose_state_is_outside_of_it_is_trained_evaluated_and_resumed(
+    name: str, tmp_path: Path
+) -> None:
+    """Evaluated as Drift itself is, which is the same but for where its state is."""
+    runs = [tmp_path / "drift", tmp_path / "run"]
+    for run, toy in zip(runs, ("Drift", name), strict=True):
+        environment = {"env_id": f"tests.envs.toys:{toy}", "max_episode_steps": 30}
+        start(run, small_config(steps=TOTAL, environment=environment), stop_at=320)
+    evaluated = [read_evaluations(run) for run in runs]
+    assert len(evaluated[0]) > 0
+    assert evaluated[1] == evaluated[0]
+    (said,) = [text for text in go_on(runs[1]).said if "to the bit" in text]
+    assert "4 of 4 environments could not be kept" in said
+    assert TOTAL in read_evaluations(runs[1])
