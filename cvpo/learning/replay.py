@@ -84,6 +84,12 @@ class Replay:
             recent,
         )
 
+    def reward_scale(self) -> float:
+        """What rewards are divided by: their deviation or, where they are all the same but for rounding, their size."""
+        reward = self.reward[: self.size]
+        deviation, largest = float(reward.std()), float(np.abs(reward).max())
+        return deviation if deviation > 1e-6 * largest else largest or 1.0
+
     def since(self, number: int) -> tuple[int, Float32Array]:
         """The rows [n, W] from that number on, oldest first, and the number of the first: later, if it is gone."""
         first = max(number, self.total - self.size)

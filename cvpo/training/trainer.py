@@ -260,7 +260,7 @@ class _Loop:
         if self.steps < schedule.warmup_steps:
             return 0
         if self.learner.updates == 0:
-            self.learner.reward_scale = float(self.replay.reward[: self.replay.size].std()) or 1.0
+            self.learner.reward_scale = self.replay.reward_scale()
         planned = schedule.warmup_updates + int((self.steps - schedule.warmup_steps) * schedule.updates_per_step) + 1
         return planned - self.learner.updates
 

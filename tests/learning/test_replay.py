@@ -62,6 +62,19 @@ def test_a_store_younger_than_the_recent_part_gives_what_it_has() -> None:
     assert set(batch.reward) == {0, 1, 2}
 
 
+def test_rewards_are_divided_by_their_deviation() -> None:
+    assert filled(4, 6).reward_scale() == pytest.approx(1.25**0.5)  # of 2, 3, 4 and 5
+
+
+@pytest.mark.parametrize(("reward", "scale"), [(-0.1, 0.1), (3e5, 3e5), (1.0, 1.0), (0.0, 1.0)])
+def test_rewards_that_are_all_the_same_are_divided_by_their_size(reward: float, scale: float) -> None:
+    replay = Replay(6_000, 2, 1, 2)
+    for _ in range(5_000):  # of which float32 makes a deviation of 1.5e-8 for -0.1
+        total = NStepReturn(reward, np.zeros(2), 0.9, np.ones(2))
+        replay.add(np.zeros(2, np.float32), np.zeros(1, np.float32), total, np.zeros(2, np.float32))
+    assert replay.reward_scale() == pytest.approx(scale)
+
+
 @pytest.mark.parametrize("count", [5, 8, 13])
 def test_a_restored_replay_draws_the_same_batches_and_goes_on_the_same(count: int) -> None:
     original = filled(8, count)
