@@ -60,10 +60,12 @@ def check_env(
     except EnvError as error:
         return [Finding("error", str(error))]
     with _closed(env, report):
-        report.errors_of(lambda: action_bounds(env_id, env.action_space))
+        bounds = report.errors_of(lambda: action_bounds(env_id, env.action_space))
         size = report.errors_of(lambda: observation_size(env_id, env.observation_space))
         named = () if size is None else report.errors_of(lambda: closeness(env_id, env, size)) or ()
         length = report.errors_of(lambda: max_episode_steps or horizon(env_id, env)) or steps
+        if bounds is None:
+            return report.findings  # random actions would be none that a policy takes
         rows = _rollout(env, names, steps, length, seed, report)
         if report.has_errors:
             return report.findings  # what follows presumes an environment that works
@@ -164,6 +166,12 @@ def _rollout(
                 ended |= bool(flag)
             else:
                 report.error(name, f"{name} is {flag!r} {where}; it must be True or False.")
+        if truncated and step - start + 1 < length:
+            report.warning(
+                "horizon",
+                f"truncated is True {where}, after {step - start + 1} of an episode's {length} steps. If that is a "
+                f"time limit, give it as max_episode_steps: a limit on the cost is for as many steps.",
+            )
         costs = _check_costs(info, names, where, report)
         if row is not None and value is not None and costs is not None:
             rows.append(np.concatenate([row, [value], costs]))

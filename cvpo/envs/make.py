@@ -33,7 +33,8 @@ def make_env(
             called without arguments (so it decides about frames itself). Modules are also looked for in the current
             directory.
         cost_names: keys of `info`, one per constraint; the total `cost` unless given.
-        max_episode_steps: the horizon; needed only where the environment is registered without one.
+        max_episode_steps: the horizon; needed only where the environment is registered without one. One that a module
+            wraps in a time limit can be made shorter by it, not longer.
         render: make frames for `CostEnv.render`; slower, so off unless frames are wanted.
 
     Raises:
@@ -85,11 +86,27 @@ def make_gymnasium_env(env_id: str, *, max_episode_steps: int | None, render: bo
         raise EnvError(f"{env_id} cannot be made: {describe(error)}.") from error
     if not isinstance(env, gymnasium.Env):
         raise EnvError(f"{env_id} makes {type(env).__name__}, not a gymnasium.Env; see docs/environments.md.")
+    own = _time_limit(env)
+    if max_episode_steps is not None and own is not None and own < max_episode_steps:
+        raise EnvError(
+            f"max_episode_steps is {max_episode_steps}, but {env_id} ends its episodes by itself after {own}. "
+            f"Give no more than that, or raise its own time limit."
+        )
     return env
 
 
 def horizon(env_id: str, env: gymnasium.Env[Any, Any]) -> int:
     """The time limit with which the environment is registered or wrapped; EnvError without one."""
+    steps = _time_limit(env)
+    if steps is None:
+        raise EnvError(
+            f"{env_id} has no time limit, and a limit on the cost per episode needs one: "
+            f"register it with max_episode_steps, wrap it in gymnasium.wrappers.TimeLimit, or give max_episode_steps."
+        )
+    return steps
+
+
+def _time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
     if env.spec is not None and env.spec.max_episode_steps is not None:
         return env.spec.max_episode_steps
     layer = env
@@ -97,10 +114,7 @@ def horizon(env_id: str, env: gymnasium.Env[Any, Any]) -> int:
         if isinstance(layer, TimeLimit):
             return int(layer._max_episode_steps)
         layer = layer.env
-    raise EnvError(
-        f"{env_id} has no time limit, and a limit on the cost per episode needs one: "
-        f"register it with max_episode_steps, wrap it in gymnasium.wrappers.TimeLimit, or give max_episode_steps."
-    )
+    return None
 
 
 def _make(env_id: str, max_episode_steps: int | None, render: bool) -> Any:
@@ -161,8 +175,8 @@ def action_bounds(env_id: str, space: gymnasium.Space[Any]) -> tuple[NDArray[np.
     low, high = space.low.astype(np.float64).reshape(-1), space.high.astype(np.float64).reshape(-1)
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
         raise EnvError(
-            f"{env_id} has action bounds from {low} to {high}; each must be finite and each low below its high "
-            f"(gymnasium.wrappers.RescaleAction or a smaller Box helps)."
+            f"{env_id} has action bounds from {low} to {high}; each must be finite and each low below its high. "
+            f"Give its action space the bounds that actions are to be within."
         )
     return low, high
 

@@ -40,6 +40,7 @@ def test_nothing_is_found_in_a_sound_environment(env_id: str) -> None:
         ("SequenceObservation", "error", "cannot be flattened"),
         ("FailsToStart", "error", "no camera"),
         ("OutsideItsSpace", "warning", "observation[1] is 11.0 at step 3, outside its space (-10.0 to 10.0)"),
+        ("CutShort", "warning", "truncated is True at step 7, after 7 of an episode's 20 steps"),
         ("NeverCloses", "warning", "close() raises OSError: the port is gone"),
         ("FreeOfCost", "warning", 'info["cost"] is 0 at each of 100 random steps'),
         ("Unpicklable", "warning", "cannot be pickled; a resumed run starts its episodes anew"),
@@ -57,7 +58,17 @@ def test_what_is_wrong_is_found(name: str, severity: str, says: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["NoCost", "NanObservation", "Raises", "Unseeded", "OutsideItsSpace", "FreeOfCost", "Unpicklable", "NeverCloses"],
+    [
+        "NoCost",
+        "NanObservation",
+        "Raises",
+        "Unseeded",
+        "OutsideItsSpace",
+        "FreeOfCost",
+        "Unpicklable",
+        "NeverCloses",
+        "DiscreteActions",
+    ],
 )
 def test_nothing_else_is_found(name: str) -> None:
     assert len(toy(name)) == 1

@@ -127,6 +127,12 @@ def test_a_horizon_below_one_is_refused() -> None:
     assert "max_episode_steps is 0" in message("tests.envs.toys:Drift", max_episode_steps=0)
 
 
+def test_a_time_limit_of_its_own_can_be_made_shorter_but_not_longer() -> None:
+    assert make_env("tests.envs.toys:drift", max_episode_steps=5).spec.max_episode_steps == 5
+    with pytest.raises(EnvError, match=r"max_episode_steps is 21, but .*drift ends its episodes by itself after 20\."):
+        make_env("tests.envs.toys:drift", max_episode_steps=21)
+
+
 def test_a_cost_named_twice_is_refused() -> None:
     with pytest.raises(EnvError, match="name one twice"):
         make_env("tests.envs.toys:drift", cost_names=("cost", "cost"))

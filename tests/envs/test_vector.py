@@ -125,7 +125,7 @@ def test_results_are_not_overwritten_by_the_next_step() -> None:
 @pytest.mark.parametrize(
     ("env_id", "before", "after"),
     [
-        (TOY, 27, 40),
+        ("tests.envs.toys:Drift", 27, 40),
         ("SafetyPointCircle1-v0", 40, 80),
         ("SafetyPointGoal1-v0", 40, 80),
         ("SafetyHalfCheetahVelocity-v1", 40, 80),

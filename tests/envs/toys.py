@@ -224,6 +224,14 @@ class LateHang(_Late):
         time.sleep(1_000)
 
 
+class CutShort(Drift):
+    """Has a time limit of which only its steps tell."""
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, self.steps == 7, info
+
+
 class OldReset(Drift):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         return super().reset(seed=seed)[0]
