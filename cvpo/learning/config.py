@@ -25,7 +25,8 @@ class EnvironmentConfig(_Group):
 
     env_id: str
     cost_names: tuple[str, ...] = ()  # keys of info; empty: the total cost
-    max_episode_steps: Count | None = None  # where the environment has no time limit of its own
+    # Where the environment has no time limit of its own; a bundle's is an int32.
+    max_episode_steps: Annotated[int, Field(gt=0, lt=2**31)] | None = None
     num_envs: Count = 5
     workers: Annotated[int, Field(ge=0)] = 1  # simulator processes; 0: none, simulate in the learner's process
     step_timeout_seconds: Positive = 60.0  # a simulator process that takes longer for a step counts as hung

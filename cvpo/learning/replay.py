@@ -32,13 +32,16 @@ class Batch:
 class Replay:
     """A ring of the newest `capacity` transitions, numbered from the first that was ever stored.
 
-    A transition is one row of `rows` [capacity, W]: its fields, one after the other. Number i is in row i % capacity.
+    A transition is one row of `rows`, [capacity, W]: its fields, one after the other. Number i is in row i % capacity.
+    Where a run stores `most` of them at most, there are no more rows than that.
     """
 
-    def __init__(self, capacity: int, observation_size: int, action_size: int, num_costs: int) -> None:
+    def __init__(
+        self, capacity: int, observation_size: int, action_size: int, num_costs: int, most: int | None = None
+    ) -> None:
         self.capacity, self.total = capacity, 0
         widths = (observation_size, action_size, 1, num_costs, 1, num_costs, observation_size)
-        self.rows = np.zeros((capacity, sum(widths)), np.float32)
+        self.rows = np.zeros((capacity if most is None else min(capacity, most), sum(widths)), np.float32)
         columns = np.split(self.rows, np.cumsum(widths)[:-1], axis=1)  # views, in the order of FIELDS
         self.observation, self.action, self.cost = (columns[i] for i in (0, 1, 3))
         self.cost_discount, self.next_observation = columns[5], columns[6]

@@ -158,7 +158,9 @@ class _Loop:
         self.learner = learner.create(
             config, spec.observation_size, spec.action_size, constraints, device, spec.closeness
         )
-        self.replay = Replay(config.replay.capacity, spec.observation_size, spec.action_size, num_costs)
+        most = config.schedule.steps + num_envs  # the last step of all may go beyond the plan
+        with _room("the replay", "replay.capacity"):
+            self.replay = Replay(config.replay.capacity, spec.observation_size, spec.action_size, num_costs, most)
         critic = config.critic
         self.collector = NStepCollector(
             self.replay, num_envs, critic.n_step, critic.discount, config.cost_discounts, critic.after_time_limit
@@ -166,7 +168,8 @@ class _Loop:
         window = max(1, round(config.limit.window_episodes * spec.max_episode_steps))
         self.deterministic = min(config.limit.deterministic_envs, num_envs - 1)
         self.measured = slice(0, self.deterministic or num_envs)  # environments whose cost is held
-        self.meter = CostMeter.start(window, self.measured.stop, num_costs)
+        with _room(f"the costs of {config.limit.window_episodes:g} episodes", "environment.max_episode_steps"):
+            self.meter = CostMeter.start(window, self.measured.stop, num_costs)
         self.level = LevelMeter.start(num_costs)
         # Observation, action in [-1, 1] and cost of the measured episodes under way; empty where the level stays.
         self.measured_steps: list[list[tuple[NDArray[np.float32], NDArray[np.float32], Array]]] = [
@@ -418,6 +421,15 @@ class _Loop:
             self.running_return[i] = 0.0
             if i < len(self.measured_steps):
                 self.measured_steps[i].clear()
+
+
+@contextmanager
+def _room(what: str, setting: str) -> Iterator[None]:
+    """Say of what does not fit into memory which setting it comes from."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ConfigError(f"There is no memory for {what}: {error}. Give a smaller {setting}.") from error
 
 
 class _Evaluator:

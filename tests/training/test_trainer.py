@@ -371,6 +371,32 @@ def test_the_number_of_limits_is_that_of_the_costs(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("group", "setting"),
+    [
+        ({"replay": {"capacity": 10**15}, "schedule": {"steps": 10**15}}, "replay.capacity"),
+        ({"limit": {"window_episodes": 1e12}}, "environment.max_episode_steps"),  # 40 times as many steps
+    ],
+)
+def test_what_memory_has_no_room_for_is_named(group: dict[str, Any], setting: str, tmp_path: Path) -> None:
+    document = small_config(steps=TOTAL).model_dump()
+    for name, changes in group.items():
+        document[name] |= changes
+    with pytest.raises(ConfigError, match=rf"no memory for .* Unable to allocate .* Give a smaller {setting}"):
+        train(parse_config(document), tmp_path / "run", Reports(), never)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stores_no_more_than_it_will_collect_and_can_be_made_longer(tmp_path: Path) -> None:
+    # For 10**15 rows there is no memory; 406 steps end at 408, as 4 environments take them together.
+    runs = [tmp_path / "run", tmp_path / "same"]
+    for run, capacity in zip(runs, (10**15, 1_000), strict=True):
+        start(run, small_config(steps=406, replay={"capacity": capacity}))
+        go_on(run, steps=600)
+    assert (runs[0] / "residuals.csv").read_text() == (runs[1] / "residuals.csv").read_text()
+    assert read_evaluations(runs[0]) == read_evaluations(runs[1])
+
+
 def test_an_unknown_environment_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(EnvError):
         start(tmp_path / "run", small_config(environment={"env_id": "tests.budget:nothing"}))
