@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
+from cvpo.envs.make import DEFAULT_COST_NAMES
 from cvpo.errors import ConfigError
 from cvpo.learning.config import TrainConfig
 from cvpo.training.checkpoint import read_config
@@ -31,11 +32,15 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
             the picture cannot be written.
     """
     configs = [read_config(run) for run in runs]
-    counts = {len(config.cost_limits) for config in configs}
-    if len(counts) > 1:
-        raise ConfigError("The runs have different numbers of costs; plot them apart.")
-    (num_costs,) = counts
-    figure, axes = plt.subplots(1, 1 + num_costs, sharex=True, figsize=(5.5 * (1 + num_costs), 4), layout="constrained")
+    costs_of = {
+        run: config.environment.cost_names or DEFAULT_COST_NAMES for run, config in zip(runs, configs, strict=True)
+    }
+    if len(set(costs_of.values())) > 1:
+        named = "; ".join(f"{run}: {', '.join(names)}" for run, names in costs_of.items())
+        raise ConfigError(f"The runs have different costs ({named}). Plot them apart.")
+    names = costs_of[runs[0]]
+    columns = 1 + len(names)
+    figure, axes = plt.subplots(1, columns, sharex=True, figsize=(5.5 * columns, 4), layout="constrained")
     for run, config in zip(runs, configs, strict=True):
         evaluations, rows = read_evaluations(run), _rows(run)
         label = f"{run.name} ({config.environment.env_id}, seed {config.seed})"
@@ -47,20 +52,19 @@ def plot_runs(runs: Sequence[Path], out: Path) -> Path:
             training = [(row["steps"], row["train/return"]) for row in rows if "train/return" in row]
             if training:
                 axes[0].plot(*np.array(training).T, color=TRAINING, lw=0.8, zorder=0, label="training episodes")
-        for i, axis in enumerate(axes[1:]):
+        for i, (name, axis) in enumerate(zip(names, axes[1:], strict=True)):
             costs = [evaluations[step].episode_cost[i] for step in steps]
             axis.plot(steps, [c.mean for c in costs], marker="o", markersize=3, color=line.get_color(), label=label)
             axis.fill_between(
                 steps, [c.low for c in costs], [c.high for c in costs], alpha=0.15, color=line.get_color()
             )
-            keys = [key for key in (rows[0] if rows else {}) if key.startswith("train/cost/")]
-            name = keys[i] if keys else ""
-            if len(runs) == 1 and name:
-                axis.plot([row["steps"] for row in rows], [row[name] for row in rows], color=TRAINING, lw=0.8, zorder=0)
-            axis.set_title(f"episode cost: {name.removeprefix('train/cost/') or i}")
-        for i, axis in enumerate(axes[1:]):
+            if len(runs) == 1:
+                measured = [row[f"train/cost/{name}"] for row in rows]
+                axis.plot([row["steps"] for row in rows], measured, color=TRAINING, lw=0.8, zorder=0)
             _draw_limit(axis, config, i)
-    axes[0].set_title("episode return")
+    several = ", of several environments" if len({config.environment.env_id for config in configs}) > 1 else ""
+    for title, axis in zip(("episode return", *(f"episode cost: {name}" for name in names)), axes, strict=True):
+        axis.set_title(title + several)
     axes[0].legend(fontsize="small")
     for axis in axes:
         axis.set_xlabel("environment steps")

@@ -116,9 +116,25 @@ def test_a_folder_that_is_no_run_is_said(tmp_path: Path) -> None:
 
 
 def test_runs_with_different_costs_are_not_mixed(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / "one"), write_run(tmp_path / "two", ("a", "b"), (1.0, 2.0))]
-    with pytest.raises(ConfigError, match="different numbers of costs"):
-        plot_runs(runs, tmp_path / "curves.png")
+    one = write_run(tmp_path / "one")
+    for name, costs, limits in (("two", ("a", "b"), (1.0, 2.0)), ("three", ("cost_fuel",), (25.0,))):
+        runs = [one, write_run(tmp_path / name, costs, limits)]
+        with pytest.raises(ConfigError, match=rf"different costs \(.*one: cost; .*{name}: {', '.join(costs)}\)"):
+            plot_runs(runs, tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize(("other", "says"), [("Toy-v0", ""), ("Other-v0", ", of several environments")])
+def test_titles_say_what_costs_and_whether_environments_differ(
+    other: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    runs = [write_run(tmp_path / name, ("cost_fuel",)) for name in ("one", "two")]
+    (runs[1] / "metrics.jsonl").write_text("")  # whose first row is still to come
+    config = runs[1] / "config.json"
+    config.write_text(config.read_text().replace("Toy-v0", other))
+    monkeypatch.setattr(plot, "save", lambda figure, out: titles.extend(axis.get_title() for axis in figure.axes))
+    plot_runs(runs, tmp_path / "curves.png")
+    assert titles == [f"episode return{says}", f"episode cost: cost_fuel{says}"]
 
 
 @pytest.mark.parametrize("name", ["curves.nonsense", "file/curves.png"])
