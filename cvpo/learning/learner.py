@@ -68,7 +68,7 @@ class UpdateMetrics:
     share: Array | None  # [C]; None where the constraint is the critics'
     cost_value: Array  # [C], mean over recent states, under the policy that `critic.cost_policy` names
     standard_deviation: float  # of the behavior policy before tanh, mean over states and dimensions
-    kl_mean: float | None = None  # achieved by the M-step, over the bound that held; once a period
+    kl_mean: float | None = None  # achieved by the M-step and not pulled back, over the bound that held; once a period
     kl_covariance: float | None = None  # the same
     kept_share: float | None = None  # below 1: the step was pulled back
     projection_gap: Array | None = None  # between the policy that the M-step ended in and q, [C]
@@ -345,20 +345,25 @@ def _end_period(state: LearnerState, observation: Tensor, pace: float) -> tuple[
     """Measure the KL that the M-step achieved, pull it back when it is far over a bound, and copy the policy.
 
     Returns:
-        KL of mean and of covariance over the bounds that held, and the share of the step that was kept.
+        KL of mean and of covariance over the bounds that held, of what was kept, and the share of the step that was.
     """
     policy = state.model.policy
-    kl_mean, kl_covariance = (
-        float(kl.mean()) / pace for kl in gaussian_kl(state.behavior_policy(observation), policy(observation))
-    )
+    kl_mean, kl_covariance = _moved(state, observation, pace)
     kept = min(state.mean_region.pull_back(kl_mean), state.covariance_region.pull_back(kl_covariance))
+    state.mean_region = state.mean_region.adapted(kl_mean)
+    state.covariance_region = state.covariance_region.adapted(kl_covariance)
     if kept < 1:
         interpolate(state.behavior_policy, policy, kept)
         state.pulled_back_periods += 1
-    state.mean_region = state.mean_region.adapted(kl_mean)
-    state.covariance_region = state.covariance_region.adapted(kl_covariance)
+        kl_mean, kl_covariance = _moved(state, observation, pace)
     state.behavior_policy.load_state_dict(policy.state_dict())
     return kl_mean / state.mean_region.bound, kl_covariance / state.covariance_region.bound, kept
+
+
+def _moved(state: LearnerState, observation: Tensor, pace: float) -> tuple[float, float]:
+    """KL of mean and of covariance from the behavior policy to the policy, mean over states, in full paces."""
+    kl = gaussian_kl(state.behavior_policy(observation), state.model.policy(observation))
+    return float(kl[0].mean()) / pace, float(kl[1].mean()) / pace
 
 
 @torch.no_grad()
