@@ -179,7 +179,7 @@ class _Loop:
         self.recent_size = max(1, round(config.replay.recent_episodes * spec.max_episode_steps))
         self.steps = 0
         self.unmet_steps = np.zeros(num_costs)  # in a row, with a cost over its limit and no more to ask for
-        self.feasible = np.zeros(num_costs, np.bool_)  # in an update since the last step, [C]
+        self.feasible: NDArray[np.bool_] | None = None  # in an update since the last step, [C]; None: there was none
         self.running_return = np.zeros(num_envs)
         self.returns: deque[float] = deque(maxlen=10)
         self.last: UpdateMetrics | None = None
@@ -279,7 +279,8 @@ class _Loop:
             metrics.kl_residual,
             list(zip(metrics.cost_multiplier.tolist(), metrics.cost_residual.tolist(), strict=True)),
         )
-        self.feasible |= metrics.infeasibility <= 0
+        feasible = metrics.infeasibility <= 0
+        self.feasible = feasible if self.feasible is None else self.feasible | feasible
         self.rows.updates.append(metrics)
         self.last = metrics
 
@@ -306,12 +307,12 @@ class _Loop:
             at_rest = (limit == 0) & (measured == 0)
             self.learner.controller = controller.taken_back(at_rest, self.env.num_envs, self.config.limit)
             if self.config.estep.constraint == "critic":
-                exhausted = ~self.feasible
+                exhausted = self.unmet_steps > 0 if self.feasible is None else ~self.feasible  # None: as it was
             else:
                 exhausted = self.learner.controller.exhausted(gap, self.config.limit)
             unmet = (measured > limit) & exhausted
             self.unmet_steps = np.where(unmet, self.unmet_steps + self.env.num_envs, 0.0)
-            self.feasible[:] = False
+            self.feasible = None
         return step.observation
 
     def _measure_level(self, observation: NDArray[np.float32], action: NDArray[np.float32], step: VectorStep) -> None:

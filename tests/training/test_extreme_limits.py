@@ -15,6 +15,7 @@ from cvpo.envs import VectorEnv
 from cvpo.evaluate import Episode, TorchActor, run_episodes
 from cvpo.training.checkpoint import checkpoint_steps, load_policy
 from cvpo.training.metrics import read_metrics
+from cvpo.training.progress import Progress
 from cvpo.training.trainer import resume, train
 from tests.budget import Reports, never, small_config
 from tests.command import succeed
@@ -109,6 +110,29 @@ def test_under_the_critics_threshold_a_limit_that_updates_can_meet_is_not_said_t
     assert not [text for text in reports.said if text.startswith("limit")]
     assert row["limit/unmet_steps/cost"] < 500
     assert "estep/share/cost" not in row
+
+
+def test_steps_without_an_update_say_no_more_of_a_limit_than_the_update_before(tmp_path: Path) -> None:
+    # As above, where four steps of five are without one, and few updates are infeasible.
+    limit = {"integral_steps": 500, "integral_gain": 50.0}
+    estep = {"constraint": "critic", "kl_bound": 2.0}
+    schedule = {"warmup_updates": 400, "updates_per_step": 0.05}
+    config = small_config(19.5, 1_000, limit=limit, estep=estep, mstep={"learning_rate": 1e-9}, schedule=schedule)
+    reports = Followed()
+    train(config, tmp_path, reports, never)
+    assert np.mean([unmet > 0 for step, unmet in reports.unmet if step > 600]) < 0.5
+
+
+class Followed(Reports):
+    """Keeps how long the limit was out of reach, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unmet: list[tuple[int, float]] = []
+
+    def progress(self, progress: Progress) -> None:
+        super().progress(progress)
+        self.unmet.append((progress.steps, float(progress.unmet_steps[0])))
 
 
 def test_nothing_is_said_of_a_limit_that_is_met(tmp_path: Path) -> None:
