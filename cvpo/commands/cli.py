@@ -3,6 +3,8 @@
 import difflib
 import json
 import math
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -124,7 +126,8 @@ def train(
         typer.Option(
             parser=_cost_limit,
             metavar="NUMBER",
-            help="Cost that one episode may have on average; once per cost; inf for none.  "
+            help="Cost that one episode of full length may have on average (of shorter ones, as many as make up its "
+            "steps); once per cost; inf for none.  "
             "[default: the preset's, or 25]",
         ),
     ] = [],  # noqa: B006  # typer copies it
@@ -182,11 +185,15 @@ def train(
     if waits := report.waits():
         say(f"waits   {waits}")
     say(f"run     {run}")
+    quoted = shlex.quote(str(run))
     if stopped():
-        then = f"go on with: cvpo train --resume {run}" if done else f"nothing was saved; remove {run} to start again"
+        then = (
+            f"go on with: cvpo train --resume {quoted}" if done else f"nothing was saved; remove {run} to start again"
+        )
         say(f"stopped at {done:,} steps; {then}")
         raise typer.Exit(130)
-    say(f"next    cvpo export {run} --out bundles/{run.name}/1   or   cvpo plot {run}")
+    name = re.sub(r"[^\w.-]", "-", run.name, flags=re.ASCII)  # as bundles may be named
+    say(f"next    cvpo export {quoted} --out bundles/{name}/1   or   cvpo plot {quoted}")
 
 
 @app.command(epilog="Example: cvpo presets Hopper")
@@ -406,7 +413,7 @@ def _print_released(done: "Released") -> None:
         typer.echo(f"{done.path}: {evaluation.episodes} fresh episodes, means with 95 % intervals")
         _print_evaluation(evaluation, names, limits)
     say(f"bundle  {done.path}   (read {done.path}/MODEL_CARD.md)")
-    say(f"next    cvpo serve {done.path}")
+    say(f"next    cvpo serve {shlex.quote(str(done.path))}")
 
 
 def _calibrated_modes(texts: list[str]) -> "tuple[CalibratedMode, ...]":

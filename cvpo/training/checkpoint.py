@@ -7,6 +7,7 @@ training goes on from is in `cvpo.training.resume`.
 import io
 import json
 import pickle
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,7 +224,8 @@ def _contents(run: Path) -> set[str]:
 
 def _check_empty(run: Path) -> None:
     if _contents(run) - {LOCK, f".{CONFIG}"}:  # these a start that was cut off may leave
-        go_on = f"go on with it: cvpo train --resume {run}" if (run / CONFIG).exists() else "remove it first."
+        quoted = shlex.quote(str(run))
+        go_on = f"go on with it: cvpo train --resume {quoted}" if (run / CONFIG).exists() else "remove it first."
         raise CheckpointError(f"{run} is not empty. Choose another --out, or {go_on}")
 
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -539,7 +540,9 @@ def _failures(run: Path) -> Iterator[None]:
 
 
 def _go_on(run: Path) -> str:
-    return f", then go on from the newest checkpoint: cvpo train --resume {run}" if (run / "resume").is_dir() else ""
+    if not (run / "resume").is_dir():
+        return ""
+    return f", then go on from the newest checkpoint: cvpo train --resume {shlex.quote(str(run))}"
 
 
 def _next_multiple(steps: int, every: int) -> int:

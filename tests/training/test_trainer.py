@@ -296,6 +296,14 @@ def test_a_folder_in_use_is_refused(whole: Path) -> None:
     assert checkpoint_steps(whole) == [200, 400]
 
 
+def test_the_command_that_is_named_can_be_typed_where_a_path_has_spaces(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / CONFIG).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"go on with it: cvpo train --resume '/.*/my run'"):
+        start(run)
+
+
 def test_a_finished_run_says_how_to_train_longer(whole: Path) -> None:
     with pytest.raises(ConfigError, match=r"complete at 400 steps.*--steps"):
         go_on(whole)
