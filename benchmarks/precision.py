@@ -22,6 +22,7 @@ from benchmarks.contestant import versions
 from benchmarks.errors import run
 from benchmarks.rounds import finish, interleave, table
 from benchmarks.serving.workload import write_workload
+from cvpo import seeds
 from cvpo.bundle import GRAPHS, POLICY_GRAPH, Precision, read_bundle
 from cvpo.evaluate import Episode, TorchActor, environments, run_episodes, summarize
 from cvpo.exporting.precision import compare, rounded
@@ -32,7 +33,6 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ROUNDS, CALLS = 101, 50
 EVICTED = np.ones(2**20)  # 8 MiB
 OBSERVED, EPISODES = 10, 40
-SEED_OFFSET = 7_000_003  # never an episode of training, of an export or of an evaluation
 
 
 def measure_calls() -> dict[str, dict[str, Any]]:
@@ -100,7 +100,7 @@ def measure_answers(path: Path) -> dict[str, Any]:
 
 
 def _rollouts(trained: TrainedPolicy, precision: Precision, count: int, seed: int) -> list[Episode]:
-    first = trained.config.seed + SEED_OFFSET + 1_000 * seed
+    first = trained.config.seed + seeds.PRECISION_BENCHMARK + 1_000 * seed
     with environments(trained.config.environment, num_envs=10, workers=0, seed=first) as env:
         return run_episodes(env, TorchActor(rounded(trained.model, precision), trained.spec), count)
 

@@ -21,6 +21,7 @@ from benchmarks.contestant import versions
 from benchmarks.errors import BenchmarkError, run
 from benchmarks.learning.jobs import LIMITS, LIMITS_TASK
 from benchmarks.rounds import finish
+from cvpo import seeds
 from cvpo.bundle import Evaluation
 from cvpo.calibration.calibrate import CalibratedMap, calibrate
 from cvpo.envs import VectorEnv
@@ -33,7 +34,6 @@ BUDGET = 25.0
 CANDIDATES = (4, 16)
 LEVELS = (0.1, 0.3, 0.6)
 CALIBRATING, EPISODES = 200, 100
-SEED_OFFSET = 6_000_011  # never an episode of training, of choosing, of an export or of an evaluation
 Tell = Callable[[str], None]
 
 
@@ -119,7 +119,7 @@ def _rollouts(
         environment.env_id,
         num_envs=20,
         workers=0,
-        seed=trained.config.seed + SEED_OFFSET + 1_000 * seed,
+        seed=trained.config.seed + seeds.SHIELD_BENCHMARK + 1_000 * seed,
         cost_names=environment.cost_names,
         max_episode_steps=environment.max_episode_steps,
         step_timeout_seconds=environment.step_timeout_seconds,

@@ -24,7 +24,6 @@ from serve.values import Mode as ServedMode
 
 Array = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
-EVALUATION_SEED_OFFSET = 3_000_017  # never training's episodes, nor those an export was measured on
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from benchmarks.learning import jobs
 from benchmarks.learning.jobs import REPORTED_SEEDS, plan
 from benchmarks.learning.runs import RUNS
 from benchmarks.rounds import provenance
+from cvpo import seeds
 from cvpo.bundle import Constraint
 from cvpo.calibration.calibrate import CalibratedMap, budget_sessions, calibrate, cost_upper
 from cvpo.calibration.conformal import float32
@@ -35,7 +36,6 @@ from cvpo.training.metrics import read_evaluations
 Array = NDArray[np.float64]
 TASKS = ("SafetyPointCircle1-v0", "SafetyPointGoal1-v0", "SafetyHalfCheetahVelocity-v1")
 CALIBRATING, FRESH = 1_000, 500  # episodes
-SEED_OFFSET = 5_000_011  # never an episode of training, of choosing, of an export or of an evaluation
 LOWEST, HIGHEST = 0.25, 2.0  # budgets, of the limit
 Tell = Callable[[str], None]
 
@@ -177,7 +177,7 @@ def _rollouts(run: Path, trained: TrainedPolicy, count: int) -> list[Episode]:
             environment.env_id,
             num_envs=20,
             workers=0,
-            seed=trained.config.seed + SEED_OFFSET,
+            seed=trained.config.seed + seeds.CALIBRATION_BENCHMARK,
             cost_names=environment.cost_names,
             max_episode_steps=environment.max_episode_steps,
             step_timeout_seconds=environment.step_timeout_seconds,

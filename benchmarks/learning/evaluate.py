@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from benchmarks.learning.results import MODES, EvaluatedMode
-from cvpo.evaluate import EVALUATION_SEED_OFFSET, TorchActor, cost_levels, environments, run_episodes
+from cvpo import seeds
+from cvpo.evaluate import TorchActor, cost_levels, environments, run_episodes
 from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 
 
@@ -19,7 +20,7 @@ def evaluate(policy: TrainedPolicy, mode: EvaluatedMode, episodes: int) -> dict[
     """Return and cost of each episode; both modes meet the same ones."""
     config = policy.config
     generator = torch.Generator().manual_seed(config.seed) if mode == "sampled" else None
-    seed = config.seed + EVALUATION_SEED_OFFSET
+    seed = config.seed + seeds.EVALUATION
     with environments(config.environment, num_envs=min(episodes, 10), workers=0, seed=seed) as env:
         done = run_episodes(env, TorchActor(policy.model, policy.spec, generator), episodes)
     level = cost_levels(done, config.cost_discounts)[0]

@@ -21,6 +21,7 @@ from benchmarks.contestant import versions
 from benchmarks.rounds import finish
 from benchmarks.shift import page
 from benchmarks.shift.disturbances import Detection, Disturbance, Observations, detected, disturbances, undisturbed
+from cvpo import seeds
 from cvpo.bundle import Manifest, read_bundle
 from cvpo.envs import VectorEnv
 from cvpo.errors import CvpoError
@@ -30,7 +31,6 @@ from serve.client.control_client import ControlSession
 from serve.local import LocalPolicy
 from serve.values import CalibrationStatus
 
-SEED = 8_000_009  # never training's episodes, nor those that a threshold was set on, at export or later
 OTHER_TASKS: Mapping[str, tuple[str, ...]] = {
     "SafetyHalfCheetahVelocity-v1": ("benchmarks.shift.tasks:heavy_half_cheetah",),
     "SafetyPointCircle1-v0": ("SafetyPointCircle2-v0",),
@@ -80,14 +80,14 @@ def measure(bundle: Path, episodes: int) -> dict[str, Any]:
     scale = np.array(manifest.observation_statistics.standard_deviation, np.float32)
     caller = LocalPolicy.load(bundle)
     found = {}
-    trials = [(task, name, each) for name, each in disturbances(scale, episodes, SEED).items()]
+    trials = [(task, name, each) for name, each in disturbances(scale, episodes, seeds.SHIFT_BENCHMARK).items()]
     trials += [(other, page.in_task(other), undisturbed()) for other in OTHER_TASKS.get(task, ())]
     for env_id, name, disturbance in trials:
         with VectorEnv(
             env_id,
             num_envs=episodes,
             workers=0,
-            seed=SEED,
+            seed=seeds.SHIFT_BENCHMARK,
             cost_names=tuple(constraint.name for constraint in manifest.constraints),
             max_episode_steps=manifest.horizon_steps,
         ) as env:

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvpo import seeds
 from cvpo.bundle import Evaluation
 from cvpo.commands.plot import Track, plot_runs, plot_tracks
 from cvpo.commands.report import TrainingReport, say
 from cvpo.envs import VectorEnv, make_env
 from cvpo.errors import CheckpointError, ServiceError
 from cvpo.evaluate import (
-    EVALUATION_SEED_OFFSET,
     Actor,
     Decision,
     Episode,
@@ -155,7 +155,7 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
     run, bundle = out / "run", out / "bundles" / POLICY / "1"
     _begin_folder(out)
     say(f"[1/5] {TASK}: swim far, but be over the speed limit in at most {COST_LIMIT:g} of 1000 steps.")
-    with VectorEnv(TASK, num_envs=10, workers=1, seed=seed + EVALUATION_SEED_OFFSET) as env:
+    with VectorEnv(TASK, num_envs=10, workers=1, seed=seed + seeds.EVALUATION) as env:
         random_actor = RandomActor(env.spec, seed)
         random = run_episodes(env, random_actor, EPISODES)
         baseline = summarize(random, [COST_LIMIT], "sampled")
@@ -174,13 +174,13 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
     say(f"[3/5] Run {EPISODES} fresh episodes of the trained policy in the simulator.")
     trained = load_policy(run, released.manifest.provenance.steps)
     trained_actor = TorchActor(trained.model, trained.spec)
-    with VectorEnv(TASK, num_envs=10, workers=1, seed=seed + EVALUATION_SEED_OFFSET) as env:
+    with VectorEnv(TASK, num_envs=10, workers=1, seed=seed + seeds.EVALUATION) as env:
         fresh = run_episodes(env, trained_actor, EPISODES)
     say("[4/5] Serve the bundle from a process of its own, and drive the simulator through it.")
     with _served(bundle.parent.parent) as address, PolicyClient(address, timeout_seconds=2.0) as client:
         client.get_policy()  # connects, so that the figures are those of requests
         actor = _Timed(ServedActor(client))
-        with VectorEnv(TASK, num_envs=1, workers=0, seed=seed + EVALUATION_SEED_OFFSET + 1) as env:
+        with VectorEnv(TASK, num_envs=1, workers=0, seed=seed + seeds.EVALUATION + 1) as env:
             served = run_episodes(env, actor, EPISODES)
     say("[5/5] Draw the pictures.")
     pictures = (
@@ -283,7 +283,7 @@ def _tracks(actor: Actor, seed: int) -> list[Track]:
     for episode in range(3):
         position: list[float] = []
         cost: list[float] = []
-        for step in play(env, actor, seed + EVALUATION_SEED_OFFSET + episode):
+        for step in play(env, actor, seed + seeds.EVALUATION + episode):
             position.append(float(env.unwrapped.data.qpos[0]))
             cost.append(float(step.cost[0]))
         tracks.append(Track(np.linspace(period, period * horizon, horizon), np.array(position), np.cumsum(cost)))

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cvpo import seeds
 from cvpo.bundle import Evaluation, Mode
 from cvpo.envs import VectorEnv
 from cvpo.errors import ConfigError, ServiceError
 from cvpo.evaluate import (
-    EVALUATION_SEED_OFFSET,
     Actor,
     EpisodeRunner,
     Progress,
@@ -150,7 +150,7 @@ def evaluate_target(
         target.env_id,
         num_envs=num_envs,
         workers=workers,
-        seed=seed + EVALUATION_SEED_OFFSET,
+        seed=seed + seeds.EVALUATION,
         cost_names=target.cost_names,
         max_episode_steps=target.max_episode_steps,
     ) as env:

@@ -8,11 +8,12 @@ import numpy as np
 from imageio_ffmpeg import write_frames
 from numpy.typing import NDArray
 
+from cvpo import seeds
 from cvpo.bundle import Mode
 from cvpo.commands.target import Target
 from cvpo.envs import CostEnv, make_env
 from cvpo.errors import ConfigError, EnvError
-from cvpo.evaluate import EVALUATION_SEED_OFFSET, play
+from cvpo.evaluate import play
 
 FRAMES_PER_SECOND = 30.0  # at most, and where the environment does not say how long a step takes
 
@@ -47,7 +48,7 @@ def film_episode(path: Path, target: Target, mode: Mode, seed: int = 0) -> Film:
     film = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for number, step in enumerate(play(env, target.actor(mode), seed + EVALUATION_SEED_OFFSET)):
+        for number, step in enumerate(play(env, target.actor(mode), seed + seeds.EVALUATION)):
             total += step.reward
             cost += step.cost
             if number % every == 0:

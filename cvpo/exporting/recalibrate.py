@@ -10,6 +10,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from cvpo import seeds
 from cvpo.bundle import GRAPHS, Bundle, CalibratedMode, Manifest, TrustedKeys, read_bundle
 from cvpo.calibration.calibrate import DETERMINISTIC, MINIMUM_EPISODES, CalibratedMap
 from cvpo.calibration.frozen import frozen_after_steps
@@ -23,8 +24,6 @@ from cvpo.exporting.graphs import graph_again
 from cvpo.exporting.measure import ENVS, Plan, measure
 from cvpo.exporting.release import Released, installed_packages, new_identity
 from cvpo.exporting.verify import verify_bundle
-
-SEED_OFFSET = 4_000_037  # neither training's episodes nor those of `cvpo export` and `cvpo evaluate`
 
 
 def recalibrate(
@@ -69,7 +68,7 @@ def recalibrate(
         env_id,
         num_envs=ENVS,
         workers=workers,
-        seed=plan.seed + SEED_OFFSET,
+        seed=plan.seed + seeds.RECALIBRATION,
         cost_names=tuple(constraint.name for constraint in manifest.constraints),
         max_episode_steps=manifest.horizon_steps,
     ) as env:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cvpo import seeds
 from cvpo.bundle import NAME_PATTERN, CurvePoint, Evaluation, Manifest, Precision, Provenance, read_bundle
 from cvpo.calibration.frozen import frozen_after_steps
 from cvpo.calibration.samples import learning_curve
@@ -25,7 +26,6 @@ from cvpo.learning.networks import Model
 from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, checkpoint_written, load_policy
 from cvpo.training.metrics import read_evaluations
 
-EPISODE_SEED_OFFSET = 2_000_003  # neither training's episodes nor those that checkpoints were chosen by
 SHIFT_EPISODES = 30  # that the shift score is fitted to; with ten, fresh ones of PointCircle go far outside
 PACKAGES = ("cvpo", "torch", "numpy", "gymnasium", "safety-gymnasium", "mujoco", "onnx", "onnxruntime")
 
@@ -95,7 +95,7 @@ def release(
         precision=precision,
     )
     environment = trained.config.environment
-    seed = trained.config.seed + EPISODE_SEED_OFFSET
+    seed = trained.config.seed + seeds.EXPORT
     with environments(environment, num_envs=ENVS, workers=workers, seed=seed) as env:
         real = run_episodes(env, TorchActor(trained.model, trained.spec), SHIFT_EPISODES)
         observations = np.concatenate([episode.observation for episode in real])

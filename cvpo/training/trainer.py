@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cvpo import seeds
 from cvpo.bundle import Constraint
 from cvpo.envs import EnvSpec, VectorEnv, VectorStep
 from cvpo.errors import CheckpointError, ConfigError, EnvError, NonFiniteError, WorkerError
@@ -45,7 +46,6 @@ from cvpo.training.resume import ResumePoint, ResumePoints, load_resume_point
 Array = NDArray[np.float64]
 EVALUATION_ENVS = 20
 SHOWN_UPDATES = 20  # after so many of those that are made at once, people see that the run goes on
-EVALUATION_SEED_OFFSET = 1_000_003  # evaluation episodes are not training episodes
 
 
 def train(config: TrainConfig, run: Path, reporter: Reporter, stop: Callable[[], bool]) -> int:
@@ -451,7 +451,7 @@ class _Evaluator:
             environment,
             num_envs=min(schedule.evaluation_episodes, EVALUATION_ENVS),
             workers=schedule.evaluation_workers,
-            seed=self.config.seed + EVALUATION_SEED_OFFSET,
+            seed=self.config.seed + seeds.CHECKPOINTS,
         )
         # Steps of an evaluation to take with each step of training, so that it ends before the next one begins.
         rounds = math.ceil(schedule.evaluation_episodes / self.env.num_envs)

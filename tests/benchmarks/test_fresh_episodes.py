@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import precision, shield
+from benchmarks import shield
 from benchmarks.calibration import measure
-from benchmarks.shift import __main__ as shift
+from cvpo import seeds
 from cvpo.calibration.calibrate import calibrate
-from cvpo.evaluate import EVALUATION_SEED_OFFSET, Episode, summarize
-from cvpo.exporting import recalibrate, release
-from cvpo.training import trainer
+from cvpo.evaluate import Episode, summarize
 from tests.command import train
 
 
@@ -28,17 +26,10 @@ def beginnings(episodes: Sequence[Episode]) -> set[bytes]:
 
 
 def test_every_use_of_episodes_has_seeds_of_its_own() -> None:
-    offsets = [
-        trainer.EVALUATION_SEED_OFFSET,
-        release.EPISODE_SEED_OFFSET,
-        EVALUATION_SEED_OFFSET,
-        recalibrate.SEED_OFFSET,
-        measure.SEED_OFFSET,
-        shield.SEED_OFFSET,
-        precision.SEED_OFFSET,
-        shift.SEED,
-    ]
+    offsets = [value for name, value in vars(seeds).items() if name.isupper()]
+    assert len(offsets) == 8
     assert len(set(offsets)) == len(offsets)
+    assert 0 not in offsets  # which training's episodes have
 
 
 def test_fresh_episodes_are_none_of_those_that_calibrate(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
