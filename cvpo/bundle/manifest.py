@@ -63,15 +63,18 @@ class Constraint(_Model):
     horizon_steps: Annotated[int, Field(gt=0, lt=2**31)]  # steps of one episode, T
     window_steps: Annotated[Count, Field(gt=0)]  # steps that a request without steps_left is judged over, W
 
+    @property
+    def limit_or_inf(self) -> float:
+        """The cost limit as a number to compare with: infinite where there is none."""
+        return math.inf if self.cost_limit is None else self.cost_limit
+
     def threshold(self) -> float:
         """Discounted threshold d·(1 − γ^T)/((1 − γ)·T) that stands for the episodic limit d.
 
         Exact where cost is spread evenly over an episode of T steps (Liu et al., 2022).
         """
-        if self.cost_limit is None:
-            return math.inf
         gamma, T = self.discount, self.horizon_steps
-        return self.cost_limit * (1 - gamma**T) / ((1 - gamma) * T)
+        return self.limit_or_inf * (1 - gamma**T) / ((1 - gamma) * T)
 
 
 class Interval(_Model):

@@ -408,7 +408,7 @@ def _print_released(done: "Released") -> None:
     from cvpo.commands.report import say
 
     names = tuple(constraint.name for constraint in done.manifest.constraints)
-    limits = tuple(math.inf if c.cost_limit is None else c.cost_limit for c in done.manifest.constraints)
+    limits = tuple(constraint.limit_or_inf for constraint in done.manifest.constraints)
     for evaluation in done.manifest.evaluations:
         typer.echo(f"{done.path}: {evaluation.episodes} fresh episodes, means with 95 % intervals")
         _print_evaluation(evaluation, names, limits)

@@ -78,7 +78,7 @@ def costs(manifest: Manifest) -> Figure:
 
 
 def _within(cost: float, constraint: Constraint) -> bool:
-    return cost <= (math.inf if constraint.cost_limit is None else constraint.cost_limit)
+    return cost <= constraint.limit_or_inf
 
 
 def trust(calibration: Calibration, constraints: tuple[Constraint, ...]) -> Figure:

@@ -92,7 +92,7 @@ def measure(
             calibrated = calibrate_also(calibrated, mode, rolled_out, constraints, normalize, seed=plan.seed)
     for sentence in calibrated.record.not_claimed if calibrated else ():
         say(f"warning {sentence}")
-    limits = [np.inf if constraint.cost_limit is None else constraint.cost_limit for constraint in constraints]
+    limits = [constraint.limit_or_inf for constraint in constraints]
     costs = single_costs([episode.cost for episode in fresh])
     evaluation = summarize(fresh, limits, "deterministic").model_copy(update={"costs": costs})
     return Measured(calibrated, (evaluation,), tuple(calibrating), tuple(fresh))

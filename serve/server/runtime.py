@@ -193,7 +193,7 @@ def load(bundle: Bundle) -> PolicyRuntime:
             observation_bounds=_bounds(manifest.observation),
             action_low=np.array(manifest.action.low, np.float32),
             action_high=np.array(manifest.action.high, np.float32),
-            cost_limit=tuple(math.inf if c.cost_limit is None else c.cost_limit for c in manifest.constraints),
+            cost_limit=tuple(c.limit_or_inf for c in manifest.constraints),
             horizon_steps=manifest.horizon_steps,
             window_steps=manifest.window_steps,
         ),

@@ -106,7 +106,7 @@ def _describe(policy: PolicyRuntime, versions: Iterable[int]) -> PolicyDescripti
             ConstraintDescription(
                 name=c.name,
                 unit=c.unit,
-                cost_limit=infinity if c.cost_limit is None else c.cost_limit,
+                cost_limit=c.limit_or_inf,
                 discount=c.discount,
                 cost_threshold=c.threshold(),
             )
