@@ -24,8 +24,7 @@ from benchmarks.rounds import finish
 from cvpo import seeds
 from cvpo.bundle import Evaluation
 from cvpo.calibration.calibrate import CalibratedMap, calibrate
-from cvpo.envs import VectorEnv
-from cvpo.evaluate import Episode, ServedActor, TorchActor, run_episodes, summarize
+from cvpo.evaluate import Episode, ServedActor, TorchActor, environments, run_episodes, summarize
 from cvpo.exporting.export import NamedPolicy, export_bundle
 from cvpo.exporting.release import provenance_of
 from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
@@ -114,16 +113,8 @@ def _at(calibrated: CalibratedMap, level: float) -> CalibratedMap:
 def _rollouts(
     trained: TrainedPolicy, actor: TorchActor | ServedActor, count: int = EPISODES, seed: int = 0
 ) -> list[Episode]:
-    environment = trained.config.environment
-    with VectorEnv(
-        environment.env_id,
-        num_envs=20,
-        workers=0,
-        seed=trained.config.seed + seeds.SHIELD_BENCHMARK + 1_000 * seed,
-        cost_names=environment.cost_names,
-        max_episode_steps=environment.max_episode_steps,
-        step_timeout_seconds=environment.step_timeout_seconds,
-    ) as env:
+    first = trained.config.seed + seeds.SHIELD_BENCHMARK + 1_000 * seed
+    with environments(trained.config.environment, num_envs=20, workers=0, seed=first) as env:
         return run_episodes(env, actor, count)
 
 

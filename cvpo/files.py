@@ -1,10 +1,12 @@
 """Writing files and folders whole or not at all, also when the machine stops in the midst of it."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,13 +66,18 @@ def read_verified(path: Path) -> dict[str, bytes] | None:
     return contents if intact else None
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, *, shared: bool = False) -> None:
     """Write a file in place of the one before, or leave that as it is.
+
+    Args:
+        path: of the file.
+        data: all of it.
+        shared: others may write it at the same time, so that the temporary file needs a name of its own.
 
     Raises:
         OSError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}" if shared else f".{path.name}")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -79,7 +86,8 @@ def write_file(path: Path, data: bytes) -> None:
         temporary.replace(path)
         fsync_directory(path.parent)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
 
 

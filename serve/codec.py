@@ -26,6 +26,7 @@ from serve.values import (
     Deterministic,
     EvaluateActionLists,
     EvaluateActionResult,
+    Floats,
     Frame,
     Mode,
     PolicyDescription,
@@ -118,13 +119,7 @@ def decode_situated_actions(
                 f"situated_actions[{i}].action", f"has {len(message.action)} values; the policy's action has {size}"
             )
         action[i] = message.action[:]
-    inside = (frame.action_low <= action) & (action <= frame.action_high)  # False for NaN
-    if not inside.all():
-        i, j = _first(~inside)
-        raise InvalidRequestError(
-            f"situated_actions[{i}].action[{j}]",
-            f"is {action[i, j]:g}; the action space is {frame.action_low[j]:g} to {frame.action_high[j]:g} there",
-        )
+    check_action_space(action, frame.action_low, frame.action_high, "situated_actions[{}].action")
     rows: Rows = action.tolist()
     return situations, rows
 
@@ -148,6 +143,26 @@ def check_observation_space(observation: Sequence[Sequence[float]], frame: Frame
         raise InvalidRequestError(
             f"{path.format(i)}[{j}]",
             f"is {observation[i][j]:g}; the observation space is {low[j]:g} to {high[j]:g} there",
+        )
+
+
+def check_action_space(
+    action: Sequence[Sequence[float] | Floats] | Floats,
+    low: Sequence[float] | Floats,
+    high: Sequence[float] | Floats,
+    path: str,
+) -> None:
+    """Refuse actions [N, A] outside of the bounds [A]; `path` has a place for the row.
+
+    Raises:
+        InvalidRequestError: names the first value.
+    """
+    values = np.asarray(action, np.float32)  # as the bounds are
+    inside = (np.asarray(low) <= values) & (values <= np.asarray(high))  # False for NaN
+    if not inside.all():
+        i, j = _first(~inside)
+        raise InvalidRequestError(
+            f"{path.format(i)}[{j}]", f"is {action[i][j]:g}; the action space is {low[j]:g} to {high[j]:g} there"
         )
 
 

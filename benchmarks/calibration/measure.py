@@ -26,8 +26,7 @@ from cvpo.calibration.conformal import float32
 from cvpo.calibration.costmap import uncalibrated_map
 from cvpo.calibration.forecast_fit import ForecastEpisode
 from cvpo.calibration.sessions import Session, crossing
-from cvpo.envs import VectorEnv
-from cvpo.evaluate import Episode, ServedActor, run_episodes
+from cvpo.evaluate import Episode, ServedActor, environments, run_episodes
 from cvpo.exporting.measure import Plan
 from cvpo.exporting.release import release
 from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
@@ -170,18 +169,10 @@ class Contestant:
 
 def _rollouts(run: Path, trained: TrainedPolicy, count: int) -> list[Episode]:
     """Episodes of the exported policy, deterministic, in an order by chance."""
-    environment = trained.config.environment
+    seed = trained.config.seed + seeds.CALIBRATION_BENCHMARK
     with (
         tempfile.TemporaryDirectory() as scratch,
-        VectorEnv(
-            environment.env_id,
-            num_envs=20,
-            workers=0,
-            seed=trained.config.seed + seeds.CALIBRATION_BENCHMARK,
-            cost_names=environment.cost_names,
-            max_episode_steps=environment.max_episode_steps,
-            step_timeout_seconds=environment.step_timeout_seconds,
-        ) as env,
+        environments(trained.config.environment, num_envs=20, workers=0, seed=seed) as env,
     ):
         bundle = Path(scratch) / "policy" / "1"
         release(run, bundle, plan=Plan(0, 2), workers=0, say=lambda _: None)

@@ -5,7 +5,7 @@ from enum import Enum
 
 import numpy as np
 
-from serve.codec import UINT32_MAX, in_range, seconds, vector
+from serve.codec import UINT32_MAX, check_action_space, in_range, seconds, vector
 from serve.errors import InvalidRequestError
 from serve.values import Floats, PolicyDescription
 
@@ -56,11 +56,7 @@ class StandIn:
             raise InvalidRequestError(
                 "watchdog.safe_action", f"has {len(safe_action)} values; the policy's action has {len(space.names)}"
             )
-        for index, (value, low, high) in enumerate(zip(safe_action.tolist(), space.low, space.high, strict=True)):
-            if not low <= value <= high:  # True for NaN
-                raise InvalidRequestError(
-                    f"watchdog.safe_action[{index}]", f"is {value:g}; the action space is {low:g} to {high:g} there"
-                )
+        check_action_space([safe_action], space.low, space.high, "watchdog.safe_action")
         self._safe_action = safe_action
         self._hold_steps = in_range("watchdog.hold_steps", watchdog.hold_steps, UINT32_MAX)
         self._last_action: Floats | None = None

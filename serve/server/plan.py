@@ -1,15 +1,14 @@
 """serving.json: which versions of a policy are asked for, in one file that every server on the folder follows."""
 
-import contextlib
 import os
 import stat
-import uuid
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cvpo.bundle import MANIFEST
+from cvpo.files import write_file
 from serve.errors import PlanError
 
 PLAN = "serving.json"
@@ -129,7 +128,7 @@ def _read(path: Path) -> bytes:
 
 
 def write_plan(root: Path, name: str, plan: ServingPlan) -> None:
-    """Write a policy's plan in place of the one before, whole or not at all.
+    """Write a policy's plan in place of the one before, whole or not at all, also when the machine stops.
 
     Raises:
         PlanError: the repository cannot be written, or has no place for a plan.
@@ -140,17 +139,10 @@ def write_plan(root: Path, name: str, plan: ServingPlan) -> None:
             f"There is no place for {PLAN}: {root} or {root / name} is itself a bundle, and bundles are immutable. "
             f"Arrange the bundles as {root.name}/{name}/VERSION."
         )
-    temporary = path.with_name(f".{PLAN}.{uuid.uuid4().hex}")  # its own: several servers may write at once
     try:
         path.parent.mkdir(exist_ok=True)
-        with temporary.open("xb") as file:
-            file.write(plan.model_dump_json(indent=2).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_file(path, plan.model_dump_json(indent=2).encode() + b"\n", shared=True)  # by several servers
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise PlanError(
             f"Cannot write {path}: {error.strerror}. Where the server may only read the repository, change the file "
             "where it is made."

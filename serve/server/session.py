@@ -9,9 +9,7 @@ import os
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
-from serve.codec import check_observation_space
+from serve.codec import check_action_space, check_observation_space
 from serve.control_values import (
     Account,
     ConstantAction,
@@ -376,11 +374,7 @@ def _check_action(action: Sequence[float], policy: PolicyRuntime) -> None:
     field, low, high = "open.fallback.constant.action", policy.frame.action_low, policy.frame.action_high
     if len(action) != len(low):
         raise InvalidRequestError(field, f"has {len(action)} values; the policy's action has {len(low)}")
-    for index, value in enumerate(action):
-        if not low[index] <= np.float32(value) <= high[index]:  # True for NaN
-            raise InvalidRequestError(
-                f"{field}[{index}]", f"is {value:g}; the action space is {low[index]:g} to {high[index]:g} there"
-            )
+    check_action_space([action], low, high, field)
 
 
 def _seed(mode: Mode) -> int:

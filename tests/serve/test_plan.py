@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cvpo import files
 from serve.errors import PlanError
 from serve.server.plan import PLAN, Canary, ServingPlan, plan_path, read_plan, write_plan
 from tests.serve import bundles
@@ -19,6 +20,14 @@ def test_what_is_written_is_read_and_nothing_is_left_beside_it(tmp_path: Path) -
         write_plan(tmp_path, "goal", plan)
         assert read_plan(tmp_path / "goal" / PLAN) == plan
     assert [path.name for path in (tmp_path / "goal").iterdir()] == [PLAN]
+
+
+def test_a_written_plan_outlives_a_stop_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[Path, bool]] = []
+    path = tmp_path / "goal" / PLAN
+    monkeypatch.setattr(files, "fsync_directory", lambda folder: synced.append((folder, path.exists())))
+    write_plan(tmp_path, "goal", FULL)
+    assert synced == [(tmp_path / "goal", True)]  # the folder, once the file has its name
 
 
 def test_a_person_may_write_no_more_than_is_meant(tmp_path: Path) -> None:
