@@ -7,9 +7,10 @@ what cannot be put into a message. Paths of fields are those of the proto, such 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from numbers import Real
 from operator import index
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -327,8 +328,12 @@ def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
     """
     try:
         array = np.asarray(value)
-        casting: Literal["unsafe", "same_kind"] = "unsafe" if array.dtype == np.object_ else "same_kind"
-        return array.astype(np.float64, casting=casting, copy=False)
+        if array.dtype != np.object_:
+            return array.astype(np.float64, casting="same_kind", copy=False)
+        for each in array.flat:
+            if not isinstance(each, Real | Decimal):
+                raise TypeError(f"{each!r} is none")
+        return array.astype(np.float64)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: torch's, of what has a grad
         raise InvalidRequestError(name, f"is not an array of numbers: {error}") from error
 

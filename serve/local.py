@@ -103,8 +103,12 @@ class _LocalControlSession(ControlSession):
     def step(
         self, observation: ArrayLike, *, cost: ArrayLike | None = None, cost_total: ArrayLike | None = None
     ) -> ControlAnswer:
-        self._conversation.begin(observation, cost, cost_total)
-        answer = self._settle()
+        step = self._conversation.begin(observation, cost, cost_total)
+        try:
+            answer = self._settle()
+        except BaseException:  # an interrupt, too
+            self._conversation.end_step(step)
+            raise
         assert answer is not None, "a step without an answer"
         return answer
 

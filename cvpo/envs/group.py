@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cvpo.envs import snapshot
 from cvpo.envs.base import CostEnv, EnvSpec
 from cvpo.envs.make import make_env
-from cvpo.errors import CheckpointError
+from cvpo.errors import CheckpointError, EnvError
 
 
 class Buffers(NamedTuple):
@@ -132,7 +132,11 @@ class EnvGroup:
 
     def flaw(self) -> str | None:
         """Why environments are lost in `state` and `restore`, tried on a spare one; None if they go on."""
-        return snapshot.flaw(self._make(), self._settings.seed)
+        try:
+            spare = self._make()
+        except EnvError as error:  # as of a simulator that a process may have one of
+            return str(error)
+        return snapshot.flaw(spare, self._settings.seed)
 
     def restore(self, states: list[EnvState]) -> None:
         """Go on from `state`; an environment that has none starts its next episode.

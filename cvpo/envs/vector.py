@@ -184,8 +184,11 @@ class VectorEnv:
             raise CheckpointError(f"The saved state is of {saved.identity}, but this is {self._identity()}.")
         self._wait_until_made()
         with self._closed_on_error():
-            self._workers[0].send("flaw")
-            envs = [replace(env, env=None) for env in saved.envs] if self._workers[0].receive() else saved.envs
+            envs = saved.envs
+            if any(env.env is not None for env in envs):
+                self._workers[0].send("flaw")
+                if self._workers[0].receive():
+                    envs = [replace(env, env=None) for env in envs]
             for worker, share in zip(self._workers, self._shares, strict=True):
                 worker.send("restore", envs[share.start : share.stop])
         self._receive()

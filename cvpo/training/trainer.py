@@ -97,6 +97,8 @@ def _resume(run: Path, reporter: Reporter, stop: Callable[[], bool], steps: int 
         raise CheckpointError(f"{run}/config.json was changed since the run began. Put it back, or start a new run.")
     if steps is not None:
         config = _with_steps(config, steps)
+    if point and point.steps >= config.schedule.steps + config.environment.num_envs:
+        raise ConfigError(f"{run} has come to {point.steps} steps. Give --steps of at least that many, or none.")
     if point and point.steps >= config.schedule.steps and not _unevaluated(run, point.steps):
         raise ConfigError(f"{run} is complete at {point.steps} steps. To train longer, give a larger --steps.")
     with _environments(config) as env, _failures(run):

@@ -120,7 +120,7 @@ def _possible(address: object) -> str:
             possible = 0 < len(os.fsencode(address.removeprefix("unix:").removeprefix("//"))) <= _PATH_BYTES
         case str():
             port = address.rpartition(":")[2]
-            possible = bool(address) and not (port.isdecimal() and int(port) > 65535)
+            possible = bool(address) and not (port.isdecimal() and (len(port) > 5 or int(port) > 65535))
         case _:
             possible = False
     if not possible:

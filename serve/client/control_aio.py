@@ -69,11 +69,11 @@ class AsyncControlSession:
         """Ask for the next action; see ControlSession.step."""
         conversation = self._conversation
         deadline = asyncio.get_running_loop().time() + conversation.timeout_seconds
-        conversation.begin(observation, cost, cost_total, self._waiting())
+        step = conversation.begin(observation, cost, cost_total, self._waiting())
         try:
             return await self._answer(deadline)
         except BaseException:  # cancellation, too: what comes for this step is not for the next one
-            conversation.end_step()
+            conversation.end_step(step)
             raise
 
     def count_cost(self, cost: ArrayLike) -> None:

@@ -145,11 +145,11 @@ class RemoteControlSession(ControlSession):
             raise PolicyServiceError(f"This session belongs to process {self._process}; open one in this process.")
         conversation = self._conversation
         deadline = time.monotonic() + conversation.timeout_seconds
-        conversation.begin(observation, cost, cost_total, self._waiting())
+        step = conversation.begin(observation, cost, cost_total, self._waiting())
         try:
             return self._answer(deadline)
         except BaseException:  # an interrupt, too: what comes for this step is not for the next one
-            conversation.end_step()
+            conversation.end_step(step)
             raise
 
     def count_cost(self, cost: ArrayLike) -> None:

@@ -1,7 +1,7 @@
 """The client's side of one control session: what is sent, what an answer means, and where the session goes on.
 
-No transport and no threads: what happens comes in as events, and streams are whatever can be sent to. The clients in
-`control_client` and `control_aio` and the in-process `serve.local` all hold the same conversation.
+No transport and no threads of its own: what happens comes in as events, and streams are whatever can be sent to. The
+clients in `control_client` and `control_aio` and the in-process `serve.local` all hold the same conversation.
 
 A session outlives its streams. Each answer or error brings the state to go on from; a new stream begins with the last
 one, so that a step which is in flight can be sent right behind it. Answers are told apart by their stream and step
@@ -9,6 +9,7 @@ number, so that one that comes too late is never taken for that of the step afte
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -104,6 +105,7 @@ class Conversation:
         self._action_size = len(description.action.names)
         self._has_finite_budget = False  # known once the session is open
         self._cost_total = (0.0,) * len(description.constraints)
+        self._counting = threading.Lock()  # of costs, which count also where a step is refused for another one
         self._last: StepResult | None = None  # of a server; the arrays of an answer are the robot's to change
         self._refusals: dict[str, PolicyServiceError] = {}  # by address, since a server went on with the session
         self._refused_since: float | None = None  # the first of these
@@ -111,7 +113,7 @@ class Conversation:
         self._previous: _Leg | None = None  # goes on to be one that answers until the present one is opened
         self._link: Link | None = None  # where the session goes on next
         self._leaving = False  # the present server is stopping
-        self._stepping = False  # from the beginning of a step to its answer
+        self._stepping: object | None = None  # the step that is out, from its beginning to its answer
         self._in_flight: Step | None = None
         self._finished = False
         self._began = 0.0
@@ -124,8 +126,8 @@ class Conversation:
         cost: ArrayLike | None,
         cost_total: ArrayLike | None,
         waiting: Iterable[Event] = (),
-    ) -> None:
-        """Send a step, if there is a stream.
+    ) -> object:
+        """Send a step, if there is a stream; return what `end_step` takes.
 
         Args:
             observation: [O].
@@ -142,12 +144,13 @@ class Conversation:
             raise PolicyServiceError("The session is closed; open another one.")
         self._stand_in.asked()
         total = self._totals(cost, cost_total)  # first: a cost counts whatever else is wrong with its step
-        if self._stepping:
+        step = object()
+        if self._stepping is not None:
             raise PolicyServiceError(
                 "Another step of this session is out; ask for one at a time, from one thread or task. "
                 "The cost of this one counts."
             )
-        self._stepping = True  # no other thread comes between: nothing is called
+        self._stepping = step  # no other thread comes between: nothing is called
         try:
             for event in waiting:
                 self.handle(event)
@@ -157,8 +160,9 @@ class Conversation:
             self._in_flight = Step(0, values, total)
             self._send()
         except BaseException:
-            self.end_step()
+            self.end_step(step)
             raise
+        return step
 
     def count(self, cost: ArrayLike) -> None:
         """Add a cost to the total, which the next step that has one brings.
@@ -194,10 +198,10 @@ class Conversation:
         waited = 1e3 * (self._clock() - self._began)
         return self._substitute(WatchdogReason.LATE, f"No answer from {leg.stream.address} within {waited:.1f} ms.")
 
-    def end_step(self) -> None:
-        """End the step, whose caller has left or has its answer: what else comes for it is for nobody."""
-        self._in_flight = None
-        self._stepping = False
+    def end_step(self, step: object) -> None:
+        """End a step whose caller leaves, if it is still the one that is out: what comes for it is for nobody."""
+        if self._stepping is step:
+            self._over()
 
     def no_session(self) -> ControlAnswer:
         """Return the watchdog's answer in a session that is lost."""
@@ -212,6 +216,10 @@ class Conversation:
         if self._link is not None:
             self._link.close()
         self._leg = self._previous = self._link = None
+
+    def _over(self) -> None:
+        self._in_flight = None
+        self._stepping = None
 
     def _send(self) -> None:
         leg, step = self._leg, self._in_flight
@@ -237,7 +245,13 @@ class Conversation:
         return values
 
     def _totals(self, cost: ArrayLike | None, cost_total: ArrayLike | None) -> tuple[float, ...]:
-        """The total to send, none where none was given."""
+        """Add a cost to the total; return the total to send, none where no cost was given."""
+        with self._counting:
+            total = self._totalled(cost, cost_total)
+            self._cost_total = total or self._cost_total
+        return total
+
+    def _totalled(self, cost: ArrayLike | None, cost_total: ArrayLike | None) -> tuple[float, ...]:
         if cost_total is not None:
             if cost is not None:
                 raise InvalidRequestError("cost", "and cost_total cannot both be given")
@@ -262,7 +276,6 @@ class Conversation:
             raise InvalidRequestError("step.cost_total", "is missing; this session has a budget. Write zeros out")
         else:
             return ()
-        self._cost_total = total
         return total
 
     # --- streams ---
@@ -280,14 +293,14 @@ class Conversation:
 
     def _switch(self) -> None:
         """Go on with the session on the link that waits, if one does."""
-        link, self._link = self._link, None
-        if link is None:
+        if self._link is None:
             return
+        opening = pb.ControlRequest(open=encode_opening(self._opening, self._state))
+        link, self._link = self._link, None
         if self.lost is not None:
             link.close()
             return
         self._previous, self._leaving = self._leg, False
-        opening = pb.ControlRequest(open=encode_opening(self._opening, self._state))
         self._leg = _Leg(link.open(opening), self._next_step)
 
     def _ended(self, stream: Stream, error: PolicyServiceError) -> None:
@@ -360,7 +373,7 @@ class Conversation:
         if len(answer.action) != self._action_size or not np.isfinite(answer.action).all():
             return self._unreadable(leg, f"its action is {answer.action}")
         self._stand_in.answered(answer.action)
-        self.end_step()
+        self._over()
         return answer
 
     def _go_on_from(self, state: bytes, next_step: int) -> None:
@@ -386,7 +399,7 @@ class Conversation:
                 self._send()  # the server counts otherwise, after steps that it refused; now its number is known
                 return None
             case InvalidRequestError() | HorizonError():
-                self.end_step()
+                self._over()
                 raise error
         return self._substitute(WatchdogReason.REFUSED, str(error))
 
@@ -394,5 +407,5 @@ class Conversation:
         assert self.opened is not None, "a step before the session is open"
         last = before_the_first(self.opened, self.description) if self._last is None else answer_of(self._last, 0.0)
         action, taken = self._stand_in.act(reason, message)
-        self.end_step()
+        self._over()
         return watchdog_answer(last, action, taken, self._clock() - self._began)

@@ -204,7 +204,7 @@ def split_address(address: str) -> tuple[str, int]:
         ValueError: it is not of that form, or the host is no name.
     """
     host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isdecimal() and int(port) <= 65535):
+    if not (colon and host and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
         raise ValueError(f"{address!r} is not an address; write HOST:PORT, such as 127.0.0.1:50051")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ValueError(f"{address!r} is not an address; an IPv6 host stands in brackets: write [{host}]:{port}")

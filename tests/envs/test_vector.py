@@ -207,6 +207,17 @@ def test_an_environment_that_cannot_be_pickled_starts_a_new_episode() -> None:
     assert ends[19].all()  # the horizon counts from the new start
 
 
+def test_an_environment_that_a_process_has_one_of_starts_a_new_episode() -> None:
+    with toys("OneInAProcess", workers=3) as env:
+        env.reset()
+        advance(env, actions(env, 5))
+        state = env.state()
+    with toys("OneInAProcess", workers=3) as env:
+        env.restore(state)
+        assert env.restarted.all()
+        assert all(step.truncated.all() for step in advance(env, np.zeros((20, 3, 2)))[19:])
+
+
 @pytest.mark.parametrize("name", ["Handle", "KeptHandle", "Forwards", "Unthawable", "ForgetsItsState"])
 def test_an_environment_that_is_lost_when_pickled_starts_a_new_episode(name: str) -> None:
     with toys(name) as env:

@@ -316,6 +316,21 @@ class KeptHandle(Handle):
         pass
 
 
+class OneInAProcess(Drift):
+    """Drift of which a process may have one at a time, as of a simulator that listens at a port."""
+
+    taken = False
+
+    def __init__(self) -> None:
+        if OneInAProcess.taken:
+            raise RuntimeError("the port is taken")
+        OneInAProcess.taken = True
+        super().__init__()
+
+    def close(self) -> None:
+        OneInAProcess.taken = False
+
+
 class Forwards(Drift):
     """Has what it has not itself from another, as wrappers do; when it is unpickled, it has no other yet."""
 

@@ -294,6 +294,8 @@ def test_arguments_that_fit_into_no_message_are_named(
         np.array([1 + 1j, 0, 0]),
         np.array([1, 2, 3], "datetime64[s]"),
         ["1", "2", "3"],
+        np.array(["1", "2", "3"], object),
+        [1, None, 3],
         np.zeros(3, [("x", np.float32)]),
     ],
 )

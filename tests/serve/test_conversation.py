@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,8 +104,8 @@ class Robot:
         )
         return self.receive(stream, result=result)
 
-    def begin(self) -> None:
-        self.conversation.begin(OBSERVATION, [0, 0], None)
+    def begin(self) -> object:
+        return self.conversation.begin(OBSERVATION, [0, 0], None)
 
 
 @pytest.fixture(scope="module")
@@ -328,8 +330,7 @@ def test_steps_that_raise_or_are_left_are_steps_without_an_answer(description: P
     robot.begin()
     with pytest.raises(InvalidRequestError):
         robot.receive(robot.stream, error=pb.StepError(step=1, next_step=1, status=Status(code=3)))
-    robot.begin()
-    robot.conversation.end_step()  # its caller has left
+    robot.conversation.end_step(robot.begin())  # its caller has left
     for steps, held in ((5, True), (6, False)):
         robot.begin()
         taken = robot.conversation.overdue().watchdog
@@ -433,12 +434,10 @@ def test_a_cost_that_is_missing_is_refused_also_while_no_server_is_there(descrip
 
 def test_what_comes_for_a_step_that_its_caller_has_left_is_for_no_other(description: PolicyDescription) -> None:
     robot = Robot(description, watchdog=Watchdog(hold_steps=1))
-    robot.begin()
-    robot.conversation.end_step()
+    robot.conversation.end_step(robot.begin())
     refused = Status(code=code_pb2.INVALID_ARGUMENT)
     assert robot.receive(robot.stream, error=pb.StepError(step=0, status=refused, next_step=0)) is None
-    robot.begin()
-    robot.conversation.end_step()
+    robot.conversation.end_step(robot.begin())
     assert robot.answer(robot.stream, 0, 0.5) is None
     robot.begin()
     assert robot.conversation.overdue().action.tolist() == [0.0, 0.0]  # nothing was answered that could be held
@@ -495,3 +494,33 @@ def test_a_step_is_refused_while_another_one_is_out_and_its_cost_counts(descript
     assert answer.source is Source.POLICY
     robot.begin()
     assert robot.stream.sent[-1].step.cost_total == [1, 0]
+
+
+def test_a_caller_that_leaves_late_does_not_end_the_step_of_another(description: PolicyDescription) -> None:
+    robot = Robot(description)
+    first = robot.begin()
+    assert robot.answer(robot.stream, 0, 0.5) is not None
+    robot.begin()  # by another thread, before the first caller has left
+    robot.conversation.end_step(first)
+    with pytest.raises(PolicyServiceError, match="Another step"):
+        robot.begin()
+    assert robot.answer(robot.stream, 1, 0.25) is not None
+
+
+def test_every_cost_counts_from_whatever_thread(description: PolicyDescription) -> None:
+    robot, each, threads = Robot(description), 2_000, 4
+
+    def count() -> None:
+        for _ in range(each):
+            robot.conversation.count([1, 0])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for done in [pool.submit(count) for _ in range(threads)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(interval)
+    with pytest.raises(InvalidRequestError, match=f"it was {each * threads} before"):
+        robot.conversation.begin(OBSERVATION, None, [0, 0])

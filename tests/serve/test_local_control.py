@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from serve.client import conversation
 from serve.client.answer import Source
 from serve.control_values import ConstantAction, Fallback, FallbackReason, Horizon
 from serve.errors import HorizonError, InvalidRequestError, NotFoundError
@@ -42,6 +43,20 @@ def test_the_cost_of_a_step_whose_observation_is_no_vector_counts(policy: LocalP
     with policy.control(cost_budget=[9, 9]) as session:
         with pytest.raises(InvalidRequestError, match="observation"):
             session.step([OBSERVATION], cost=[0.5, 0])
+        assert session.step(OBSERVATION, cost=[0.25, 0]).cost_spent.tolist() == [0.75, 0]
+
+
+def test_a_step_that_is_interrupted_does_not_hold_up_the_next(
+    policy: LocalPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with policy.control() as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(conversation, "decode_result", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                session.step(OBSERVATION, cost=[0.5, 0])
         assert session.step(OBSERVATION, cost=[0.25, 0]).cost_spent.tolist() == [0.75, 0]
 
 

@@ -214,6 +214,8 @@ def test_a_run_killed_in_its_last_evaluation_makes_it_when_it_is_resumed(whole: 
     shutil.copytree(whole, run)
     lines = (run / "evaluations.jsonl").read_text().splitlines(keepends=True)
     (run / "evaluations.jsonl").write_text(lines[0] + lines[1][:50])
+    with pytest.raises(ConfigError, match=r"has come to 400 steps\. Give --steps of at least that many"):
+        go_on(run, steps=300)
     go_on(run)
     assert_same_run(whole, run)
     with pytest.raises(ConfigError, match="complete at 400 steps"):
