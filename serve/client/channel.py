@@ -37,6 +37,7 @@ _OPTIONS = (
 )
 _SHORTEST_BACKOFF_SECONDS = 0.1
 _LONGEST_BACKOFF_SECONDS = 5.0
+_REFUSED_SECONDS = 0.5  # a good part less than servers may lag behind each other (serve/client/conversation.py)
 _PATH_BYTES = 107  # of a Unix socket on Linux, and gRPC's bound everywhere
 
 
@@ -200,11 +201,21 @@ class Addresses:
         """Leave this one alone for a while; at least as long as it says itself."""
         with self._lock:
             record = self._records[address]
-            record.works = False
             longest = record.backoff_seconds
             record.backoff_seconds = min(2 * longest, _LONGEST_BACKOFF_SECONDS)
-            backoff = longest * (0.5 + 0.5 * self._draw())
-            record.wait_until = self._clock() + max(backoff, retry_after_seconds or 0.0)
+            self._leave_alone(record, max(self._jittered(longest), retry_after_seconds or 0.0))
+
+    def refused(self, address: str) -> None:
+        """It answers, but not as asked: leave it alone for a moment, no longer each time, for it may yet."""
+        with self._lock:
+            self._leave_alone(self._records[address], self._jittered(_REFUSED_SECONDS))
+
+    def _jittered(self, seconds: float) -> float:
+        return seconds * (0.5 + 0.5 * self._draw())
+
+    def _leave_alone(self, record: _Record, seconds: float) -> None:
+        record.works = False
+        record.wait_until = self._clock() + seconds
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def leave(event: Event, addresses: Addresses) -> bool:
         case Ended(stream, UnavailableError() | ResourceExhaustedError() as error):
             addresses.failed(stream.address, error.retry_after_seconds)
         case Ended(stream, _):
-            addresses.failed(stream.address)
+            addresses.refused(stream.address)
         case Received(stream, response) if response.notice.kind == pb.NOTICE_KIND_DRAINING:
             addresses.failed(stream.address)
         case _:

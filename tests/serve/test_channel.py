@@ -61,10 +61,25 @@ def test_an_address_that_fails_is_left_alone_for_longer_each_time_up_to_five_sec
     assert addresses.wait_seconds() == pytest.approx(0.1)
 
 
+def test_an_address_that_refuses_is_left_alone_for_half_a_second_each_time() -> None:
+    clock = Clock()
+    addresses = Addresses(["a", "b"], clock, draw=lambda: 1.0)
+    addresses.refused("a")
+    assert addresses.in_order() == ["b", "a"]
+    assert not addresses.works("a")
+    addresses.failed("b", retry_after_seconds=60.0)
+    for _ in range(10):
+        addresses.refused("a")
+        assert addresses.wait_seconds() == pytest.approx(0.5)
+        clock.now += 0.5
+
+
 def test_the_jitter_takes_up_to_half_of_the_wait() -> None:
     addresses = Addresses("a", Clock(), draw=lambda: 0.0)
     addresses.failed("a")
     assert addresses.wait_seconds() == pytest.approx(0.05)
+    addresses.refused("a")
+    assert addresses.wait_seconds() == pytest.approx(0.25)
 
 
 def test_an_address_is_left_alone_at_least_as_long_as_it_says_itself() -> None:
