@@ -16,6 +16,7 @@ from cvpo.errors import NonFiniteError
 from cvpo.learning.config import TrainConfig
 from cvpo.learning.critics import bootstrap_target, critic_loss, follow
 from cvpo.learning.estep import DualSolution, least_excess, reachable_share, solve_dual
+from cvpo.learning.gaussian import Gaussian
 from cvpo.learning.limit import LimitController, advantage_threshold, limit_at
 from cvpo.learning.mstep import TrustRegion, gaussian_kl, interpolate, weighted_likelihood
 from cvpo.learning.networks import Critics, GaussianPolicy, Model, build_model
@@ -129,60 +130,22 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     Raises:
         NonFiniteError: a network has diverged. The state is of no use any more.
     """
-    normalizer, policy, critics = state.model.normalizer, state.model.policy, state.model.critics
-    with torch.no_grad():
-        next_observation = normalizer(state.tensor(batch.next_observation))
-        old = state.behavior_policy(next_observation)
-        noise = antithetic_noise(len(old.mean), config.estep.samples, old.mean.shape[1], state.generator)
-        sample = old.sample(noise)
-        precision = PRECISION[config.compute.precision]
-        action = torch.cat([sample, old.mean.unsqueeze(1)], 1).tanh()  # the last one is what the served policy does
-        reward_heads, cost_heads = state.target_critics.evaluate(next_observation, action, precision)
-        reward_value, all_cost_value = reward_heads.mean(0)[:, :-1], cost_heads.mean(0)
-        cost_value = all_cost_value[:, :-1]
-        judged = all_cost_value[:, -1] if config.critic.cost_policy == "served" else cost_value.mean(1)
-        reward = state.tensor(batch.reward) / state.reward_scale
-        reward_target = bootstrap_target(reward, state.tensor(batch.discount), reward_value.mean(1))
-        cost_target = bootstrap_target(state.tensor(batch.cost), state.tensor(batch.cost_discount), judged)
-
-    sampled_reward, sampled_cost = (value.cpu().double().numpy() for value in (reward_value, all_cost_value))
-    _require_finite("reward_value of the target critics", sampled_reward, batch.next_observation)
-    _require_finite("cost_value of the target critics", sampled_cost, batch.next_observation)
-    recent_reward, recent_cost = sampled_reward[: batch.recent], sampled_cost[: batch.recent, :-1]
-    predicted_cost = judged[: batch.recent].mean(0).cpu().double().numpy()
+    judged = _judge(state, batch, config)
     cost_limit, pace = limit_at(config, steps), pace_at(config, steps)
     if state.updates >= config.schedule.warmup_updates:  # before, what the critics predict says nothing yet
-        state.controller = state.controller.seeing(predicted_cost, measured_cost, state.measured_age, config.limit)
-    present_gap = state.controller.gap(state.controller.present_cost(predicted_cost), held_at(cost_limit, config))
+        state.controller = state.controller.seeing(judged.mean_cost, measured_cost, state.measured_age, config.limit)
+    present_gap = state.controller.gap(state.controller.present_cost(judged.mean_cost), held_at(cost_limit, config))
     share = state.controller.share(present_gap, config.limit)
-    dual, asked = _solve(state, recent_reward, recent_cost, share, cost_limit, pace * config.estep.kl_bound, config)
-    weights = _weights(dual, reward_value, cost_value)
-
-    new = policy(next_observation)
-    likelihood = weighted_likelihood(weights, sample, old, new)
-    kl_mean, kl_covariance = gaussian_kl(old, new)
-    policy_loss = (
-        -likelihood.mean()
-        + state.mean_region.multiplier * kl_mean.mean()
-        + state.covariance_region.multiplier * kl_covariance.mean()
-    )
-    reward_heads, cost_heads = critics(normalizer(state.tensor(batch.observation)), state.tensor(batch.action)[:, None])
-    value_loss = critic_loss(reward_heads.squeeze(2), reward_target, cost_heads.squeeze(2), cost_target)
-    for name, loss in (("policy", policy_loss), ("critics", value_loss)):
-        if not math.isfinite(loss.item()):
-            raise NonFiniteError(f"The loss of the {name} is {loss.item()}.")
-    state.optimizer.param_groups[0]["lr"] = config.mstep.learning_rate * pace
-    state.optimizer.zero_grad(set_to_none=True)
-    (policy_loss + value_loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated; they share no parameter
-    state.optimizer.step()
-    follow(state.target_critics, critics, config.critic.target_rate)
+    dual, asked = _solve(state, judged, share, cost_limit, pace * config.estep.kl_bound, config)
+    weights = _weights(dual, judged.reward_value, judged.cost_value)
+    loss = _descend(state, batch, judged, weights, pace, config)
 
     state.updates += 1
     state.infeasible_updates += not dual.feasible
     if dual.feasible:
         state.dual_start = (dual.temperature, dual.cost_multiplier)
     metrics = UpdateMetrics(
-        critic_loss=value_loss.item(),
+        critic_loss=loss,
         temperature=dual.temperature,
         cost_multiplier=dual.cost_multiplier,
         kl_residual=dual.kl_residual,
@@ -190,13 +153,13 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         infeasibility=dual.infeasibility,
         feasible=dual.feasible,
         share=asked,
-        cost_value=predicted_cost,
-        standard_deviation=old.standard_deviation().mean().item(),
+        cost_value=judged.mean_cost,
+        standard_deviation=judged.old.standard_deviation().mean().item(),
     )
     if state.updates % config.mstep.period:
         return metrics
-    moved_mean, moved_covariance, kept = _end_period(state, next_observation, pace)
-    recent = (value[: batch.recent] for value in (next_observation, sample, weights, noise))
+    moved_mean, moved_covariance, kept = _end_period(state, judged.observation, pace)
+    recent = (value[: batch.recent] for value in (judged.observation, judged.sample, weights, judged.noise))
     gap = _projection_gap(state, *recent)
     return replace(metrics, kl_mean=moved_mean, kl_covariance=moved_covariance, kept_share=kept, projection_gap=gap)
 
@@ -300,14 +263,60 @@ def _require_finite(what: str, value: Array, observation: NDArray[np.float32]) -
     raise NonFiniteError(f"The {what} is {value[index]} for the observation {seen}.")
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """Actions of the behavior policy in the next states of a batch, and what the target critics say of them."""
+
+    observation: Tensor  # as the networks see it, [B, F]
+    old: Gaussian  # the behavior policy there
+    noise: Tensor  # that the samples were made of, [B, K, A]
+    sample: Tensor  # actions before tanh, [B, K, A]
+    reward_value: Tensor  # [B, K]
+    cost_value: Tensor  # [B, K, C]
+    reward_target: Tensor  # of the critics that learn, [B]
+    cost_target: Tensor  # [B, C]
+    recent_reward: Array  # values of the recent states, R of the B: [R, K]
+    recent_cost: Array  # [R, K, C]
+    mean_cost: Array  # mean over the recent states, under the policy that `critic.cost_policy` names, [C]
+
+
+@torch.no_grad()
+def _judge(state: LearnerState, batch: Batch, config: TrainConfig) -> _Judged:
+    """Draw actions in the next states of a batch, and ask the target critics about them."""
+    observation = state.model.normalizer(state.tensor(batch.next_observation))
+    old = state.behavior_policy(observation)
+    noise = antithetic_noise(len(old.mean), config.estep.samples, old.mean.shape[1], state.generator)
+    sample = old.sample(noise)
+    action = torch.cat([sample, old.mean.unsqueeze(1)], 1).tanh()  # the last one is what the served policy does
+    precision = PRECISION[config.compute.precision]
+    reward_heads, cost_heads = state.target_critics.evaluate(observation, action, precision)
+    reward_value, all_cost_value = reward_heads.mean(0)[:, :-1], cost_heads.mean(0)
+    cost_value = all_cost_value[:, :-1]
+    following = all_cost_value[:, -1] if config.critic.cost_policy == "served" else cost_value.mean(1)
+    reward = state.tensor(batch.reward) / state.reward_scale
+    reward_target = bootstrap_target(reward, state.tensor(batch.discount), reward_value.mean(1))
+    cost_target = bootstrap_target(state.tensor(batch.cost), state.tensor(batch.cost_discount), following)
+
+    sampled_reward, sampled_cost = (value.cpu().double().numpy() for value in (reward_value, all_cost_value))
+    _require_finite("reward_value of the target critics", sampled_reward, batch.next_observation)
+    _require_finite("cost_value of the target critics", sampled_cost, batch.next_observation)
+    return _Judged(
+        observation=observation,
+        old=old,
+        noise=noise,
+        sample=sample,
+        reward_value=reward_value,
+        cost_value=cost_value,
+        reward_target=reward_target,
+        cost_target=cost_target,
+        recent_reward=sampled_reward[: batch.recent],
+        recent_cost=sampled_cost[: batch.recent, :-1],
+        mean_cost=following[: batch.recent].mean(0).cpu().double().numpy(),
+    )
+
+
 def _solve(
-    state: LearnerState,
-    reward_value: Array,
-    cost_value: Array,
-    share: Array,
-    cost_limit: Array,
-    kl_bound: float,
-    config: TrainConfig,
+    state: LearnerState, judged: _Judged, share: Array, cost_limit: Array, kl_bound: float, config: TrainConfig
 ) -> tuple[DualSolution, Array | None]:
     """Solve the dual on recent states, under the critics' threshold or a share of the reachable cost change.
 
@@ -315,6 +324,7 @@ def _solve(
     fall ask for less, by one factor: for the largest of their shares of what all can reach together. The shares asked
     are returned, too: None under the critics' threshold.
     """
+    reward_value, cost_value = judged.recent_reward, judged.recent_cost
     if config.estep.constraint == "critic":
         threshold = cost_limit * state.unit_threshold
         return solve_dual(reward_value, cost_value, threshold, kl_bound, state.dual_start), None
@@ -338,6 +348,32 @@ def _weights(dual: DualSolution, reward_value: Tensor, cost_value: Tensor) -> Te
     multiplier = torch.from_numpy(dual.cost_multiplier).to(cost_value)
     reward = reward_value if dual.feasible else torch.zeros_like(reward_value)
     return torch.softmax((reward - cost_value @ multiplier) / dual.temperature, dim=1)
+
+
+def _descend(
+    state: LearnerState, batch: Batch, judged: _Judged, weights: Tensor, pace: float, config: TrainConfig
+) -> float:
+    """One gradient step of the policy (M-step) and of the critics, which their targets follow; the critics' loss."""
+    normalizer, policy, critics = state.model.normalizer, state.model.policy, state.model.critics
+    new = policy(judged.observation)
+    likelihood = weighted_likelihood(weights, judged.sample, judged.old, new)
+    kl_mean, kl_covariance = gaussian_kl(judged.old, new)
+    policy_loss = (
+        -likelihood.mean()
+        + state.mean_region.multiplier * kl_mean.mean()
+        + state.covariance_region.multiplier * kl_covariance.mean()
+    )
+    reward_heads, cost_heads = critics(normalizer(state.tensor(batch.observation)), state.tensor(batch.action)[:, None])
+    value_loss = critic_loss(reward_heads.squeeze(2), judged.reward_target, cost_heads.squeeze(2), judged.cost_target)
+    for name, loss in (("policy", policy_loss), ("critics", value_loss)):
+        if not math.isfinite(loss.item()):
+            raise NonFiniteError(f"The loss of the {name} is {loss.item()}.")
+    state.optimizer.param_groups[0]["lr"] = config.mstep.learning_rate * pace
+    state.optimizer.zero_grad(set_to_none=True)
+    (policy_loss + value_loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated; they share no parameter
+    state.optimizer.step()
+    follow(state.target_critics, critics, config.critic.target_rate)
+    return value_loss.item()
 
 
 @torch.no_grad()
