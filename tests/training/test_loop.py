@@ -53,8 +53,8 @@ def test_of_environments_that_begin_anew_the_episode_under_way_is_forgotten() ->
             observation = take_in(loop, observation, 1.0, 1.0, 1.0, 1.0)
     before = loop.running_return.copy()
     assert (before >= 2).all()  # each step is worth 1 or 3
-    assert [len(steps) for steps in loop.measured_steps] == [2, 2]
+    assert [len(steps) for steps in loop.level.steps] == [2, 2]
     loop.begin_anew(np.array([True, False, True, False]))
     assert loop.running_return.tolist() == [0, before[1], 0, before[3]]
-    assert [len(steps) for steps in loop.measured_steps] == [0, 2]
+    assert [len(steps) for steps in loop.level.steps] == [0, 2]
     assert [len(steps) for steps in loop.collector.pending] == [0, 2, 0, 2]

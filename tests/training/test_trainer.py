@@ -550,7 +550,7 @@ def test_environments_that_act_as_the_served_policy_are_those_whose_cost_is_held
         loop.steps = settings.schedule.warmup_steps
         same = (loop._choose(observation) == loop._choose(observation)).all(1)
     assert same.tolist() == [True] * deterministic + [False] * (4 - deterministic)
-    assert loop.meter.window.shape == (2 * STEPS, measured, 1)
+    assert loop.watch.meter.window.shape == (2 * STEPS, measured, 1)
 
 
 @pytest.mark.parametrize(("limit", "effort", "falls"), [(0.0, 0.0, True), (0.0, 0.1, False), (20.0, 20 / STEPS, False)])
@@ -592,7 +592,7 @@ def test_checkpoints_have_their_critics_at_the_level_of_the_measured_episodes(tm
             ends = np.full(4, t % STEPS == STEPS - 1)
             cost = np.array([[1.0], [1.0], [99.0], [99.0]]) * 10 * (1 - discount) * said  # the last two explore
             step = VectorStep(observation, observation, np.zeros(4), cost, np.zeros(4, bool), ends)
-            loop._measure_level(observation, action, step)
+            loop.level.take_in(loop.learner, observation, action, step)
         factor = loop._model().cost_factor.tolist()
     assert factor == ([1.0] if constraint == "critic" else [pytest.approx(5.0)])  # the bound of it
 

@@ -1,0 +1,41 @@
+"""What to do about a run that failed, in the words of the errors that end it."""
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cvpo.errors import CheckpointError, ConfigError, EnvError, NonFiniteError, WorkerError
+
+
+@contextmanager
+def failures(run: Path) -> Iterator[None]:
+    """Say of a full disk, a dead simulator, a broken environment or a diverged network what to do about the run."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"Cannot write to {run}: {error.strerror or error}. Free space{_go_on(run)}.") from error
+    except (EnvError, WorkerError) as error:
+        mend = ". Mend the environment" if isinstance(error, EnvError) and _go_on(run) else ""
+        raise type(error)(f"{str(error).rstrip('.')}{mend}{_go_on(run)}.") from error
+    except NonFiniteError as error:
+        kept = f" The checkpoints in {run} are from before that, and stay." if _go_on(run) else ""
+        raise NonFiniteError(
+            f"{error}{kept} Start a new run with smaller steps, such as --set critic.learning_rate=3e-4 "
+            f"--set mstep.learning_rate=3e-4."
+        ) from error
+
+
+@contextmanager
+def room(what: str, setting: str) -> Iterator[None]:
+    """Say of what does not fit into memory which setting it comes from."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ConfigError(f"There is no memory for {what}: {error}. Give a smaller {setting}.") from error
+
+
+def _go_on(run: Path) -> str:
+    if not (run / "resume").is_dir():
+        return ""
+    return f", then go on from the newest checkpoint: cvpo train --resume {shlex.quote(str(run))}"
