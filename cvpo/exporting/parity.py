@@ -1,6 +1,5 @@
 """Do graphs compute what they were made to? Held against torch on real observations, in every mode."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -12,11 +11,7 @@ from torch import Tensor
 from cvpo.bundle import CRITIC_GRAPH, POLICY_GRAPH, Manifest
 from cvpo.errors import ExportError
 from cvpo.exporting.served import Answering, CriticOutput, Judgement, NetworkValues, PolicyOutput
-
-# Since 1.29 the import itself starts an upload thread and writes into the user's cache folder, unless this is set.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime as ort
+from cvpo.exporting.session import RUNTIME, open_graph
 
 TOLERANCE = 1e-4
 """Of the output's scale. Four layers sum up to a thousand products each; that many float32 roundings of 6e-8, all the
@@ -91,9 +86,7 @@ class _Session:
     """One graph, run on tensors."""
 
     def __init__(self, name: str, graph: bytes) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.name, self._session = name, ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.name, self._session = name, open_graph(graph)
 
     def run(self, case: _Case, names: tuple[str, ...], **extra: Tensor) -> list[Tensor]:
         inputs = {name: value.numpy() for name, value in (vars(case) | extra).items()}
@@ -197,6 +190,6 @@ def _equal(where: str, name: str, wrong: int, count: int) -> None:
 
 def _refusal(where: str, name: str, difference: str) -> ExportError:
     return ExportError(
-        f"{where}: {name} differs between onnxruntime {ort.__version__} and torch {difference}. No bundle was written; "
+        f"{where}: {name} differs between {RUNTIME} and torch {difference}. No bundle was written; "
         "export again, and report it if it stays."
     )

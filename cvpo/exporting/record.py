@@ -1,6 +1,5 @@
 """Makes the golden request of a bundle: asks both graphs about real observations, and keeps what is not rounding's."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +8,7 @@ from numpy.typing import NDArray
 
 from cvpo.bundle import CRITIC_GRAPH, GRAPHS, OUTPUTS, POLICY_GRAPH, Arrays, Golden, Manifest, distance, slack
 from cvpo.errors import ExportError
-
-# Since 1.29 the import itself starts an upload thread and writes into the user's cache folder, unless this is set.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime as ort
+from cvpo.exporting.session import Session, open_graph
 
 SITUATIONS = 16
 CANDIDATES = 4
@@ -50,17 +45,7 @@ def record(graphs: Mapping[str, bytes], observations: NDArray[np.float32], manif
     return Golden(chosen, ask(sessions, chosen))
 
 
-def open_graph(graph: bytes) -> ort.InferenceSession:
-    """Load a graph."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def ask(
-    sessions: Mapping[str, ort.InferenceSession], inputs: Mapping[str, Arrays]
-) -> dict[str, dict[str, NDArray[Any]]]:
+def ask(sessions: Mapping[str, Session], inputs: Mapping[str, Arrays]) -> dict[str, dict[str, NDArray[Any]]]:
     """Run both graphs and return their outputs by name."""
     return {
         name: dict(zip(OUTPUTS[name], session.run(list(OUTPUTS[name]), dict(inputs[name])), strict=True))
@@ -95,7 +80,7 @@ def _inputs(
 
 
 def _stable(
-    sessions: Mapping[str, ort.InferenceSession],
+    sessions: Mapping[str, Session],
     inputs: Mapping[str, Arrays],
     manifest: Manifest,
     generator: np.random.Generator,
