@@ -7,7 +7,7 @@ answered to them, `MODEL_CARD.md`, and `manifest.json`, which carries the SHA-25
 
 from cvpo.bundle.golden import GRAPHS, Arrays, Golden, distance, scale, slack
 from cvpo.bundle.graph import check_graph
-from cvpo.bundle.interface import CRITIC_GRAPH, INPUTS, OUTPUTS, POLICY_GRAPH, PORTS, SITUATION, Port
+from cvpo.bundle.interface import CRITIC_GRAPH, DTYPES, INPUTS, OUTPUTS, POLICY_GRAPH, PORTS, SITUATION, Port
 from cvpo.bundle.keys import TrustedKeys, make_keys, read_private_key, read_trusted_keys
 from cvpo.bundle.manifest import (
     MOST_COSTS,
@@ -49,6 +49,7 @@ from cvpo.bundle.storage import (
 __all__ = [
     "BOOL",
     "CRITIC_GRAPH",
+    "DTYPES",
     "FLOAT",
     "GOLDEN",
     "GRAPHS",

@@ -9,16 +9,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cvpo.bundle.interface import CRITIC_GRAPH, INPUTS, OUTPUTS, POLICY_GRAPH, PORTS
-from cvpo.bundle.onnxfile import BOOL, FLOAT, INT64
+from cvpo.bundle.interface import CRITIC_GRAPH, DTYPES, INPUTS, OUTPUTS, POLICY_GRAPH, PORTS
 from cvpo.errors import BundleError
 
 GRAPHS = (POLICY_GRAPH, CRITIC_GRAPH)
 MOST_SITUATIONS, MOST_CANDIDATES = 256, 64
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]  # by name of input or output
-
-_DTYPES = {FLOAT: np.float32, INT64: np.int64, BOOL: np.bool_}
 
 
 @dataclass(frozen=True)
@@ -138,4 +135,4 @@ def _array(name: str, values: Any) -> NDArray[Any]:
             raise TypeError(f"{name} has a value that is no number")
         return math.inf if value is None else value
 
-    return np.array(filled(values), _DTYPES[PORTS[name].type])
+    return np.array(filled(values), DTYPES[PORTS[name].type])

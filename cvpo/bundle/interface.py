@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from cvpo.bundle.onnxfile import BOOL, FLOAT, INT64
 
 POLICY_GRAPH = "policy.onnx"
@@ -15,6 +17,8 @@ class Port(NamedTuple):
     type: int
     axes: str
 
+
+DTYPES: Mapping[int, type[np.generic]] = {FLOAT: np.float32, INT64: np.int64, BOOL: np.bool_}  # of ports, by type
 
 PORTS: Mapping[str, Port] = {
     "observation": Port(FLOAT, "NO"),

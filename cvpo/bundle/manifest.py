@@ -84,6 +84,9 @@ class Interval(_Model):
     low: Finite
     high: Finite
 
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ({self.low:.4g} to {self.high:.4g})"
+
 
 class Evaluation(_Model):
     """What episodes of a policy in one mode came to.

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cvpo.learning.networks import uniform_parameter
+
 Array = NDArray[np.float64]
 
 QUANTILES = (0.5, 0.75, 0.9)  # fitted together; the forecast is their mean
@@ -40,12 +42,12 @@ class CostForecast(nn.Module):
         self.horizon = horizon
         self.register_buffer("typical_value", torch.as_tensor(typical_value[:, None, None], dtype=torch.float32))
         inputs = features + TIMES + 1
-        self.state_weight = _uniform((C, features + TIMES, HIDDEN), inputs)
-        self.value_weight = _uniform((C, 1, HIDDEN), inputs)
-        self.first_bias = _uniform((C, 1, HIDDEN), inputs)
-        self.second_weight = _uniform((C, HIDDEN, HIDDEN), HIDDEN)
-        self.second_bias = _uniform((C, 1, HIDDEN), HIDDEN)
-        self.output_weight = _uniform((C, HIDDEN, len(QUANTILES)), 100 * HIDDEN)
+        self.state_weight = uniform_parameter((C, features + TIMES, HIDDEN), inputs)
+        self.value_weight = uniform_parameter((C, 1, HIDDEN), inputs)
+        self.first_bias = uniform_parameter((C, 1, HIDDEN), inputs)
+        self.second_weight = uniform_parameter((C, HIDDEN, HIDDEN), HIDDEN)
+        self.second_bias = uniform_parameter((C, 1, HIDDEN), HIDDEN)
+        self.output_weight = uniform_parameter((C, HIDDEN, len(QUANTILES)), 100 * HIDDEN)
         self.output_bias = nn.Parameter(torch.full((C, 1, len(QUANTILES)), 1 / len(QUANTILES)))
         self.dropout = nn.Dropout(DROPOUT)
 
@@ -78,8 +80,3 @@ class CostForecast(nn.Module):
         """A number of steps as the network sees it, [N, TIMES]: as a share of the horizon, and by its logarithm."""
         steps = steps_left.float()[:, None]
         return torch.cat([2 * steps / self.horizon - 1, steps.log() / np.log(self.horizon + 1)], 1)
-
-
-def _uniform(shape: tuple[int, ...], inputs: int) -> nn.Parameter:
-    bound = 1 / inputs**0.5  # as nn.Linear
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))

@@ -5,7 +5,6 @@ from cvpo.bundle import (
     Calibration,
     Constraint,
     Evaluation,
-    Interval,
     ObservationStatistics,
     Provenance,
     StoredWeights,
@@ -66,17 +65,13 @@ def _signed(bundle: Bundle) -> str:
     return "yes; by whom is told by `cvpo verify --trusted-key`" if bundle.signed else "no"
 
 
-def _interval(value: Interval) -> str:
-    return f"{value.mean:.4g} ({value.low:.4g} to {value.high:.4g})"
-
-
 def _evaluations(evaluations: tuple[Evaluation, ...], constraints: tuple[Constraint, ...]) -> list[str]:
     if not evaluations:
         return [_row("evaluated", "no")]
     lines = []
     for evaluation in evaluations:
         lines.append(_row("evaluated", f"{evaluation.mode}, {evaluation.episodes} episodes, means with 95 % intervals"))
-        lines.append(_row("  return", _interval(evaluation.episode_return)))
+        lines.append(_row("  return", str(evaluation.episode_return)))
         for constraint, cost, worst, over in zip(
             constraints, evaluation.episode_cost, evaluation.cost_cvar90, evaluation.over_limit_share, strict=True
         ):
@@ -84,9 +79,7 @@ def _evaluations(evaluations: tuple[Evaluation, ...], constraints: tuple[Constra
             if constraint.cost_limit is not None:
                 verdict = "under" if cost.mean <= constraint.cost_limit else "OVER"
                 against, share = f"{verdict} the limit of {constraint.cost_limit:g}", f"; {over:.0%} of episodes over"
-            lines.append(
-                _row("  cost", f"{plain(constraint.name)} {_interval(cost)}, {against}; CVaR 0.9 {worst:.4g}{share}")
-            )
+            lines.append(_row("  cost", f"{plain(constraint.name)} {cost}, {against}; CVaR 0.9 {worst:.4g}{share}"))
     return lines
 
 

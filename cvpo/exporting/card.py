@@ -112,15 +112,14 @@ def _evaluations(manifest: Manifest) -> list[str]:
 
 def _evaluation(evaluation: Evaluation, constraints: tuple[Constraint, ...]) -> str:
     costs = "; ".join(
-        f"{constraint.name} {_interval(cost)} {_against(cost, constraint)}, CVaR 0.9 {worst:.4g}, "
-        f"{over:.0%} of episodes over"
+        f"{constraint.name} {cost} {_against(cost, constraint)}, CVaR 0.9 {worst:.4g}, {over:.0%} of episodes over"
         if constraint.cost_limit is not None
-        else f"{constraint.name} {_interval(cost)}, no limit, CVaR 0.9 {worst:.4g}"
+        else f"{constraint.name} {cost}, no limit, CVaR 0.9 {worst:.4g}"
         for constraint, cost, worst, over in zip(
             constraints, evaluation.episode_cost, evaluation.cost_cvar90, evaluation.over_limit_share, strict=True
         )
     )
-    return f"| {evaluation.mode} | {evaluation.episodes} | {_interval(evaluation.episode_return)} | {costs} |"
+    return f"| {evaluation.mode} | {evaluation.episodes} | {evaluation.episode_return} | {costs} |"
 
 
 def _against(cost: Interval, constraint: Constraint) -> str:
@@ -154,12 +153,7 @@ def _predictions(calibration: Calibration | None, constraints: tuple[Constraint,
         *(f"**Not claimed.** {sentence}" for sentence in calibration.not_claimed),
         "On test episodes, with 95 % intervals in brackets, by resampling the episodes (that of the calibration error "
         "lies high, for chance adds to it):",
-        "\n".join(
-            [
-                *_HEADER,
-                *rows,
-            ]
-        ),
+        "\n".join([*_HEADER, *rows]),
         *(_other_mode(other, calibration.alarm_levels) for other in calibration.other_modes),
     ]
 
@@ -225,10 +219,6 @@ def _result(result: CalibrationResult, level: float) -> str:
 
 def _steps(value: float | None) -> str:
     return "no flag" if value is None else f"{value:.0f}"
-
-
-def _interval(value: Interval) -> str:
-    return f"{value.mean:.4g} ({value.low:.4g} to {value.high:.4g})"
 
 
 def _list(values: tuple[float | None, ...]) -> str:

@@ -146,12 +146,12 @@ class Critics(nn.Module):
         self.num_costs, self.reward_heads, self.cost_heads = num_costs, reward_heads, cost_heads
         members = reward_heads + cost_heads * num_costs
         inputs = features + action_size
-        self.observation_weight = _uniform((members, features, hidden), inputs)
-        self.action_weight = _uniform((members, action_size, hidden), inputs)
-        self.first_bias = _uniform((members, 1, hidden), inputs)
-        self.second_weight = _uniform((members, hidden, hidden), hidden)
-        self.second_bias = _uniform((members, 1, hidden), hidden)
-        self.output_weight = _uniform((members, hidden, 1), hidden)
+        self.observation_weight = uniform_parameter((members, features, hidden), inputs)
+        self.action_weight = uniform_parameter((members, action_size, hidden), inputs)
+        self.first_bias = uniform_parameter((members, 1, hidden), inputs)
+        self.second_weight = uniform_parameter((members, hidden, hidden), hidden)
+        self.second_bias = uniform_parameter((members, 1, hidden), hidden)
+        self.output_weight = uniform_parameter((members, hidden, 1), hidden)
         self.output_bias = nn.Parameter(torch.zeros(members, 1, 1))
 
     def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
@@ -278,6 +278,7 @@ def _centred(*weights: Tensor) -> list[Tensor]:
     return [weight - weight.mean(-1, keepdim=True) for weight in weights]
 
 
-def _uniform(shape: tuple[int, ...], inputs: int) -> nn.Parameter:
-    bound = 1 / math.sqrt(inputs)  # as nn.Linear
+def uniform_parameter(shape: tuple[int, ...], inputs: int) -> nn.Parameter:
+    """Weights as nn.Linear draws them for so many inputs."""
+    bound = 1 / math.sqrt(inputs)
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))

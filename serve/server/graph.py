@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cvpo.bundle import BOOL, FLOAT, INPUTS, INT64, OUTPUTS, PORTS
+from cvpo.bundle import DTYPES, FLOAT, INPUTS, OUTPUTS, PORTS
 from serve.errors import InternalError, RefusedBundleError
 
 # Since 1.29 the import itself starts an upload thread and writes into the user's cache folder, unless this is set.
@@ -24,7 +24,6 @@ import onnxruntime as ort
 
 Inputs = Mapping[str, Any]  # by name, in nested lists or arrays
 Outputs = dict[str, list[Any]]  # by name, in nested lists
-_DTYPES: dict[int, type[np.generic]] = {FLOAT: np.float32, INT64: np.int64, BOOL: np.bool_}
 
 _BOUND = "cost_upper"
 _FINITE = {port for port, (kind, _) in PORTS.items() if kind == FLOAT and port != _BOUND}  # all others
@@ -67,7 +66,7 @@ class Graph:
         try:
             if self._one.fits(inputs) and (answer := self._one.run(inputs)) is not None:
                 return answer
-            given = {name: np.array(values, _DTYPES[PORTS[name].type]) for name, values in inputs.items()}
+            given = {name: np.array(values, DTYPES[PORTS[name].type]) for name, values in inputs.items()}
             values = dict(zip(self._outputs, self._session.run(list(self._outputs), given), strict=True))
         except InternalError:
             raise
@@ -129,14 +128,14 @@ def _bind(bind: Callable[..., None], ports: Sequence[str], sizes: Mapping[str, i
     """Give the session memory for one row of each port: a C struct. Return it, and its layout."""
     layout, offsets = "", []
     for port in ports:
-        code = np.dtype(_DTYPES[PORTS[port].type]).char
+        code = np.dtype(DTYPES[PORTS[port].type]).char
         offsets.append(struct.calcsize(f"{layout}0{code}"))
         layout += f"{math.prod(_shape(port, sizes))}{code}"
     record = struct.Struct(layout)
     memory = bytearray(record.size)
     address = np.frombuffer(memory, np.uint8).ctypes.data
     for port, offset in zip(ports, offsets, strict=True):
-        bind(port, "cpu", 0, _DTYPES[PORTS[port].type], _shape(port, sizes), address + offset)
+        bind(port, "cpu", 0, DTYPES[PORTS[port].type], _shape(port, sizes), address + offset)
     return memory, record
 
 
