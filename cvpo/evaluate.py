@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cvpo.bundle import Evaluation, Interval, Mode
+from cvpo.defaults import CANDIDATES
 from cvpo.envs import CostEnv, EnvSpec, Step, VectorEnv
 from cvpo.errors import BundleError, ServiceError
 from cvpo.learning.config import EnvironmentConfig
@@ -38,7 +39,7 @@ class Decision:
 
 # Told after each step of episodes that have a name: how many are done, of how many, and what share of all their steps
 # at most.
-Progress: TypeAlias = Callable[[str, int, int, float], None]
+OnProgress: TypeAlias = Callable[[str, int, int, float], None]
 
 
 def no_progress(name: str, done: int, episodes: int, share: float) -> None:
@@ -126,7 +127,7 @@ class EpisodeRunner:
         """The episodes, in an order that does not depend on which ended first."""
         return [episode for done in self.episodes for episode in done]
 
-    def run(self, name: str, progress: Progress) -> list[Episode]:
+    def run(self, name: str, progress: OnProgress) -> list[Episode]:
         """Go on to the end, and tell after each step how far that is."""
         steps, most_steps = 0, max(self.quota) * self.env.spec.max_episode_steps
         while not self.finished:
@@ -144,7 +145,7 @@ class EpisodeRunner:
 
 
 def run_episodes(
-    env: VectorEnv, actor: Actor, episodes: int, name: str = "", progress: Progress = no_progress
+    env: VectorEnv, actor: Actor, episodes: int, name: str = "", progress: OnProgress = no_progress
 ) -> list[Episode]:
     """Run that many episodes to their end; `progress` is told how far those of that name are."""
     return EpisodeRunner(env, actor, episodes, env.reset()).run(name, progress)
@@ -262,13 +263,15 @@ class ServedActor:
     Each episode may spend the limit: what is allowed is what is left of it, over the steps that are left.
     """
 
-    def __init__(self, caller: PolicyCaller, mode: Mode = "deterministic", candidates: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self, caller: PolicyCaller, mode: Mode = "deterministic", candidates: int = CANDIDATES, seed: int = 0
+    ) -> None:
         self.caller, self.mode, self.candidates, self.seed = caller, mode, candidates, seed
         self.budget: Array | None = None  # [C], asked for with the first action
 
     @classmethod
     def from_bundle(
-        cls, path: Path, mode: Mode = "deterministic", candidates: int = 8, seed: int = 0, policy: str = ""
+        cls, path: Path, mode: Mode = "deterministic", candidates: int = CANDIDATES, seed: int = 0, policy: str = ""
     ) -> Self:
         """Load a bundle, or one policy of a folder of them, into this process, calibrated or not.
 

@@ -32,6 +32,7 @@ from cvpo.calibration.forecast_fit import ForecastEpisode, fit_forecast
 from cvpo.calibration.intervals import resampled, wilson
 from cvpo.calibration.samples import example
 from cvpo.calibration.sessions import Session, crossing
+from cvpo.defaults import CONFIDENCE, MISS_RATE
 from cvpo.errors import ConfigError, ExportError, NonFiniteError
 from cvpo.evaluate import Episode
 
@@ -90,8 +91,8 @@ def calibrate(
     normalize: Callable[[Tensor], Tensor],
     *,
     seed: int,
-    confidence: float = 0.9,
-    miss_rate: float = 0.05,
+    confidence: float = CONFIDENCE,
+    miss_rate: float = MISS_RATE,
     fit: Fit = fit_forecast,
 ) -> CalibratedMap:
     """Fit the forecast and measure the map of costs on episodes of the exported policy.

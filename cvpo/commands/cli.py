@@ -17,6 +17,7 @@ import typer
 
 from cvpo import __version__
 from cvpo.commands import bundle_commands
+from cvpo.defaults import CALIBRATION_EPISODES, CANDIDATES, CONFIDENCE, EVALUATION_EPISODES, MISS_RATE
 from cvpo.errors import ConfigError, CvpoError
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def evaluate(
             help=f"How actions are chosen: {', '.join(MODES)}; repeatable.  [default: deterministic, then sampled]",
         ),
     ] = [],  # noqa: B006
-    candidates: Candidates = 8,
+    candidates: Candidates = CANDIDATES,
     seed: Annotated[int, typer.Option(min=0, help="Of the episodes. Training's own are never met.")] = 0,
     policy: Annotated[str, typer.Option(help="Name of the policy, where the target has several.")] = "",
     step: Annotated[int | None, typer.Option(help="Of the checkpoint of a run.  [default: the last]")] = None,
@@ -296,11 +297,11 @@ def export(
     ] = False,
     step: Annotated[int | None, typer.Option(help="Take the checkpoint of this step.")] = None,
     calibrate: Annotated[bool, typer.Option(help="Measure how far predicted costs can be trusted.")] = True,
-    calibration_episodes: Annotated[int, typer.Option(min=8)] = 100,
+    calibration_episodes: Annotated[int, typer.Option(min=8)] = CALIBRATION_EPISODES,
     calibrate_mode: CalibrateMode = [],  # noqa: B006
-    evaluation_episodes: Annotated[int, typer.Option(min=1)] = 50,
-    confidence: Confidence = 0.9,
-    miss_rate: MissRate = 0.05,
+    evaluation_episodes: Annotated[int, typer.Option(min=1)] = EVALUATION_EPISODES,
+    confidence: Confidence = CONFIDENCE,
+    miss_rate: MissRate = MISS_RATE,
     precision: Annotated[
         Literal["float32", "float16", "int8"],
         typer.Option(help="Store the networks in fewer bits: smaller files that answer as fast, a little otherwise."),
@@ -362,11 +363,13 @@ def calibrate_again(
             help="Where to measure: any environment with the same spaces and costs.  [default: where it was before]",
         ),
     ] = None,
-    episodes: Annotated[int, typer.Option(min=8, help="To calibrate on, in each mode.")] = 100,
+    episodes: Annotated[int, typer.Option(min=8, help="To calibrate on, in each mode.")] = CALIBRATION_EPISODES,
     calibrate_mode: CalibrateMode = [],  # noqa: B006
-    evaluation_episodes: Annotated[int, typer.Option(min=1, help="Fresh ones, for return and cost.")] = 50,
-    confidence: Confidence = 0.9,
-    miss_rate: MissRate = 0.05,
+    evaluation_episodes: Annotated[
+        int, typer.Option(min=1, help="Fresh ones, for return and cost.")
+    ] = EVALUATION_EPISODES,
+    confidence: Confidence = CONFIDENCE,
+    miss_rate: MissRate = MISS_RATE,
     seed: Annotated[int, typer.Option(min=0, help="Of the episodes: another one, other episodes.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
     trusted_key: bundle_commands.TrustedKey = [],  # noqa: B006
@@ -458,7 +461,7 @@ def query(
     steps_left: Annotated[int | None, typer.Option(min=1, help="Steps that predictions speak of.")] = None,
     cost_allowed: Annotated[list[float], typer.Option(help="Cost allowed over them; once per constraint.")] = [],  # noqa: B006
     mode: Annotated[Mode, typer.Option(help="How actions are chosen.")] = "deterministic",
-    candidates: Candidates = 8,
+    candidates: Candidates = CANDIDATES,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, unless deterministic.")] = None,
     timeout_seconds: Annotated[float, typer.Option(min=0.001)] = 2.0,
     tls_ca: TlsCa = None,

@@ -117,7 +117,7 @@ class EvaluationReport:
             self._bar.stop()
 
     def progress(self, mode: str, done: int, episodes: int, share: float) -> None:
-        """Move the line of a mode; a `cvpo.evaluate.Progress`."""
+        """Move the line of a mode; a `cvpo.evaluate.OnProgress`."""
         text = f"{done} of {episodes} episodes"
         if mode not in self._tasks:
             self._tasks[mode] = self._bar.add_task(mode, total=1.0, done=text)

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from cvpo import seeds
 from cvpo.bundle import Evaluation, Mode
+from cvpo.defaults import CANDIDATES
 from cvpo.envs import VectorEnv
 from cvpo.errors import ConfigError, ServiceError
 from cvpo.evaluate import (
     Actor,
     EpisodeRunner,
-    Progress,
+    OnProgress,
     ServedActor,
     TorchActor,
     no_progress,
@@ -43,7 +44,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class ModeResult:
+class EvaluatedMode:
     """What came of one way of choosing actions: each episode, and what they add up to."""
 
     evaluation: Evaluation
@@ -61,7 +62,7 @@ def open_target(
     *,
     policy: str = "",
     steps: int | None = None,
-    candidates: int = 8,
+    candidates: int = CANDIDATES,
     seed: int = 0,
     tls: Tls | None = None,
 ) -> Target:
@@ -128,8 +129,8 @@ def evaluate_target(
     *,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress = no_progress,
-) -> list[ModeResult]:
+    progress: OnProgress = no_progress,
+) -> list[EvaluatedMode]:
     """Run fresh episodes, the same ones in each mode.
 
     Args:
@@ -158,7 +159,7 @@ def evaluate_target(
             runner = EpisodeRunner(env, actor, episodes, env.rewind())
             finished = runner.run(mode, progress)
             results.append(
-                ModeResult(
+                EvaluatedMode(
                     summarize(finished, target.cost_limits, mode),
                     np.array([episode.reward.sum() for episode in finished]),
                     np.array([episode.cost.sum(0) for episode in finished]),

@@ -11,8 +11,9 @@ from torch import Tensor
 from cvpo.bundle import CalibratedMode, Constraint, Evaluation
 from cvpo.calibration.calibrate import CalibratedMap, calibrate, calibrate_also
 from cvpo.calibration.samples import single_costs
+from cvpo.defaults import CALIBRATION_EPISODES, CONFIDENCE, EVALUATION_EPISODES, MISS_RATE
 from cvpo.envs import VectorEnv
-from cvpo.evaluate import Episode, Progress, ServedActor, run_episodes, summarize
+from cvpo.evaluate import Episode, OnProgress, ServedActor, run_episodes, summarize
 
 ENVS = 10  # stepped together
 
@@ -21,12 +22,12 @@ ENVS = 10  # stepped together
 class Plan:
     """How an exported policy is measured."""
 
-    calibration_episodes: int = 100  # in each mode; 0: predictions are left uncalibrated
-    evaluation_episodes: int = 50
+    calibration_episodes: int = CALIBRATION_EPISODES  # in each mode; 0: predictions are left uncalibrated
+    evaluation_episodes: int = EVALUATION_EPISODES
     seed: int = 0  # of what is drawn: in splitting the episodes, in fitting to them, and where actions are sampled
     modes: tuple[CalibratedMode, ...] = ()  # to calibrate beside the deterministic one
-    confidence: float = 0.9  # of cost_upper
-    miss_rate: float = 0.05  # of sessions that exceed their budget, the share without a flag in time
+    confidence: float = CONFIDENCE  # of cost_upper
+    miss_rate: float = MISS_RATE
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def measure(
     write: Callable[[Path, CalibratedMap], Path],
     *,
     say: Callable[[str], None],
-    progress: Progress,
+    progress: OnProgress,
 ) -> Measured:
     """Run episodes of a bundle's deterministic policy, calibrate on some and evaluate on others; then further modes.
 

@@ -17,7 +17,7 @@ from cvpo.calibration.frozen import frozen_after_steps
 from cvpo.calibration.shift import choose_threshold
 from cvpo.envs import EnvSpec, VectorEnv
 from cvpo.errors import ConfigError
-from cvpo.evaluate import Progress, ServedActor, no_progress, run_episodes
+from cvpo.evaluate import OnProgress, ServedActor, no_progress, run_episodes
 from cvpo.exporting.export import write_graphs
 from cvpo.exporting.exported import ExportedAnswering, ExportedNetworks
 from cvpo.exporting.graphs import graph_again
@@ -36,7 +36,7 @@ def recalibrate(
     trusted: TrustedKeys | None = None,
     key: Ed25519PrivateKey | None = None,
     say: Callable[[str], None],
-    progress: Progress = no_progress,
+    progress: OnProgress = no_progress,
 ) -> Released:
     """Calibrate and evaluate the policy of a bundle on fresh episodes, and write what was found to a new bundle.
 

@@ -19,7 +19,7 @@ from cvpo.calibration.frozen import frozen_after_steps
 from cvpo.calibration.samples import learning_curve
 from cvpo.calibration.shift import FALSE_ALARM_RATE, choose_threshold, fit_shift_score
 from cvpo.errors import BundleError, CheckpointError, ConfigError
-from cvpo.evaluate import Episode, Progress, TorchActor, environments, no_progress, run_episodes
+from cvpo.evaluate import Episode, OnProgress, TorchActor, environments, no_progress, run_episodes
 from cvpo.exporting.export import NamedPolicy, ShiftMonitor, export_bundle
 from cvpo.exporting.measure import ENVS, Plan, measure
 from cvpo.learning.networks import Model
@@ -49,7 +49,7 @@ def release(
     workers: int = 1,
     key: Ed25519PrivateKey | None = None,
     say: Callable[[str], None],
-    progress: Progress = no_progress,
+    progress: OnProgress = no_progress,
 ) -> Released:
     """Export a checkpoint of a run, with episodes of the exported policy behind every claim.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cvpo.bundle import Mode
-from cvpo.commands.target import ModeResult, evaluate_target, open_target
+from cvpo.commands.target import EvaluatedMode, evaluate_target, open_target
 from cvpo.errors import CheckpointError, ConfigError
 from cvpo.evaluate import conditional_value_at_risk
 from cvpo.learning.config import parse_config
@@ -21,7 +21,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def evaluated(run: Path, *modes: Mode, steps: int | None = None, seed: int = 0) -> list[ModeResult]:
+def evaluated(run: Path, *modes: Mode, steps: int | None = None, seed: int = 0) -> list[EvaluatedMode]:
     target = open_target(str(run), steps=steps, seed=seed)
     return evaluate_target(target, modes, 12, seed=seed, workers=0)
 
