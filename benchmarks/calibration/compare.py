@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.calibration.figures import bound_figures, probability_figures
-from benchmarks.calibration.measure import Contestant, Tell, budgets_of, roll_out
+from benchmarks.calibration.measure import MeasuredMap, Tell, budgets_of, roll_out
 from benchmarks.rounds import provenance
 from cvpo.bundle import Constraint
 from cvpo.calibration.calibrate import Fit, calibrate
@@ -145,7 +145,7 @@ def compared(
     """By way: loss over the best constant's, of what is left and of the window, and how good the probabilities are."""
     budgets, found = budgets_of(constraint, len(fresh)), {}
     for name, fit in WAYS.items():
-        made = Contestant(calibrate(calibrating, [constraint], normalize, seed=0, fit=fit), normalize, fresh)
+        made = MeasuredMap(calibrate(calibrating, [constraint], normalize, seed=0, fit=fit), normalize, fresh)
         confidence, sessions = made.calibrated.record.confidence, made.sessions(constraint, budgets)
         probability = probability_figures(sessions, sessions)
         rest, window = (

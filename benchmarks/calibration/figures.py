@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvpo.bundle import Interval
-from cvpo.calibration.calibrate import calibration_error, reliability, said
 from cvpo.calibration.intervals import resampled, wilson
+from cvpo.calibration.results import calibration_error, reliability, said
 from cvpo.calibration.sessions import Session
 
 Array = NDArray[np.float64]

@@ -21,10 +21,12 @@ from benchmarks.learning.runs import RUNS
 from benchmarks.rounds import provenance
 from cvpo import seeds
 from cvpo.bundle import Constraint
-from cvpo.calibration.calibrate import CalibratedMap, budget_sessions, calibrate, cost_upper
+from cvpo.calibration.budgets import budget_sessions
+from cvpo.calibration.calibrate import CalibratedMap, calibrate
 from cvpo.calibration.conformal import float32
 from cvpo.calibration.costmap import uncalibrated_map
 from cvpo.calibration.forecast_fit import ForecastEpisode
+from cvpo.calibration.results import cost_upper
 from cvpo.calibration.sessions import Session, crossing
 from cvpo.evaluate import Episode, ServedActor, environments, run_episodes
 from cvpo.exporting.measure import Plan
@@ -101,9 +103,9 @@ def measure(env_id: str, tell: Tell) -> dict[str, Any]:
     trained, calibrating, fresh = rollouts.trained, rollouts.calibrating, rollouts.fresh
     constraint = trained.constraints[0]
     normalizer = trained.model.normalizer
-    ours = Contestant(calibrate(calibrating, [constraint], normalizer, seed=0), normalizer, fresh)
+    ours = MeasuredMap(calibrate(calibrating, [constraint], normalizer, seed=0), normalizer, fresh)
     past = [_elapsed(episode, constraint) for episode in calibrating], [_elapsed(e, constraint) for e in fresh]
-    elapsed = Contestant(calibrate(past[0], [constraint], _as_it_is, seed=0), _as_it_is, past[1])
+    elapsed = MeasuredMap(calibrate(past[0], [constraint], _as_it_is, seed=0), _as_it_is, past[1])
     budgets = budgets_of(constraint, len(fresh))
     record = ours.calibrated.record
     tried = {name: each.sessions(constraint, budgets) for name, each in {"ours": ours, "elapsed": elapsed}.items()}
@@ -132,7 +134,7 @@ def measure(env_id: str, tell: Tell) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class MeasuredMap:
     """A calibrated map, and the fresh episodes as it sees them."""
 
     calibrated: CalibratedMap

@@ -10,27 +10,16 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from cvpo.bundle import CalibratedMode, CalibrationResult, Constraint
-from cvpo.calibration.calibrate import (
-    BUDGETS,
-    DETERMINISTIC,
-    MINIMUM_EPISODES,
-    CalibratedMap,
-    budget_sessions,
-    calibrate_also,
-    calibration_error,
-    choose_level,
-    cost_upper,
-    lead,
-    least_episodes,
-    reliability,
-    sessions,
-)
+from cvpo.calibration.alarm import choose_level, lead
+from cvpo.calibration.budgets import BUDGETS, budget_sessions, sessions
+from cvpo.calibration.calibrate import DETERMINISTIC, MINIMUM_EPISODES, CalibratedMap, calibrate_also, least_episodes
 from cvpo.calibration.calibrate import calibrate as calibrate_normalized
 from cvpo.calibration.conformal import conformal_map, share_within
 from cvpo.calibration.costmap import CostMap
 from cvpo.calibration.forecast import CostForecast
 from cvpo.calibration.forecast_fit import ForecastEpisode, horizon_grid
 from cvpo.calibration.intervals import resampled, wilson
+from cvpo.calibration.results import calibration_error, cost_upper, reliability
 from cvpo.calibration.sessions import Session
 from cvpo.errors import ConfigError, ExportError, NonFiniteError
 from cvpo.evaluate import Episode
