@@ -6,16 +6,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer()
+from cvpo.commands.options import AsJson, BundleFolder, TrustedKey
 
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-TrustedKey = Annotated[
-    list[Path],
-    typer.Option(
-        metavar="FILE_OR_FOLDER", help="Public key, or folder of *.pub, one of which must have signed it; repeatable."
-    ),
-]
+app = typer.Typer()
 
 
 @app.command(epilog="Example: cvpo inspect bundles/circle/1 --html circle.html")

@@ -11,19 +11,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from cvpo import __version__
 from cvpo.commands import bundle_commands
+from cvpo.commands.options import (
+    MODES,
+    AsJson,
+    BundleFolder,
+    BundleOut,
+    CalibrateMode,
+    Candidates,
+    Confidence,
+    CostNames,
+    EnvId,
+    EpisodeSteps,
+    MissRate,
+    Mode,
+    RunFolder,
+    SignKey,
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TrustedKey,
+)
+from cvpo.commands.settings import limits_of, opening_of, settings_of, taken
 from cvpo.defaults import CALIBRATION_EPISODES, CANDIDATES, CONFIDENCE, EVALUATION_EPISODES, MISS_RATE
 from cvpo.errors import ConfigError, CvpoError
 
 if TYPE_CHECKING:
     from cvpo.bundle import CalibratedMode, Evaluation
     from cvpo.exporting.release import Released
-    from cvpo.training.presets import Preset
     from serve.client.channel import Tls
 
 app = typer.Typer(
@@ -37,51 +57,6 @@ app = typer.Typer(
 )
 
 app.add_typer(bundle_commands.app)  # without a name: they stand beside the others
-
-EnvId = Annotated[
-    str, typer.Argument(metavar="ENV", help="Safety-Gymnasium task, registered Gymnasium id, or module:attribute.")
-]
-BundleOut = Annotated[
-    Path, typer.Option(help="New folder for the bundle: .../NAME/VERSION, or .../NAME for version 1.")
-]
-CalibrateMode = Annotated[
-    list[str],
-    typer.Option(
-        metavar="MODE",
-        help="Calibrate for a further way of serving, too: sampled, or shielded:8 for 8 candidates. Repeat it for "
-        "several. Bounds then hold in each of them, so they are those of the costliest.",
-    ),
-]
-Confidence = Annotated[
-    float, typer.Option(min=0.5, max=0.999, help="With which cost_upper is to hold; 0.99 takes 198 episodes.")
-]
-MissRate = Annotated[
-    float,
-    typer.Option(
-        min=0.001, max=0.5, help="Share of sessions over budget, unless at once, that may pass without a flag in time."
-    ),
-]
-SignKey = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Sign it with this private key (cvpo keygen makes one).")
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
-CostNames = Annotated[
-    list[str], typer.Option("--cost", help="Key of info that holds a cost; once per cost. Default: the total, cost.")
-]
-EpisodeSteps = Annotated[
-    int | None, typer.Option(min=1, help="Longest episode, where the environment has no time limit of its own.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Mode = Literal["deterministic", "sampled", "shielded"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-Candidates = Annotated[int, typer.Option(min=2, help="Candidates of a shielded policy.")]
-TlsCa = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Ask with TLS; PEM of who signed the server's certificate.")
-]
-TlsCertificate = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="PEM of your certificate, for a server that asks for one.")
-]
-TlsKey = Annotated[Path | None, typer.Option(metavar="FILE", help="PEM of its key.")]
 
 
 def _cost_limit(text: str) -> float:
@@ -175,11 +150,11 @@ def train(
             preset,
             cost_limits=tuple(cost_limit) or preset.cost_limits,
             steps=steps or preset.steps,
-            settings={**preset.settings, **_settings(cost, max_episode_steps, device, setting)},
+            settings={**preset.settings, **settings_of(cost, max_episode_steps, device, setting)},
         )
         config = parse_config({**chosen.document(env), "seed": seed or 0})
-        if preset is not WITHOUT_PRESET and (taken := _taken(preset, chosen)):
-            say(f"preset  {env}: {taken} (--no-preset leaves it out)")
+        if preset is not WITHOUT_PRESET and (kept := taken(preset, chosen)):
+            say(f"preset  {env}: {kept} (--no-preset leaves it out)")
         run = out or Path("runs") / f"{env.split(':')[-1]}-s{config.seed}"
         with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
             done = trainer.train(config, run, report, stopped)
@@ -212,7 +187,7 @@ def presets(
     if not found:
         close = difflib.get_close_matches(task, PRESETS, cutoff=0.5)
         hint = f" The closest: {', '.join(close)}." if close else ""
-        without = f"cost limit {_limits(WITHOUT_PRESET)}, {WITHOUT_PRESET.steps:,} steps"
+        without = f"cost limit {limits_of(WITHOUT_PRESET)}, {WITHOUT_PRESET.steps:,} steps"
         raise ConfigError(f"There is no preset for {task}.{hint} Without one, a run begins from {without}.")
     if as_json:
         typer.echo(json.dumps({name: asdict(preset) for name, preset in found.items()}))
@@ -220,8 +195,8 @@ def presets(
     typer.echo(f"{'task':30} {'cost limit':>10} {'steps':>9}  settings")
     for name, preset in found.items():
         settings = [f"{key}={value}" for key, value in preset.settings.items()]
-        settings += [_opening(preset)] if preset.opening else []
-        typer.echo(f"{name:30} {_limits(preset):>10} {preset.steps:>9,}  {', '.join(settings) or '-'}")
+        settings += [opening_of(preset)] if preset.opening else []
+        typer.echo(f"{name:30} {limits_of(preset):>10} {preset.steps:>9,}  {', '.join(settings) or '-'}")
 
 
 @app.command(epilog="Example: cvpo evaluate runs/circle --episodes 100   or   cvpo evaluate 127.0.0.1:50051")
@@ -354,7 +329,7 @@ def export(
 @app.command("calibrate", epilog="Example: cvpo calibrate bundles/circle/1 --out bundles/circle/2 --episodes 400")
 def calibrate_again(
     context: typer.Context,
-    bundle: bundle_commands.BundleFolder,
+    bundle: BundleFolder,
     out: BundleOut,
     env: Annotated[
         str | None,
@@ -372,7 +347,7 @@ def calibrate_again(
     miss_rate: MissRate = MISS_RATE,
     seed: Annotated[int, typer.Option(min=0, help="Of the episodes: another one, other episodes.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
-    trusted_key: bundle_commands.TrustedKey = [],  # noqa: B006
+    trusted_key: TrustedKey = [],  # noqa: B006
     sign_key: SignKey = None,
 ) -> None:
     """Measure the predictions of a bundle again, into a new one.
@@ -612,66 +587,6 @@ def _refuse(context: typer.Context, names: list[str], why: str) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             raise typer.BadParameter(f"--{name.replace('_', '-')} {why}.")
-
-
-def _settings(
-    costs: list[str], max_episode_steps: int | None, device: str | None, texts: list[str]
-) -> dict[str, object]:
-    """What flags and --set give, by GROUP.NAME; --set wins over a flag."""
-    flags = {
-        "environment.cost_names": costs,
-        "environment.max_episode_steps": max_episode_steps,
-        "compute.device": device,
-    }
-    return {name: value for name, value in flags.items() if value} | dict(_setting(text) for text in texts)
-
-
-def _taken(preset: "Preset", chosen: "Preset") -> str:
-    """What of a preset was not changed, in words."""
-    parts = []
-    if chosen.cost_limits == preset.cost_limits:
-        parts.append(f"cost limit {_limits(preset)}")
-    if chosen.steps == preset.steps and "schedule.steps" not in chosen.settings:
-        parts.append(f"{preset.steps:,} steps")
-    parts += [f"{name}={value}" for name, value in preset.settings.items() if chosen.settings[name] == value]
-    if preset.opening and "limit.schedule" not in chosen.settings:
-        parts.append(_opening(preset))
-    return ", ".join(parts)
-
-
-def _opening(preset: "Preset") -> str:
-    """How far above its limits a run begins, in words."""
-    (_, factor), (share, _) = preset.opening[0], preset.opening[-1]
-    return f"limits {factor:g} times as high at first, up to {share:.0%} of the steps (limit.schedule)"
-
-
-def _limits(preset: "Preset") -> str:
-    return ", ".join(f"{limit:g}" for limit in preset.cost_limits)
-
-
-def _setting(text: str) -> tuple[str, object]:
-    """GROUP.NAME and value of a --set; ConfigError names the closest where there is no such setting."""
-    from pydantic import BaseModel
-
-    from cvpo.learning.config import TrainConfig
-
-    key, equals, value = text.partition("=")
-    if not (equals and value):
-        raise ConfigError(f"--set {text}: write it as GROUP.NAME=VALUE, such as estep.kl_bound=0.05.")
-    known = [
-        f"{group}.{name}"
-        for group, field in TrainConfig.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        for name in field.annotation.model_fields
-    ]
-    if key not in known:
-        close = difflib.get_close_matches(key, known, cutoff=0.5)
-        hint = f"The closest: {', '.join(close)}" if close else "The config.json of any run names them all"
-        raise ConfigError(f"--set {text}: there is no setting {key}. {hint}.")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 @contextmanager
