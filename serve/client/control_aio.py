@@ -1,10 +1,10 @@
 """A control session through the service, for asyncio: what `control_client` does with threads, with tasks."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 from numpy.typing import ArrayLike
@@ -20,6 +20,8 @@ from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
 from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceStub
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
+
+T = TypeVar("T")
 
 
 class AsyncControlSession:
@@ -181,7 +183,9 @@ class _Stream:
         self._finished = False
         self._requests: asyncio.Queue[pb.ControlRequest | None] = asyncio.Queue()
         self._requests.put_nowait(opening)
+        self._status: grpc.RpcError | None = None  # with which the server ended it
         self._call: Any = ControlServiceStub(channel).Control()  # type: ignore[no-untyped-call]  # generated
+        self._call.add_done_callback(self._keep_status)
         self._writer = asyncio.create_task(self._write())
         self._reader = asyncio.create_task(self._read())
 
@@ -221,10 +225,25 @@ class _Stream:
                 self._deliver(Received(self, response))
             error: PolicyServiceError = UnavailableError(f"{self.address} has ended the stream.")
         except grpc.RpcError as status:
-            error = stream_error(status, self.address)
+            error = stream_error(self._status or status, self.address)
         except asyncio.CancelledError:  # of the call, by `cancel`
             error = UnavailableError(f"{self.address} has said nothing for too long.")
         self._writer.cancel()
         await self._channel.close()
         if not self._finished:
             self._deliver(Ended(self, error))
+
+    def _keep_status(self, call: Any) -> None:
+        """Keep the status that has come: a write that is under way then makes INTERNAL of it (grpc.aio 1.85)."""
+        code, trailing, details = _now(call.code()), _now(call.trailing_metadata()), _now(call.details())
+        self._status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details)
+
+
+def _now(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine returns that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        value: T = done.value
+        return value
+    raise AssertionError("it waits")

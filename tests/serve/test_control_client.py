@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from serve.client import PolicyClient
 from serve.client.aio import AsyncPolicyClient
 from serve.client.answer import ControlAnswer, Source
-from serve.client.control_aio import AsyncControlSession
+from serve.client.control_aio import AsyncControlSession, _Stream
 from serve.client.control_client import ControlSession, RemoteControlSession
 from serve.client.watchdog import Watchdog, WatchdogReason
 from serve.control_codec import encode_step_error
@@ -570,6 +570,26 @@ def test_a_server_that_is_full_is_passed_over_and_one_alone_is_told(control: Ope
     assert session.step(OBSERVATION, cost=[0, 0]).source is Source.POLICY
     with pytest.raises(ResourceExhaustedError):
         control([full.address], timeout_seconds=1.0)
+
+
+def test_what_a_server_says_is_heard_also_while_the_client_writes(server: FaultyServer) -> None:
+    server.refuse = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    async def refused() -> PolicyServiceError:
+        ends: asyncio.Queue[Any] = asyncio.Queue()
+        channel = grpc.aio.insecure_channel(server.address)
+        stream = _Stream(channel, server.address, pb.ControlRequest(open=pb.OpenSession()), ends.put_nowait)
+        for step in range(1000):  # grpc.aio makes INTERNAL of the status that a write is interrupted by
+            stream.send(pb.ControlRequest(step=pb.ControlStep(step=step)))
+        error: PolicyServiceError = (await ends.get()).error
+        return error
+
+    async def run() -> list[PolicyServiceError]:
+        return [await refused() for _ in range(10)]
+
+    for error in asyncio.run(run()):
+        assert isinstance(error, ResourceExhaustedError), error
+        assert error.retry_after_seconds == 0.01
 
 
 def test_a_server_of_another_policy_refuses_the_opening(control: Open, server: FaultyServer) -> None:
