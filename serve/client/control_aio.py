@@ -83,16 +83,17 @@ class AsyncControlSession:
         self._conversation.count(cost)
 
     async def close(self) -> None:
-        """End the session."""
+        """End the session, also where the caller is cancelled: then nobody waits for what is told to end."""
         if self._seeker is not None:
             self._seeker.cancel()
-            await asyncio.wait([self._seeker])
         self._conversation.finish()
-        for stream in self._streams:
-            await stream.wait(CLOSING_SECONDS)
         for event in self._waiting():
             if isinstance(event, Connected):
                 event.link.close()
+        if self._seeker is not None:
+            await asyncio.wait([self._seeker])
+        for stream in self._streams:
+            await stream.wait(CLOSING_SECONDS)
 
     async def _answer(self, deadline: float) -> ControlAnswer:
         conversation = self._conversation

@@ -730,3 +730,17 @@ def test_an_opening_that_is_cancelled_leaves_no_task(server: FaultyServer) -> No
         return len(asyncio.all_tasks())
 
     assert asyncio.run(run()) == 1
+
+
+def test_a_session_whose_closing_is_cancelled_is_closed(server: FaultyServer) -> None:
+    async def run() -> bool:
+        async with AsyncPolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
+            session = await client.control(watchdog=PATIENT)
+            closing = asyncio.create_task(session.close())
+            await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            assert closing.cancelled()
+            return await asyncio.to_thread(server.ended.acquire, timeout=5)
+
+    assert asyncio.run(run()), "the server still has the session"
