@@ -48,7 +48,8 @@ def stream_error(error: Any, where: str) -> PolicyServiceError:
     # A server that stops says CANCELLED of calls that it has not taken up yet (grpc/grpc issue 41785).
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) and retry_after_seconds(details) is None:
         return UnavailableError(
-            f"No server answers at {where}; start one with `cvpo serve BUNDLES`, or check the address ({message})."
+            f"No server answers at {where}; start one with `cvpo serve BUNDLES`, or check the address, and that both "
+            f"sides use TLS or neither ({message})."
         )
     return _error(code, message, details, where)
 
