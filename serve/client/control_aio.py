@@ -37,6 +37,7 @@ class AsyncControlSession:
         self._wanted = asyncio.Event()
         self._streams: list[_Stream] = []
         self._seeker: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
 
     @property
     def opened(self) -> SessionOpened:
@@ -69,8 +70,10 @@ class AsyncControlSession:
         self, observation: ArrayLike, *, cost: ArrayLike | None = None, cost_total: ArrayLike | None = None
     ) -> ControlAnswer:
         """Ask for the next action; see ControlSession.step."""
-        conversation = self._conversation
-        deadline = asyncio.get_running_loop().time() + conversation.timeout_seconds
+        conversation, loop = self._conversation, asyncio.get_running_loop()
+        if loop is not self._loop:
+            raise PolicyServiceError("The session is of the event loop that opened it; open one in this loop.")
+        deadline = loop.time() + conversation.timeout_seconds
         step = conversation.begin(observation, cost, cost_total, self._waiting())
         try:
             return await self._answer(deadline)

@@ -744,3 +744,13 @@ def test_a_session_whose_closing_is_cancelled_is_closed(server: FaultyServer) ->
             return await asyncio.to_thread(server.ended.acquire, timeout=5)
 
     assert asyncio.run(run()), "the server still has the session"
+
+
+def test_a_session_says_that_it_is_of_another_event_loop(server: FaultyServer) -> None:
+    async def open_one() -> AsyncControlSession:
+        async with AsyncPolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
+            return await client.control(watchdog=PATIENT)
+
+    session = asyncio.run(open_one())
+    with pytest.raises(PolicyServiceError, match="of the event loop that opened it"):
+        asyncio.run(session.step(OBSERVATION, cost=[0, 0]))
