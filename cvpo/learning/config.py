@@ -170,6 +170,11 @@ class TrainConfig(_Group):
         discounts = self.critic.cost_discounts
         if discounts and len(discounts) != len(limits):
             raise ValueError(f"{len(limits)} cost limits for {len(discounts)} critic.cost_discounts; give one per cost")
+        if self.limit.integral_low > self.limit.integral_high:
+            raise ValueError(
+                f"limit.integral_low is {self.limit.integral_low}, over limit.integral_high "
+                f"{self.limit.integral_high}; the integral part is held between the two"
+            )
         first_return = self.critic.n_step * self.environment.num_envs
         if self.schedule.warmup_steps < first_return:
             raise ValueError(

@@ -67,6 +67,11 @@ def test_a_bad_setting_is_named(group: str, setting: str, value: Any) -> None:
         parse_config(document(**{group: settings | {setting: value}}))
 
 
+def test_the_bounds_of_the_integral_part_are_in_order() -> None:
+    with pytest.raises(ConfigError, match=r"limit\.integral_low is 5\.0, over limit\.integral_high 0\.8"):
+        parse_config(document(limit={"integral_low": 5}))
+
+
 def test_the_warm_up_gives_every_environment_its_first_n_step_return() -> None:
     # Updates begin when it ends, and need something to draw: 5 environments x 5 steps.
     with pytest.raises(ConfigError, match="warmup_steps is 24"):
