@@ -88,7 +88,7 @@ class CostEnv:
         self._step, self._seed, self._horizon = 0, seed, self.spec.max_episode_steps - cut_by
         try:
             raw, _ = self._env.reset(seed=seed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failure(f"reset(seed={seed}) raised {describe(error)}") from error
         return self._observation(raw)
 
@@ -108,7 +108,7 @@ class CostEnv:
             native = native.reshape(self._native_shape)
         try:
             raw, reward, terminated, truncated, info = self._env.step(native)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._failure(f"step raised {describe(error)}") from error
         if (value := as_number(reward)) is None or not abs(value) <= LARGEST:
             raise self._failure(f"the reward is {reward!r}, not a number within ±{LARGEST:g}")
@@ -193,7 +193,7 @@ def missing_cost(name: str, info: Mapping[str, Any]) -> str:
     return f'info has no cost "{name}" ' + (f"(it has {reported})" if reported else "(nor any other key cost*)")
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """Kind and text of an exception, on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -144,7 +144,7 @@ def _rollout(
                 _check_reset(env, env.reset(seed=seed + episodes), report)
                 start, episodes = step, episodes + 1
             result = env.step(env.action_space.sample())
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             report.error("raises", f"The environment raised {describe(error)} {where}.")
             break
         if not isinstance(result, tuple) or len(result) != 5:

@@ -15,7 +15,7 @@ from gymnasium.wrappers.time_limit import TimeLimit
 from numpy.typing import NDArray
 
 from cvpo.envs import bullet_tasks, safety_tasks
-from cvpo.envs.base import CostEnv, EnvSpec, describe
+from cvpo.envs.base import LARGEST, CostEnv, EnvSpec, as_number, describe
 from cvpo.errors import EnvError
 
 DEFAULT_COST_NAMES = ("cost",)
@@ -82,7 +82,7 @@ def make_gymnasium_env(env_id: str, *, max_episode_steps: int | None, render: bo
         env = _make(env_id, max_episode_steps, render)
     except EnvError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EnvError(f"{env_id} cannot be made: {describe(error)}.") from error
     if not isinstance(env, gymnasium.Env):
         raise EnvError(f"{env_id} makes {type(env).__name__}, not a gymnasium.Env; see docs/environments.md.")
@@ -194,5 +194,5 @@ def observation_size(env_id: str, space: gymnasium.Space[Any]) -> int:
 
 def _control_period_ms(env: gymnasium.Env[Any, Any]) -> float | None:
     """Simulated time per step: MuJoCo and many other environments call it `dt`, in seconds."""
-    seconds = getattr(env.unwrapped, "dt", None)
-    return 1000 * float(seconds) if isinstance(seconds, int | float) and seconds > 0 else None
+    seconds = as_number(getattr(env.unwrapped, "dt", None))
+    return 1000 * seconds if seconds is not None and 0 < seconds <= LARGEST else None

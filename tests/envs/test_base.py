@@ -108,6 +108,7 @@ def test_a_dict_observation_is_flattened_in_the_order_of_its_keys() -> None:
         ("WrongShape", "the observation has 3 values instead of 2"),
         ("OldStep", "step raised ValueError"),
         ("Raises", "step raised RuntimeError: the gripper is stuck"),
+        ("Leaves", "step raised SystemExit: the viewer was closed"),
     ],
 )
 def test_a_broken_step_is_an_error_that_names_environment_step_seed_and_value(name: str, says: str) -> None:

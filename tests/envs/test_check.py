@@ -34,6 +34,7 @@ def test_nothing_is_found_in_a_sound_environment(env_id: str) -> None:
         ("OldStep", "error", "step returns 4 values"),
         ("OldReset", "error", "reset returns ndarray"),
         ("Raises", "error", "raised RuntimeError: the gripper is stuck at step 3"),
+        ("Leaves", "error", "raised SystemExit: the viewer was closed at step 3"),
         ("Unseeded", "error", "The same seed (0) does not give the same episode"),
         ("UnboundedActions", "error", "each must be finite"),
         ("DiscreteActions", "error", "actions must be a Box"),

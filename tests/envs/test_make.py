@@ -10,7 +10,7 @@ import pytest
 
 from cvpo.envs import check_env, make_env, safety_tasks
 from cvpo.errors import EnvError
-from tests.envs.toys import NearWalls
+from tests.envs.toys import Drift, NearWalls
 
 
 def message(env_id: str, **options: int) -> str:
@@ -29,6 +29,17 @@ def test_the_spec_says_what_learning_and_serving_need() -> None:
     assert spec.cost_names == ("cost", "cost_fuel")
     assert spec.max_episode_steps == 20
     assert spec.control_period_ms == 50.0
+
+
+@pytest.mark.parametrize(
+    ("dt", "period_ms"),
+    [(np.float32(0.25), 250.0), (np.array(0.25), 250.0), (np.inf, None), (np.nan, None), (0, None), ("slow", None)],
+)
+def test_the_control_period_is_any_number_that_can_be_one(
+    dt: object, period_ms: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Drift, "dt", property(lambda _: dt, lambda _, value: None), raising=False)
+    assert make_env("tests.envs.toys:drift").spec.control_period_ms == period_ms
 
 
 def test_an_environment_says_where_in_its_observation_closeness_is() -> None:
@@ -111,6 +122,7 @@ def test_an_unknown_id_is_answered_with_the_closest_names() -> None:
         ("tests.envs.toys:number", "the module has a int as number"),
         ("tests.envs.toys:not_an_environment", "makes dict, not a gymnasium.Env"),
         ("tests.envs.toys:FailsToStart", "cannot be made: OSError: no camera at /dev/video0"),
+        ("tests.envs.toys:LeavesAtTheStart", "cannot be made: SystemExit"),
         ("tests.envs.toys:Drift", "has no time limit"),
         ("tests.envs.toys:DiscreteActions", "actions must be a Box"),
         ("tests.envs.toys:UnboundedActions", "each must be finite"),

@@ -148,6 +148,11 @@ class Raises(_Altered):
         raise RuntimeError("the gripper\nis stuck")
 
 
+class Leaves(_Altered):
+    def alter(self, result: Result) -> Any:
+        raise SystemExit("the viewer was closed")
+
+
 class Exits(_Altered):
     def alter(self, result: Result) -> Any:
         os._exit(3)
@@ -386,6 +391,11 @@ class SequenceObservation(Drift):
 class FailsToStart(Drift):
     def __init__(self) -> None:
         raise OSError("no camera at /dev/video0")
+
+
+class LeavesAtTheStart(Drift):
+    def __init__(self) -> None:
+        raise SystemExit
 
 
 def not_an_environment() -> dict[str, int]:
