@@ -124,10 +124,11 @@ def checkpoint_steps(run: Path) -> list[int]:
     """Steps of the checkpoints of a run, in order.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: there are none, or there is no run there.
     """
     steps = steps_of(run, "checkpoints")
     if not steps:
+        read_config(run)  # says that there is no run, where that is why
         raise CheckpointError(
             f"{run} has no checkpoint yet. The first one is written at the end of the warm-up or later."
         )

@@ -163,8 +163,14 @@ def test_a_missing_checkpoint_is_answered_with_those_there_are(tmp_path: Path) -
 
 
 def test_a_run_without_checkpoints_says_so(tmp_path: Path) -> None:
+    begin(tmp_path / "run")
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
-        checkpoint_steps(tmp_path)
+        checkpoint_steps(tmp_path / "run")
+
+
+def test_a_folder_that_is_no_run_has_no_checkpoints_to_wait_for(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="typo is not a run"):
+        checkpoint_steps(tmp_path / "typo")
 
 
 # Disks.
