@@ -97,7 +97,7 @@ def spawned(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
 def run_process(*arguments: str | Path) -> Outcome:
     """Run `cvpo ARGUMENTS` as a process, to its end."""
     with spawned(*arguments) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return Outcome(process.returncode, out, err)
 
 

@@ -87,7 +87,7 @@ def test_the_request_id_comes_back_whatever_is_asked(house: ServerThread) -> Non
         assert next(described)
         watched = health.Watch(health_pb2.HealthCheckRequest(), timeout=patience, metadata=named)
         assert next(watched)
-        house.stop(drain_seconds=0)
+        house.stop(drain_seconds=patience)  # without a drain a stream may end before the server has its say
         for call in (checked, described, watched):
             assert dict(call.trailing_metadata())["x-request-id"] == "robot-7"
 

@@ -25,7 +25,7 @@ SETTINGS = small(
     replay__capacity="800",  # goes round five times, in files of 50
     mstep__period="10",
 )
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 300.0
 
 # What a launcher does: it has imported what takes seconds, forks a process per line of its input, which becomes
 # `cvpo ...`, and says how that ended. With `at`, the process kills itself at a change to its folder: the n-th whose
