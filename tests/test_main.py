@@ -132,7 +132,12 @@ def test_python_m_cvpo_is_the_command(tmp_path: Path) -> None:
 
 def test_a_pipe_that_is_closed_early_is_no_error() -> None:
     closed = subprocess.run(
-        f"{sys.executable} -m cvpo --help | head -n 1", shell=True, capture_output=True, text=True, cwd=ROOT, timeout=300
+        f"{sys.executable} -m cvpo --help | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
     )
     assert closed.stdout.startswith("Usage: cvpo")
     assert closed.stderr == ""

@@ -133,7 +133,7 @@ def test_each_episode_weighs_the_same_however_many_steps_it_has() -> None:
     atoms = np.array([[[[0.0, 1.0]]]])
     cost_map = CostMap(np.array([T]), np.zeros((1, 1)), atoms, atoms[..., 0], np.zeros((1, 1, 2)), 0.9)
     episodes = [episode([1.0], [0.0], terminated=True), episode([0.0] * 10, [0.0] * 10, terminated=True)]
-    forecast = CostForecast(1, T, np.ones(1))
+    forecast = CostForecast(1, T, np.ones(1)).eval()
     share = share_within(
         cost_map, [ForecastEpisode(e, forecast, as_it_is) for e in episodes], [np.full(1, T), np.full(10, T)]
     )
@@ -215,7 +215,7 @@ def test_the_bound_of_what_is_left_holds_where_episodes_end_early() -> None:
     # episodes that fall. Did episodes weigh the same there, a bound of 0.9 would leave out the 50 and elsewhere the 10,
     # of 8 and 7 % of all steps. As it is it leaves out the 10 in up to 10 of 12 steps.
     kinds = [falls(50.0, 2, True), falls(10.0, T, False), falls(0.0, T, False)]
-    forecast = CostForecast(1, T, np.ones(1))
+    forecast = CostForecast(1, T, np.ones(1)).eval()
     fall, dear, free = (ForecastEpisode(e, forecast, as_it_is) for e in kinds)
     some, all_of_them = [fall] * 2 + [dear] * 2 + [free] * 16, [fall] * 8 + [dear] * 7 + [free] * 85
     cost_map = conformal_map(some, all_of_them, [constraint()], 0.9)
@@ -230,7 +230,7 @@ def test_the_bound_of_what_is_left_holds_where_episodes_end_early() -> None:
 def test_episodes_of_one_length_weigh_exactly_the_same() -> None:
     atoms = np.array([[[[0.0, 1.0, 2.0]]]])
     cost_map = CostMap(np.array([1]), np.zeros((1, 1)), atoms, atoms[..., 0], np.zeros((1, 1, 3)), 0.9)
-    forecast = CostForecast(1, T, np.ones(1))
+    forecast = CostForecast(1, T, np.ones(1)).eval()
     episodes = [ForecastEpisode(falls(cost, T, False), forecast, as_it_is) for cost in (0.0, 1.0, 1.0, 2.0, 2.0, 2.0)]
     left = [T - np.arange(T)] * 6
     share = share_within(cost_map, episodes, left, [steps > 7 for steps in left])
@@ -240,7 +240,7 @@ def test_episodes_of_one_length_weigh_exactly_the_same() -> None:
 def test_an_episode_weighs_by_the_share_of_its_steps_in_a_range_of_steps_left() -> None:
     atoms = np.array([[[[0.0, 1.0]]]])
     cost_map = CostMap(np.array([1]), np.zeros((1, 1)), atoms, atoms[..., 0], np.zeros((1, 1, 2)), 0.9)
-    forecast = CostForecast(1, T, np.ones(1))
+    forecast = CostForecast(1, T, np.ones(1)).eval()
     episodes = [ForecastEpisode(e, forecast, as_it_is) for e in (falls(1.0, 3, True), falls(0.0, T, False))]
     left = [T - np.arange(len(e)) for e in episodes]
     share = share_within(cost_map, episodes, left, [steps > 9 for steps in left])

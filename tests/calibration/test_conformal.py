@@ -21,7 +21,7 @@ def episode(cost: list[float], terminated: bool = False) -> ForecastEpisode:
     costs = np.array(cost, np.float64)[:, None]
     observation, nothing = np.zeros((length, 1), np.float32), np.zeros((length, 1))
     plain = Episode(observation, np.zeros(length), costs, terminated, nothing, None, None)
-    return ForecastEpisode(plain, CostForecast(1, T, np.ones(1)), lambda observation: observation)
+    return ForecastEpisode(plain, CostForecast(1, T, np.ones(1)).eval(), lambda observation: observation)
 
 
 def with_atoms(grid: NDArray[np.int64], *atoms: float) -> CostMap:
