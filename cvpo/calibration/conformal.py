@@ -39,10 +39,10 @@ def conformal_map(
 
     What holds: for a fresh episode and a random one of its steps, P(cost of the next h steps <= cost_upper) is at least
     `confidence`, for the W steps of the window where those were observed, and for the steps that are left of the
-    episode. For that an episode weighs in a cell of the grid by the share of its steps in it, and the fresh one
-    as much as the heaviest of `calibrate`: n that weigh the same leave 1/(n + 1) of the probability at infinity, and
-    none leave all of it there. That the fresh one weighs more than all of them, for it ends sooner, happens once in
-    n + 1 times at most, and is not made up for.
+    episode; a cost that is over the bound by a TIE, which is rounding, counts as within. For that an episode weighs in
+    a cell of the grid by the share of its steps in it, and the fresh one as much as the heaviest of `calibrate`: n that
+    weigh the same leave 1/(n + 1) of the probability at infinity, and none leave all of it there. That the fresh one
+    weighs more than all of them, for it ends sooner, happens once in n + 1 times at most, and is not made up for.
 
     Args:
         fit: episodes with forecasts, for the first distribution.
