@@ -61,6 +61,8 @@ def _setting(text: str) -> tuple[str, object]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
         for name in field.annotation.model_fields
     ]
+    if key == "environment.env_id":
+        raise ConfigError(f"--set {text}: what is learned in is the argument ENV, by which the preset is chosen, too.")
     if key not in known:
         close = difflib.get_close_matches(key, known, cutoff=0.5)
         hint = f"The closest: {', '.join(close)}" if close else "The config.json of any run names them all"

@@ -142,6 +142,7 @@ def test_a_cost_that_the_environment_does_not_report_is_named(tmp_path: Path) ->
         ("estep.kl_bond=0.1", "there is no setting estep.kl_bond. The closest: estep.kl_bound"),
         ("nonsense.kl_bound=0.1", "there is no setting nonsense.kl_bound."),
         ("seed.x=1", "there is no setting seed.x."),
+        ("environment.env_id=tests.envs.toys:drift", "what is learned in is the argument ENV"),
         ("zzz.zzz=1", "The config.json of any run names them all."),
         ("estep.kl_bound", "write it as GROUP.NAME=VALUE, such as estep.kl_bound=0.05."),
         ("estep.kl_bound=", "write it as GROUP.NAME=VALUE"),
