@@ -26,7 +26,7 @@ from cvpo.evaluate import (
 from cvpo.training.checkpoint import CONFIG, checkpoint_steps, load_policy
 from serve.client import PolicyCaller, PolicyClient
 from serve.client.channel import Tls
-from serve.errors import PolicyServiceError
+from serve.errors import NotFoundError, PolicyServiceError
 
 Array = NDArray[np.float64]
 ENVS = 10  # stepped together
@@ -99,7 +99,8 @@ def open_target(
             raise ConfigError(f"{name} is neither a run nor a bundle, nor HOST:PORT of a policy service.")
         description = caller.get_policy()
     except PolicyServiceError as error:
-        raise ServiceError(str(error)) from error
+        hint = " Say which with --policy." if isinstance(error, NotFoundError) and not policy else ""
+        raise ServiceError(f"{error}{hint}") from error
     return Target(
         description.environment,
         tuple(constraint.name for constraint in description.constraints),

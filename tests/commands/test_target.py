@@ -7,11 +7,12 @@ import pytest
 
 from cvpo.bundle import Mode
 from cvpo.commands.target import EvaluatedMode, evaluate_target, open_target
-from cvpo.errors import CheckpointError, ConfigError
+from cvpo.errors import CheckpointError, ConfigError, ServiceError
 from cvpo.evaluate import conditional_value_at_risk
 from cvpo.learning.config import parse_config
 from cvpo.training.trainer import train
 from tests.budget import STEPS, Reports, never, small_config
+from tests.serve import bundles
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,16 @@ def test_options_of_another_kind_of_target_are_refused(run: Path, tmp_path: Path
 def test_a_target_that_is_nothing_known_is_named() -> None:
     with pytest.raises(ConfigError, match="nowhere is neither a run nor a bundle"):
         open_target("nowhere")
+
+
+def test_a_folder_of_several_policies_names_them_and_says_how_to_choose(tmp_path: Path) -> None:
+    for name in ("goal", "circle"):
+        bundles.write(tmp_path / name, bundles.manifest(name))
+    with pytest.raises(ServiceError, match=r"this server has circle, goal\. Say which with --policy\."):
+        open_target(str(tmp_path))
+    assert open_target(str(tmp_path), policy="circle").cost_names
+    with pytest.raises(ServiceError, match=r"no policy 'push'; this server has circle, goal\.$"):
+        open_target(str(tmp_path), policy="push")
 
 
 def test_costs_of_an_environment_are_kept_apart(tmp_path: Path) -> None:
