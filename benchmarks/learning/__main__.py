@@ -2,7 +2,7 @@
 
 One run for each task, cost limit and seed, one on each core, most important first. When a run ends, its last policy is
 evaluated in 100 fresh episodes, deterministic and sampled, and its result is written to benchmarks/results/learning.
-A benchmark that was cut off goes on when it is run again. Seeds 10 to 14 are reported; other seeds and lengths are
+A benchmark that was cut off goes on when it is run again. Seeds 10 to 19 are reported; other seeds and lengths are
 trials, written to benchmarks/results/learning/trials, and never summarized.
 """
 
