@@ -7,7 +7,9 @@ import grpc
 import pytest
 
 from serve.client.channel import Addresses, Attempts, Dialer, Tls
-from serve.errors import DeadlineExceededError, InvalidRequestError, UnavailableError
+from serve.client.events import Ended, leave
+from serve.errors import DeadlineExceededError, InvalidRequestError, NotFoundError, UnavailableError
+from serve.gen.cvpo.v1 import control_pb2 as pb
 
 
 class Clock:
@@ -32,6 +34,18 @@ class Status(grpc.RpcError):
 
     def trailing_metadata(self) -> tuple[()]:
         return ()
+
+
+class Refusing:
+    """A stream that the server at a ended."""
+
+    address = "a"
+
+    def send(self, message: pb.ControlRequest) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def cancel(self) -> None: ...
 
 
 def test_the_address_that_works_is_asked_first_from_then_on() -> None:
@@ -70,6 +84,15 @@ def test_an_address_that_refuses_is_left_alone_for_half_a_second_each_time() -> 
     addresses.failed("b", retry_after_seconds=60.0)
     for _ in range(10):
         addresses.refused("a")
+        assert addresses.wait_seconds() == pytest.approx(0.5)
+        clock.now += 0.5
+
+
+def test_who_refuses_a_session_is_asked_again_after_half_a_second_however_often_it_did() -> None:
+    clock = Clock()
+    addresses = Addresses("a", clock, draw=lambda: 1.0)
+    for _ in range(6):
+        assert leave(Ended(Refusing(), NotFoundError("no version 1")), addresses)
         assert addresses.wait_seconds() == pytest.approx(0.5)
         clock.now += 0.5
 
