@@ -39,6 +39,7 @@ from serve.server.session_metrics import SessionMetrics, SessionRecord
 from serve.server.shadow import Shadow
 from serve.server.state import StateSeal
 from serve.server.telemetry import Metrics, log
+from serve.server.warming import Expectation, Warming
 from serve.server.workers import INLINE_ROWS, Workers
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class ControlServicer(ControlServiceServicer):
         self._workers = workers
         self._metrics = metrics
         self._session_metrics = SessionMetrics(metrics.registry)
+        self._warming = Warming(metrics.registry)
         self._inboxes: set[Inbox] = set()
 
     async def Control(self, requests: object, context: Context) -> None:  # noqa: N802
@@ -118,15 +120,19 @@ class ControlServicer(ControlServiceServicer):
         why = "cancelled"
         record = SessionRecord(self._session_metrics, session, first.open.fallback.WhichOneof("action") or "flagged")
         self._session_metrics.open.inc()
+        expectation = Expectation(self._warming)
         try:
             await context.write(encode_opened(session.opened()))
-            conversation = _Conversation(session, record, context, self._workers, self._metrics, self._shadow)
+            conversation = _Conversation(
+                session, record, context, self._workers, self._metrics, expectation, self._shadow
+            )
             await conversation.hold(arrivals, inbox)
             why = "ended by the robot"
         except Exception as error:
             why = code_of(error).name
             raise
         finally:
+            expectation.end()
             self._session_metrics.open.dec()
             log(
                 logger,
@@ -181,9 +187,11 @@ class _Conversation:
         context: Context,
         workers: Workers,
         metrics: Metrics,
+        expectation: Expectation,
         shadow: Shadow | None,
     ) -> None:
         self._shadow = shadow
+        self._expectation = expectation
         self._session = session
         self._record = record
         self._context = context
@@ -201,7 +209,11 @@ class _Conversation:
                     await self._context.write(self._supersede(_step(arrival[1])))
                 else:
                     await self._answer(*arrival)
+            if arrivals and not inbox:
+                self._expectation.begin(self._session.policy, arrivals[-1][0])
             arrivals = await inbox.take()
+            if arrivals:
+                self._expectation.end()
             while inbox.notices:
                 await self._context.write(inbox.notices.popleft())
             if inbox.ended and not arrivals:

@@ -81,6 +81,10 @@ class PolicyRuntime:
         prediction = self._predict(out, situations, CalibrationStatus.EXTERNAL_ACTION)
         return EvaluateActionLists(self.served, prediction, time.perf_counter() - started)
 
+    def keep_warm(self, since: float) -> float:
+        """Run the network that acts for nobody, unless others have after `since`; return the seconds it took."""
+        return self._policy.keep_warm(since)
+
     def speaks_of(self, steps: int, control_period_ms: float | None) -> bool:
         """Whether its predictions may be of so many steps of this length."""
         return steps <= self.frame.horizon_steps and control_period_ms == self.manifest.control_period_ms
