@@ -29,7 +29,8 @@ Outputs = dict[str, list[Any]]  # by name, in nested lists
 _BOUND = "cost_upper"
 _FINITE = {port for port, (kind, _) in PORTS.items() if kind == FLOAT and port != _BOUND}  # all others
 
-_WARM_SECONDS = 1e-3  # after a run a network is taken to be in the processor's caches for so long
+_WARM_SECONDS = 3e-3  # others have run it so shortly before: it is warm enough
+_LONG_SECONDS = 2e-3  # and that takes too long: a step that comes meanwhile waits
 
 
 class Graph:
@@ -59,7 +60,7 @@ class Graph:
             ) from error
         self._outputs = {output: tuple(sizes[axis] for axis in PORTS[output].axes[1:]) for output in OUTPUTS[name]}
         self._one = _OneRow(self._session, name, sizes)
-        self._ran = 0.0  # when it was run last, of time.perf_counter
+        self._ran = self._seconds = 0.0  # when it was run last, of time.perf_counter, and how long that took
 
     def run(self, inputs: Inputs) -> Outputs:
         """Return the outputs for inputs of the graph's axes.
@@ -67,13 +68,14 @@ class Graph:
         Raises:
             InternalError: it fails, an output has other axes, or is not finite; cost_upper may be infinite.
         """
+        started = time.perf_counter()
         try:
             if self._one.fits(inputs) and (answer := self._one.run(inputs)) is not None:
-                self._ran = time.perf_counter()
+                self._has_run(started)
                 return answer
             given = {name: np.array(values, DTYPES[PORTS[name].type]) for name, values in inputs.items()}
             values = dict(zip(self._outputs, self._session.run(list(self._outputs), given), strict=True))
-            self._ran = time.perf_counter()
+            self._has_run(started)
         except InternalError:
             raise
         except Exception as error:  # ONNX Runtime's own errors have no common parent
@@ -87,12 +89,17 @@ class Graph:
         return {name: array.tolist() for name, array in values.items()}
 
     def keep_warm(self, since: float) -> float:
-        """Run it for nobody, unless it is warm by what others have run after `since`; return the seconds it took."""
+        """Run it for nobody; return the seconds it took, 0 where it takes long or others have run it after `since`."""
         started = time.perf_counter()
-        if (since < self._ran and started - self._ran < _WARM_SECONDS) or not self._one.run_again():
+        others = since < self._ran and started - self._ran < _WARM_SECONDS
+        if others or self._seconds > _LONG_SECONDS or not self._one.run_again():
             return 0.0
+        self._has_run(started)
+        return self._seconds
+
+    def _has_run(self, started: float) -> None:
         self._ran = time.perf_counter()
-        return self._ran - started
+        self._seconds = self._ran - started
 
 
 class _OneRow:

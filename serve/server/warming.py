@@ -10,10 +10,10 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter
 
-# Warmth is lost within a millisecond or two, and the event loop's timers are a millisecond coarse: it begins a little
-# before the step is expected, and goes on until it is here, or is not coming.
-_LEAD_SECONDS = 3e-3
-_GRACE_SECONDS = 2e-3
+# Warmth is lost within a millisecond or two, so it is run again and again. That ends a little before the step is
+# expected: one that comes while it runs waits, and the event loop's timers are a millisecond coarse.
+_LEAD_SECONDS = 5e-3
+_QUIET_SECONDS = 1.5e-3
 _AGAIN_SECONDS = 5e-4
 # Of the event loop's time, for all streams of a server together, and what it may save up.
 _SHARE = 0.3
@@ -24,7 +24,7 @@ class Warmable(Protocol):
     """What is kept warm."""
 
     def keep_warm(self, since: float) -> float:
-        """Run once for nobody, and return the seconds it took; 0 where others have kept it warm after `since`."""
+        """Run once for nobody; return its seconds, 0 where it takes long or others have run it after `since`."""
 
 
 class Warming:
@@ -39,14 +39,16 @@ class Warming:
         self._credit = _SAVED_SECONDS
         self._credited = time.perf_counter()
 
-    def warm(self, network: Warmable, since: float) -> None:
-        """Run a network for nobody, unless others have since, or too much was spent already."""
+    def warm(self, network: Warmable, since: float) -> bool:
+        """Run a network for nobody, unless others have since, or too much was spent already; return whether it ran."""
         now = time.perf_counter()
         self._credit = min(_SAVED_SECONDS, self._credit + _SHARE * (now - self._credited))
         self._credited = now
-        if self._credit > 0 and (seconds := network.keep_warm(since)):
-            self._credit -= seconds
-            self._runs.inc()
+        if self._credit <= 0 or not (seconds := network.keep_warm(since)):
+            return False
+        self._credit -= seconds
+        self._runs.inc()
+        return True
 
 
 class Expectation:
@@ -64,7 +66,7 @@ class Expectation:
         if before is not None:
             now, expected = time.perf_counter(), 2 * arrived - before
             delay = max(0.0, expected - _LEAD_SECONDS - now)
-            self._timer = self._loop.call_later(delay, self._warm, network, now, expected + _GRACE_SECONDS)
+            self._timer = self._loop.call_later(delay, self._warm, network, now, expected - _QUIET_SECONDS)
 
     def end(self) -> None:
         """The step is here, or will not come."""
@@ -72,6 +74,7 @@ class Expectation:
             self._timer.cancel()
 
     def _warm(self, network: Warmable, since: float, until: float) -> None:
-        self._warming.warm(network, since)
+        if self._warming.warm(network, since):
+            since = time.perf_counter()
         if time.perf_counter() < until:
             self._timer = self._loop.call_later(_AGAIN_SECONDS, self._warm, network, since, until)
