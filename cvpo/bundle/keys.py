@@ -84,6 +84,8 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
 def make_keys(path: Path) -> tuple[Path, Path]:
     """Make a new pair of keys and return its files: PATH.key, for its owner alone, and PATH.pub, for all.
 
+    The folder is made where there is none.
+
     Raises:
         KeyFileError: one of them exists, or cannot be written.
     """
@@ -95,6 +97,7 @@ def make_keys(path: Path) -> tuple[Path, Path]:
         if file.exists():
             raise KeyFileError(f"{file} exists, and what it signed could not be verified without it. Name another.")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         for file, data, mode in zip(files, (secret, public), (0o600, 0o644), strict=True):
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
             with os.fdopen(descriptor, "wb") as opened:

@@ -22,7 +22,6 @@ from tests.serve import bundles
 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
-    (tmp_path / "keys").mkdir()
     return make_keys(tmp_path / "keys" / "release")
 
 
@@ -91,7 +90,7 @@ def test_the_private_key_is_for_its_owner_alone_and_never_written_over(tmp_path:
     assert not private.exists()
     assert kept != public.read_bytes()
     with pytest.raises(KeyFileError, match="Cannot write"):
-        make_keys(tmp_path / "nowhere" / "a")
+        make_keys(public / "a")  # no folder can be made where a file is
 
 
 def test_a_folder_without_keys_trusts_nobody_and_says_so(tmp_path: Path) -> None:
