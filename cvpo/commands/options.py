@@ -36,7 +36,7 @@ CostNames = Annotated[
     list[str], typer.Option("--cost", help="Key of info that holds a cost; once per cost. Default: the total, cost.")
 ]
 EpisodeSteps = Annotated[
-    int | None, typer.Option(min=1, help="Longest episode, where the environment has no time limit of its own.")
+    int | None, typer.Option(min=1, help="Longest episode; needed where the environment has no time limit of its own.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Mode = Literal["deterministic", "sampled", "shielded"]

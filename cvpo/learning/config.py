@@ -25,7 +25,7 @@ class EnvironmentConfig(_Group):
 
     env_id: str
     cost_names: tuple[str, ...] = ()  # keys of info; empty: the total cost
-    # Where the environment has no time limit of its own; bundles hold none of 2**31 or more.
+    # Needed where the environment has no time limit of its own; bundles hold none of 2**31 or more.
     max_episode_steps: Annotated[int, Field(gt=0, lt=2**31)] | None = None
     num_envs: Count = 5
     workers: Annotated[int, Field(ge=0)] = 1  # simulator processes; 0: none, simulate in the learner's process
