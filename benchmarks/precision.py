@@ -26,7 +26,7 @@ from cvpo import seeds
 from cvpo.bundle import GRAPHS, POLICY_GRAPH, Precision, read_bundle
 from cvpo.evaluate import Episode, TorchActor, environments, run_episodes, summarize
 from cvpo.exporting.precision import compare, rounded
-from cvpo.exporting.session import open_graph
+from cvpo.exporting.runtime import open_graph
 from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, load_policy
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

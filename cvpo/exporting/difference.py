@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cvpo.bundle import CRITIC_GRAPH, GRAPHS, OUTPUTS, POLICY_GRAPH, Bundle, scale
 from cvpo.exporting.record import ask
-from cvpo.exporting.session import open_graph
+from cvpo.exporting.runtime import open_graph
 
 _MISSING = "(none)"
 _UNTOLD = {"files", "digest"}  # they differ wherever anything does

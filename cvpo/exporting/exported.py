@@ -9,8 +9,8 @@ from cvpo.bundle import CRITIC_GRAPH, GRAPHS, POLICY_GRAPH, Bundle
 from cvpo.calibration.costmap import CostMap
 from cvpo.calibration.forecast import CostForecast
 from cvpo.exporting.graphs import NETWORK_VALUES, networks_graph
+from cvpo.exporting.runtime import open_graph
 from cvpo.exporting.served import Answering, NetworkValues
-from cvpo.exporting.session import open_graph
 
 
 class ExportedNetworks:

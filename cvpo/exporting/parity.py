@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cvpo.bundle import CRITIC_GRAPH, POLICY_GRAPH, Manifest
 from cvpo.errors import ExportError
+from cvpo.exporting.runtime import RUNTIME, open_graph
 from cvpo.exporting.served import Answering, CriticOutput, Judgement, NetworkValues, PolicyOutput
-from cvpo.exporting.session import RUNTIME, open_graph
 
 TOLERANCE = 1e-4
 """Of the output's scale. Four layers sum up to a thousand products each; that many float32 roundings of 6e-8, all the

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from cvpo.bundle import CRITIC_GRAPH, GRAPHS, OUTPUTS, POLICY_GRAPH, Arrays, Golden, Manifest, distance, slack
 from cvpo.errors import ExportError
-from cvpo.exporting.session import Session, open_graph
+from cvpo.exporting.runtime import Session, open_graph
 
 SITUATIONS = 16
 CANDIDATES = 4

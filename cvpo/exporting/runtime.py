@@ -1,4 +1,4 @@
-"""A graph, opened to be run here."""
+"""A graph of a bundle, opened to be run here by ONNX Runtime."""
 
 import os
 from typing import TypeAlias

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cvpo.bundle import POLICY_GRAPH, Bundle, TrustedKeys, read_bundle
 from cvpo.errors import BundleError
-from cvpo.exporting.session import open_graph
+from cvpo.exporting.runtime import open_graph
 
 CALLS, UNTIMED = 300, 30
 
