@@ -24,6 +24,15 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links to them are written."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+
+
 def shell_lines() -> Iterator[str]:
     """Every command that a page shows, without its prompt and comment."""
     for page in PAGES:
@@ -94,8 +103,10 @@ def test_extras_exist() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if not re.match(r"https?:", link):
-            path, _, _ = link.partition("#")
-            assert not path or (page.parent / path).exists(), f"{page.name}: {link}"
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
 def test_the_robot_of_the_readme_drives(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_examples_of_the_document_run(repository: Path, serve_process: Calla
         "cost": [0, 0],
     }
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     for block in blocks:
         patient = block.replace('("127.0.0.1:50051")', f'("{server.address}", timeout_seconds=30)')
         exec(patient.replace("timeout_seconds=0.2)", "timeout_seconds=30)"), names)
