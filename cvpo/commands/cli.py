@@ -83,7 +83,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Only the options that stand before a command."""
 
@@ -108,7 +110,7 @@ def train(
         ),
     ] = [],  # noqa: B006  # typer copies it
     cost: CostNames = [],  # noqa: B006
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.  [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.  [default: 0]")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for the run.  [default: runs/ENV-sSEED]")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run instead.")] = None,
     max_episode_steps: EpisodeSteps = None,
@@ -202,7 +204,7 @@ def presets(
 @app.command(epilog="Example: cvpo evaluate runs/circle --episodes 100   or   cvpo evaluate 127.0.0.1:50051")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A run, a bundle, or HOST:PORT of a policy service.")],
-    episodes: Annotated[int, typer.Option(min=1, help="Of each mode.")] = 50,
+    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes, the same ones for each mode.")] = 50,
     mode: Annotated[
         list[str],
         typer.Option(
@@ -212,9 +214,11 @@ def evaluate(
         ),
     ] = [],  # noqa: B006
     candidates: Candidates = CANDIDATES,
-    seed: Annotated[int, typer.Option(min=0, help="Of the episodes. Training's own are never met.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes, which are never those of training.")] = 0,
     policy: Annotated[str, typer.Option(help="Name of the policy, where the target has several.")] = "",
-    step: Annotated[int | None, typer.Option(help="Of the checkpoint of a run.  [default: the last]")] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Take the checkpoint of this step, of a run.  [default: the last]")
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
     video: Annotated[
         Path | None, typer.Option(metavar="FILE.mp4", help="Film one more episode, of the first mode.")
@@ -272,14 +276,20 @@ def export(
     ] = False,
     step: Annotated[int | None, typer.Option(help="Take the checkpoint of this step.")] = None,
     calibrate: Annotated[bool, typer.Option(help="Measure how far predicted costs can be trusted.")] = True,
-    calibration_episodes: Annotated[int, typer.Option(min=8)] = CALIBRATION_EPISODES,
+    calibration_episodes: Annotated[
+        int, typer.Option(min=8, help="Number of episodes to calibrate on, in each mode.")
+    ] = CALIBRATION_EPISODES,
     calibrate_mode: CalibrateMode = [],  # noqa: B006
-    evaluation_episodes: Annotated[int, typer.Option(min=1)] = EVALUATION_EPISODES,
+    evaluation_episodes: Annotated[
+        int, typer.Option(min=1, help="Number of further episodes, to measure return and cost.")
+    ] = EVALUATION_EPISODES,
     confidence: Confidence = CONFIDENCE,
     miss_rate: MissRate = MISS_RATE,
     precision: Annotated[
         Literal["float32", "float16", "int8"],
-        typer.Option(help="Store the networks in fewer bits: smaller files that answer as fast, a little otherwise."),
+        typer.Option(
+            help="Store the networks in fewer bits: smaller files, the same speed, slightly different answers."
+        ),
     ] = "float32",
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
     sign_key: SignKey = None,
@@ -338,14 +348,16 @@ def calibrate_again(
             help="Where to measure: any environment with the same spaces and costs.  [default: where it was before]",
         ),
     ] = None,
-    episodes: Annotated[int, typer.Option(min=8, help="To calibrate on, in each mode.")] = CALIBRATION_EPISODES,
+    episodes: Annotated[
+        int, typer.Option(min=8, help="Number of episodes to calibrate on, in each mode.")
+    ] = CALIBRATION_EPISODES,
     calibrate_mode: CalibrateMode = [],  # noqa: B006
     evaluation_episodes: Annotated[
-        int, typer.Option(min=1, help="Fresh ones, for return and cost.")
+        int, typer.Option(min=1, help="Number of further episodes, to measure return and cost.")
     ] = EVALUATION_EPISODES,
     confidence: Confidence = CONFIDENCE,
     miss_rate: MissRate = MISS_RATE,
-    seed: Annotated[int, typer.Option(min=0, help="Of the episodes: another one, other episodes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes; another seed gives others.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
     trusted_key: TrustedKey = [],  # noqa: B006
     sign_key: SignKey = None,
@@ -430,14 +442,23 @@ def query(
     context: typer.Context,
     address: Annotated[str, typer.Argument(metavar="ADDRESS", help="HOST:PORT or unix:PATH of a policy service.")],
     observation: Annotated[
-        str | None, typer.Option(help="JSON list of numbers, or - to read it from stdin. Without it: what is served.")
+        str | None,
+        typer.Option(help="JSON list of numbers, or - to read it from stdin. Without it: show what is served."),
     ] = None,
     policy: Annotated[str, typer.Option(help="Name of the policy, where the server has several.")] = "",
-    steps_left: Annotated[int | None, typer.Option(min=1, help="Steps that predictions speak of.")] = None,
-    cost_allowed: Annotated[list[float], typer.Option(help="Cost allowed over them; once per constraint.")] = [],  # noqa: B006
+    steps_left: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of coming steps that predictions speak of.  [default: the policy's window]"),
+    ] = None,
+    cost_allowed: Annotated[
+        list[float],
+        typer.Option(help="Cost allowed over these steps; once per constraint.  [default: the limit's share]"),
+    ] = [],  # noqa: B006
     mode: Annotated[Mode, typer.Option(help="How actions are chosen.")] = "deterministic",
     candidates: Candidates = CANDIDATES,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, unless deterministic.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the random draws; a deterministic policy has none.")
+    ] = None,
     timeout_seconds: Annotated[float, typer.Option(min=0.001)] = 2.0,
     tls_ca: TlsCa = None,
     tls_certificate: TlsCertificate = None,
@@ -483,9 +504,13 @@ def loadtest(
     clients: Annotated[int, typer.Option(min=1, max=1024, help="Robots that ask at the same time.")] = 1,
     rate: Annotated[
         float | None,
-        typer.Option(min=0.01, metavar="HZ", help="Of each client.  [default: the policy's control rate, or 50]"),
+        typer.Option(
+            min=0.01,
+            metavar="HZ",
+            help="Questions a second of each client.  [default: the policy's control rate, or 50]",
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to ask.")] = 10.0,
     observation: Annotated[
         str | None, typer.Option(help="JSON list of numbers.  [default: zeros, within the bounds]")
     ] = None,

@@ -20,12 +20,15 @@ CalibrateMode = Annotated[
     ),
 ]
 Confidence = Annotated[
-    float, typer.Option(min=0.5, max=0.999, help="With which cost_upper is to hold; 0.99 takes 198 episodes.")
+    float,
+    typer.Option(min=0.5, max=0.999, help="Probability with which cost_upper is to hold; 0.99 takes 198 episodes."),
 ]
 MissRate = Annotated[
     float,
     typer.Option(
-        min=0.001, max=0.5, help="Share of sessions over budget, unless at once, that may pass without a flag in time."
+        min=0.001,
+        max=0.5,
+        help="Share of the sessions that exceed their budget, and not at once, that may have no flag in time.",
     ),
 ]
 SignKey = Annotated[
