@@ -238,9 +238,17 @@ def encode_situations(
             raise InvalidRequestError("cost_allowed", "is empty; give one cost per constraint, or None for the default")
         if not for_all and len(allowed) != count:
             raise InvalidRequestError("cost_allowed", f"has {len(allowed)} rows for {count} observations")
-        for situation, costs in zip(situations, np.broadcast_to(allowed, (count, allowed.shape[1])), strict=True):
-            situation.cost_allowed.extend(costs.tolist())
+        rounded = _float32_below(np.broadcast_to(allowed, (count, allowed.shape[1])))
+        for situation, costs in zip(situations, rounded.tolist(), strict=True):
+            situation.cost_allowed.extend(costs)
     return situations, single
+
+
+def _float32_below(exact: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The largest float32 that is not above: rounding never allows more than was said."""
+    with np.errstate(over="ignore"):
+        nearest = exact.astype(np.float32)
+    return np.where(nearest > exact, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
 def encode_situated_actions(

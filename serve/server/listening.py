@@ -44,6 +44,25 @@ def _is_reached(address: str) -> bool:
     return not address.startswith(UNIX) and not is_loopback(split_address(address)[0])
 
 
+def check_free(address: str, *, shared: bool, flag: str) -> None:
+    """Refuse an address that cannot be had.
+
+    Args:
+        address: HOST:PORT or unix:PATH.
+        shared: whether other processes may listen on the same port.
+        flag: what sets the address.
+
+    Raises:
+        StartupError: says why.
+    """
+    if not address.startswith(UNIX):
+        _check_port_free(address, flag, shared=shared)
+    elif shared:
+        raise StartupError(f"{address} cannot be shared. Use HOST:PORT with --share-port.")
+    else:
+        _check_socket_free(address.removeprefix(UNIX), flag)
+
+
 def bind(
     server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None, *, shared: bool, flag: str
 ) -> str:
@@ -59,12 +78,7 @@ def bind(
     Raises:
         StartupError: the address cannot be had.
     """
-    if address.startswith(UNIX):
-        if shared:
-            raise StartupError(f"{address} cannot be shared. Use HOST:PORT with --share-port.")
-        _check_socket_free(address.removeprefix(UNIX), flag)
-    else:
-        _check_port_free(address, flag, shared=shared)
+    check_free(address, shared=shared, flag=flag)
     try:
         if credentials is None:
             port = server.add_insecure_port(address)

@@ -1,7 +1,10 @@
 """serving.json: which versions of a policy are asked for, in one file that every server on the folder follows."""
 
+import json
 import os
 import stat
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -99,7 +102,9 @@ def read_plan(path: Path) -> ServingPlan:
         PlanError: it cannot be read, or is not a plan.
     """
     try:
-        return ServingPlan.model_validate_json(_read(path))
+        data = _read(path)
+        _refuse_repeats(path, data)
+        return ServingPlan.model_validate_json(data)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -125,6 +130,19 @@ def _read(path: Path) -> bytes:
     if len(data) > _MOST_BYTES:
         raise PlanError(f"{path} is larger than {_MOST_BYTES:,} bytes, the most that a plan may be. Correct the file.")
     return data
+
+
+def _refuse_repeats(path: Path, data: bytes) -> None:
+    """Refuse a key that is there twice, of which JSON's readers would take the last without a word."""
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        for key, times in Counter(key for key, _ in pairs).items():
+            if times > 1:
+                raise PlanError(f"{path}: {key} is there {times} times. Keep one.")
+        return dict(pairs)
+
+    with suppress(ValueError, RecursionError):  # what is no JSON, or nested without end, is refused by who reads it
+        json.loads(data, object_pairs_hook=once)
 
 
 def write_plan(root: Path, name: str, plan: ServingPlan) -> None:

@@ -25,7 +25,7 @@ from serve.server.admin import AdminServicer
 from serve.server.control import ControlServicer
 from serve.server.health import HealthServicer
 from serve.server.interceptors import Registrar
-from serve.server.listening import bind, check_reach
+from serve.server.listening import bind, check_free, check_reach
 from serve.server.monitor import Monitor
 from serve.server.reflection import add_reflection
 from serve.server.repository import RepositoryCollector
@@ -96,7 +96,10 @@ async def start(settings: Settings) -> RunningServer:
             use, or open to the network without leave; a certificate or a key cannot be used.
     """
     check_reach(settings)
-    # Before the bundles, which take minutes where there are many: a wrong file of the settings is said at once.
+    # Before the bundles, which take minutes where there are many: what is wrong with the settings is said at once.
+    for address, flag in ((settings.address, "--address"), (settings.admin_address, "--admin-address")):
+        if address is not None:
+            check_free(address, shared=settings.share_port, flag=flag)
     seal = _seal(settings)
     for_robots, for_admins = _credentials(settings), _credentials(settings)
     watcher = _load(settings)

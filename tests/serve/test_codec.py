@@ -213,6 +213,15 @@ def test_situations_come_back_as_they_were(observation: np.ndarray, data: st.Dat
     assert situations.cost_allowed == cost_allowed.tolist()
 
 
+@given(st.floats(0, 3e38))
+def test_rounding_never_allows_more_than_was_said(allowed: float) -> None:
+    (message,), _ = encode_situations([0, 0, 0], 20, [allowed, np.inf])
+    finite, unconstrained = message.cost_allowed
+    assert unconstrained == np.inf
+    assert finite <= allowed
+    assert float(np.nextafter(np.float32(finite), np.float32(np.inf))) > allowed  # and hardly less
+
+
 def test_what_a_situation_leaves_out_is_the_window_and_the_limits_share_of_it() -> None:
     messages, single = encode_situations([1, 2, 3], None, None)
     situations = decode_situations(messages, FRAME, Limits())

@@ -38,6 +38,20 @@ def test_a_person_may_write_no_more_than_is_meant(tmp_path: Path) -> None:
     assert read_plan(path) == ServingPlan(canary=Canary(version=4, share=1.0))
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"pinned": 3, "pinned": 4}', "pinned is there 2 times"),
+        ('{"canary": {"version": 4, "share": 1, "share": 0.1}}', "share is there 2 times"),
+        ("[" * 10_000, "recursion"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_or_without_end_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / PLAN).write_text(text)
+    with pytest.raises(PlanError, match=says):
+        read_plan(tmp_path / PLAN)
+
+
 def test_the_document_shows_a_plan(tmp_path: Path) -> None:
     document = Path(__file__).resolve().parents[2] / "docs" / "versions.md"
     (example,) = re.findall(r"```json\n(.*?)```", document.read_text(), re.DOTALL)

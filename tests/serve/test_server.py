@@ -103,6 +103,10 @@ def test_a_port_in_use_is_one_sentence(repository: Path) -> None:
         assert refused(str(repository / "goal"), "--address", address) == (
             f"Cannot listen on {address}: Address already in use. Choose another --address."
         )
+        # It is said before any bundle is read.
+        for flag in ("--address", "--admin-address"):
+            said = refused(str(repository / "nothing"), "--address", "127.0.0.1:0", flag, address)
+            assert said == f"Cannot listen on {address}: Address already in use. Choose another {flag}."
         said = refused(str(repository / "goal"), "--address", "127.0.0.1:0", "--metrics-address", address)
         assert said.startswith(f"Cannot listen on {address} for metrics: Address already in use.")
 
