@@ -165,9 +165,7 @@ def train(
     say(f"run     {run}")
     quoted = shlex.quote(str(run))
     if stopped():
-        then = (
-            f"go on with: cvpo train --resume {quoted}" if done else f"nothing was saved; remove {run} to start again"
-        )
+        then = f"go on with: cvpo train --resume {quoted}" if done else "nothing was saved"
         say(f"stopped at {done:,} steps; {then}")
         raise typer.Exit(130)
     name = re.sub(r"[^\w.-]", "-", run.name, flags=re.ASCII)  # as bundles may be named

@@ -28,6 +28,8 @@ from cvpo.training.lock import LOCK, locked
 
 CONFIG = "config.json"
 POLICY = "policy.pt"
+# What a run without a checkpoint may have, for the next one to write over; `checkpoints` and `resume` are then empty.
+BEGUN = {LOCK, CONFIG, f".{CONFIG}", "metrics.jsonl", "residuals.csv", "tensorboard", "checkpoints", "resume", "replay"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,14 @@ class TrainedPolicy:
 
 @contextmanager
 def begun(run: Path, config: TrainConfig, say: Callable[[str], None]) -> Iterator[None]:
-    """Begin a run's folder with its config, and hold its lock; `say` as for `locked`.
+    """Begin a run's folder with its config, and hold its lock.
+
+    Where a run failed or was stopped before it saved anything, the folder is as good as empty.
+
+    Args:
+        run: the folder.
+        config: of the run.
+        say: is told of such a run, and as for `locked`.
 
     Raises:
         CheckpointError: the folder is in use, or cannot be written.
@@ -57,6 +66,8 @@ def begun(run: Path, config: TrainConfig, say: Callable[[str], None]) -> Iterato
         raise CheckpointError(f"Cannot write {run}: {error.strerror}. Choose another --out.") from error
     with locked(run, say):
         _check_empty(run)
+        if (run / CONFIG).exists():
+            say(f"{run} has a run that saved nothing; this one begins in its place")
         replace_config(run, config)
         yield
 
@@ -224,10 +235,24 @@ def _contents(run: Path) -> set[str]:
 
 
 def _check_empty(run: Path) -> None:
-    if _contents(run) - {LOCK, f".{CONFIG}"}:  # these a start that was cut off may leave
+    if not _saved_nothing(run):
         quoted = shlex.quote(str(run))
         go_on = f"go on with it: cvpo train --resume {quoted}" if (run / CONFIG).exists() else "remove it first."
         raise CheckpointError(f"{run} is not empty. Choose another --out, or {go_on}")
+
+
+def _saved_nothing(run: Path) -> bool:
+    """Whether there is nothing but what a run leaves that was cut off before its first checkpoint."""
+    contents = _contents(run)
+    if CONFIG in contents:
+        try:
+            read_config(run)
+        except CheckpointError:  # it may be anybody's
+            return False
+    elif contents - {LOCK, f".{CONFIG}"}:
+        return False
+    saved = [name for kind in ("checkpoints", "resume") for name in _contents(run / kind)]
+    return contents <= BEGUN and all(name.startswith(".") for name in saved)  # those that were being written
 
 
 def _read(run: Path, steps: int) -> dict[str, bytes]:

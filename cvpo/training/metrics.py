@@ -72,6 +72,8 @@ class MetricsWriter:
         metrics, residuals = run / "metrics.jsonl", run / "residuals.csv"
         _cut(run / EVALUATIONS, lambda line: json.loads(line)["steps"] <= resume_steps)
         _cut(metrics, lambda line: json.loads(line)["steps"] <= resume_steps)
+        if resume_updates == 0:  # the header, too, may be of a run that saved nothing, with other costs
+            residuals.unlink(missing_ok=True)
         _cut(residuals, lambda line: line.startswith("update") or int(line.split(",", 1)[0]) <= resume_updates)
         self._metrics = metrics.open("a", encoding="utf-8")
         self._residual_file = residuals.open("a", encoding="utf-8", newline="")

@@ -42,7 +42,7 @@ def train(config: TrainConfig, run: Path, reporter: Reporter, stop: Callable[[],
 
     Args:
         config: of the run.
-        run: a new or empty folder.
+        run: a new or empty folder, or one of a run that saved nothing.
         reporter: is told of progress.
         stop: asked after each step of the environments; when it says True, the run is saved and ends.
 
@@ -54,6 +54,7 @@ def train(config: TrainConfig, run: Path, reporter: Reporter, stop: Callable[[],
     """
     with _opened(config, run) as (loop, device), begun(run, loop.config, reporter.say):
         points = ResumePoints(run, loop.replay, loop.spec)
+        points.go_on(None)
         return loop.run(points, loop.env.reset(staggered=True), device, reporter, stop)
 
 

@@ -251,6 +251,15 @@ def test_a_folder_in_use_is_not_trained_into(run: Path) -> None:
     assert said == f"cvpo: {run} is not empty. Choose another --out, or go on with it: cvpo train --resume {run}"
 
 
+def test_after_a_failure_at_the_first_step_the_corrected_command_just_works(tmp_path: Path) -> None:
+    begin = ("--max-episode-steps", "20", "--steps", "600", "--out", str(tmp_path), *small())
+    assert "the gripper is stuck" in cvpo("train", "tests.envs.toys:Raises", *begin).err
+    two_costs = ("--cost", "cost", "--cost", "cost_fuel", "--cost-limit", "5", "--cost-limit", "9")
+    said = succeed("train", "tests.envs.toys:Drift", *begin, *two_costs).err
+    assert f"{tmp_path} has a run that saved nothing; this one begins in its place" in said
+    assert "cost_residual/cost_fuel" in (tmp_path / "residuals.csv").read_text().splitlines()[0]
+
+
 def test_a_bundle_is_never_replaced(run: Path, bundle: Path) -> None:
     before = read_bundle(bundle)
     said = cvpo("export", run, "--out", bundle, *SHORT).sentence

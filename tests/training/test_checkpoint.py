@@ -236,6 +236,26 @@ def test_a_start_that_was_cut_off_is_not_in_the_way_of_the_next(tmp_path: Path) 
     assert read_config(tmp_path) == CONFIG
 
 
+def test_a_run_that_saved_nothing_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
+    begin(tmp_path)
+    for name in ("checkpoints/.0000000200.x", "resume", "replay", "tensorboard"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("metrics.jsonl", "residuals.csv", "replay/000000000000.rows"):
+        (tmp_path / name).touch()
+    said: list[str] = []
+    with begun(tmp_path, small_config(7.0), said.append):
+        assert read_config(tmp_path).cost_limits == (7.0,)
+    assert said == [f"{tmp_path} has a run that saved nothing; this one begins in its place"]
+
+
+@pytest.mark.parametrize("kept", ["checkpoints/0000000200", "resume/0000000200", "notes", "curves.png"])
+def test_a_run_that_saved_anything_or_was_given_a_file_is_in_the_way(tmp_path: Path, kept: str) -> None:
+    begin(tmp_path)
+    (tmp_path / kept).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"not empty.*--resume"):
+        begin(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["file", "file/run"])
 def test_a_run_cannot_be_where_a_file_is(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")
