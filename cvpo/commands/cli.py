@@ -18,7 +18,10 @@ import typer
 from cvpo import __version__
 from cvpo.commands import bundle_commands
 from cvpo.commands.options import (
+    LAST_SEED,
     MODES,
+    MOST,
+    MOST_CANDIDATES,
     AsJson,
     BundleFolder,
     BundleOut,
@@ -110,7 +113,9 @@ def train(
         ),
     ] = [],  # noqa: B006  # typer copies it
     cost: CostNames = [],  # noqa: B006
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of everything random.  [default: 0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=LAST_SEED, help="Seed of everything random.  [default: 0]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for the run.  [default: runs/ENV-sSEED]")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run instead.")] = None,
     max_episode_steps: EpisodeSteps = None,
@@ -202,7 +207,9 @@ def presets(
 @app.command(epilog="Example: cvpo evaluate runs/circle --episodes 100   or   cvpo evaluate 127.0.0.1:50051")
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A run, a bundle, or HOST:PORT of a policy service.")],
-    episodes: Annotated[int, typer.Option(min=1, help="Number of episodes, the same ones for each mode.")] = 50,
+    episodes: Annotated[
+        int, typer.Option(min=1, max=MOST, help="Number of episodes, the same ones for each mode.")
+    ] = 50,
     mode: Annotated[
         list[str],
         typer.Option(
@@ -212,7 +219,9 @@ def evaluate(
         ),
     ] = [],  # noqa: B006
     candidates: Candidates = CANDIDATES,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes, which are never those of training.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LAST_SEED, help="Seed of the episodes, which are never those of training.")
+    ] = 0,
     policy: Annotated[str, typer.Option(help="Name of the policy, where the target has several.")] = "",
     step: Annotated[
         int | None, typer.Option(help="Take the checkpoint of this step, of a run.  [default: the last]")
@@ -275,11 +284,11 @@ def export(
     step: Annotated[int | None, typer.Option(help="Take the checkpoint of this step.")] = None,
     calibrate: Annotated[bool, typer.Option(help="Measure how far predicted costs can be trusted.")] = True,
     calibration_episodes: Annotated[
-        int, typer.Option(min=8, help="Number of episodes to calibrate on, in each mode.")
+        int, typer.Option(min=8, max=MOST, help="Number of episodes to calibrate on, in each mode.")
     ] = CALIBRATION_EPISODES,
     calibrate_mode: CalibrateMode = [],  # noqa: B006
     evaluation_episodes: Annotated[
-        int, typer.Option(min=1, help="Number of further episodes, to measure return and cost.")
+        int, typer.Option(min=1, max=MOST, help="Number of further episodes, to measure return and cost.")
     ] = EVALUATION_EPISODES,
     confidence: Confidence = CONFIDENCE,
     miss_rate: MissRate = MISS_RATE,
@@ -347,15 +356,17 @@ def calibrate_again(
         ),
     ] = None,
     episodes: Annotated[
-        int, typer.Option(min=8, help="Number of episodes to calibrate on, in each mode.")
+        int, typer.Option(min=8, max=MOST, help="Number of episodes to calibrate on, in each mode.")
     ] = CALIBRATION_EPISODES,
     calibrate_mode: CalibrateMode = [],  # noqa: B006
     evaluation_episodes: Annotated[
-        int, typer.Option(min=1, help="Number of further episodes, to measure return and cost.")
+        int, typer.Option(min=1, max=MOST, help="Number of further episodes, to measure return and cost.")
     ] = EVALUATION_EPISODES,
     confidence: Confidence = CONFIDENCE,
     miss_rate: MissRate = MISS_RATE,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes; another seed gives others.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LAST_SEED, help="Seed of the episodes; another seed gives others.")
+    ] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Simulator processes.")] = 1,
     trusted_key: TrustedKey = [],  # noqa: B006
     sign_key: SignKey = None,
@@ -414,11 +425,11 @@ def _calibrated_mode(text: str) -> "CalibratedMode":
     mode, _, candidates = text.partition(":")
     if text == "sampled":
         return CalibratedMode(mode="sampled")
-    if mode == "shielded" and candidates.isdecimal() and int(candidates) >= 2:
+    if mode == "shielded" and candidates.isdecimal() and 2 <= int(candidates) <= MOST_CANDIDATES:
         return CalibratedMode(mode="shielded", candidates=int(candidates))
     raise typer.BadParameter(
-        f"--calibrate-mode {text}: give sampled, or shielded:K with K candidates, 2 or more; the deterministic mode is "
-        "always calibrated."
+        f"--calibrate-mode {text}: give sampled, or shielded:K with K candidates, 2 to {MOST_CANDIDATES}; the "
+        "deterministic mode is always calibrated."
     )
 
 
@@ -561,8 +572,8 @@ def plot(
 def check_env(
     env: EnvId,
     cost: CostNames = [],  # noqa: B006
-    steps: Annotated[int, typer.Option(min=1, help="Random steps to try.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=MOST, help="Random steps to try.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED)] = 0,
     max_episode_steps: EpisodeSteps = None,
 ) -> None:
     """Say what is wrong with an environment."""
@@ -583,7 +594,7 @@ def demo(
         Path | None,
         typer.Option(help="New folder for run, bundle and pictures.  [default: runs/demo, runs/demo-2, ...]"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Learn, export, serve and drive a policy in five minutes."""

@@ -5,6 +5,10 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+MOST = 2**31 - 1  # of what is counted
+LAST_SEED = 2**62 - 1  # torch's have 64 bits, and cvpo.seeds adds to it
+MOST_CANDIDATES = 65_536  # a graph holds values of all of them
+
 EnvId = Annotated[
     str, typer.Argument(metavar="ENV", help="Safety-Gymnasium task, registered Gymnasium id, or module:attribute.")
 ]
@@ -44,7 +48,7 @@ EpisodeSteps = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Mode = Literal["deterministic", "sampled", "shielded"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-Candidates = Annotated[int, typer.Option(min=2, help="Candidates of a shielded policy.")]
+Candidates = Annotated[int, typer.Option(min=2, max=MOST_CANDIDATES, help="Candidates of a shielded policy.")]
 TlsCa = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Ask with TLS; PEM of who signed the server's certificate.")
 ]

@@ -226,7 +226,7 @@ def _die_with_parent() -> None:
 
 def _set_timeouts(connection: Connection, seconds: float) -> None:
     """Let reads and writes of a pipe give up after a while, with BlockingIOError."""
-    interval = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+    interval = struct.pack("@ll", int(seconds), max(1, int(seconds % 1 * 1e6)))  # 0 would be for ever
     with socket.socket(fileno=os.dup(connection.fileno())) as options:  # a duplex pipe is a pair of sockets
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             options.setsockopt(socket.SOL_SOCKET, option, interval)

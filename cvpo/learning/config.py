@@ -10,7 +10,8 @@ from cvpo.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, lt=2**31)]  # beyond, sizes of arrays and dates overflow
+CountOrNone = Annotated[int, Field(ge=0, lt=2**31)]
 Discount = Annotated[float, Field(gt=0, lt=1)]
 CostLimit = Annotated[float, Field(ge=0)]  # per episode, undiscounted; inf: unconstrained
 
@@ -26,9 +27,9 @@ class EnvironmentConfig(_Group):
     env_id: str
     cost_names: tuple[str, ...] = ()  # keys of info; empty: the total cost
     # Needed where the environment has no time limit of its own; bundles hold none of 2**31 or more.
-    max_episode_steps: Annotated[int, Field(gt=0, lt=2**31)] | None = None
-    num_envs: Count = 5
-    workers: Annotated[int, Field(ge=0)] = 1  # simulator processes; 0: none, simulate in the learner's process
+    max_episode_steps: Count | None = None
+    num_envs: Annotated[int, Field(gt=0, le=100_000)] = 5  # each is an object, and takes its steps by itself
+    workers: CountOrNone = 1  # simulator processes; 0: none, simulate in the learner's process
     step_timeout_seconds: Positive = 60.0  # a simulator process that takes longer for a step counts as hung
 
 
@@ -37,16 +38,16 @@ class ScheduleConfig(_Group):
 
     steps: Count
     warmup_steps: Count = 5_000  # of uniform random actions
-    warmup_updates: Annotated[int, Field(ge=0)] = 500  # when the warm-up ends
-    updates_per_step: Positive = 0.2
+    warmup_updates: CountOrNone = 500  # when the warm-up ends
+    updates_per_step: Annotated[float, Field(gt=0, le=1e6)] = 0.2
     checkpoint_every: Count = 10_000  # steps; each checkpoint is evaluated
     evaluation_episodes: Count = 10
-    evaluation_workers: Annotated[int, Field(ge=0)] = 1
+    evaluation_workers: CountOrNone = 1
 
 
 class ReplayConfig(_Group):
     capacity: Count = 1_000_000
-    batch_size: Annotated[int, Field(ge=4)] = 256
+    batch_size: Annotated[int, Field(ge=4, lt=2**31)] = 256
     recent_episodes: Positive = 5.0  # the newest part, of which half of each batch is drawn
 
 
@@ -87,11 +88,11 @@ class LimitConfig(_Group):
     # Environments (at most all but one) that take the deterministic action, as the served policy will, and whose cost
     # alone is measured; 0: all are measured as they explore. A swimmer held at its limit as it explores did nothing
     # when served: return -0.9 and cost 0.2, against 36 and 24 with two (20,000 steps, limit 25, one seed).
-    deterministic_envs: Annotated[int, Field(ge=0)] = 2
+    deterministic_envs: CountOrNone = 2
     aim: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the limit that the cost is held at: room for error
     # The measured cost is that of an episode, mean over so many episodes' worth of each environment's newest steps.
     # Fewer tell of a change sooner, with more noise; more tell of it later, with less.
-    window_episodes: Positive = 2.0
+    window_episodes: Annotated[float, Field(gt=0, le=1e6)] = 2.0
     gain_above: Positive = 0.5
     gain_below: Positive = 0.5
     integral_gain: Positive = 0.3
@@ -106,7 +107,7 @@ class LimitConfig(_Group):
 
 class EStepConfig(_Group):
     kl_bound: Positive = 0.1
-    samples: Annotated[int, Field(ge=4, multiple_of=2)] = 16  # K
+    samples: Annotated[int, Field(ge=4, lt=2**31, multiple_of=2)] = 16  # K
     # measured: a controller on the measured episode cost asks for a share of what the KL ball can reach.
     # critic: E_q[Q_c] under the discounted threshold, the paper's own form, on recent states.
     constraint: Literal["measured", "critic"] = "measured"
@@ -131,7 +132,7 @@ class ComputeConfig(_Group):
 
     # auto: where a CUDA device is found, what is faster at the run's sizes, measured as the run begins.
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Count = 1  # of the learner, on a CPU; the other cores simulate
+    threads: Annotated[int, Field(gt=0, le=1024)] = 1  # of the learner, on a CPU; the other cores simulate
     # Of the target critics' matrix products, which are most of an update's arithmetic. All else is float32, and the
     # dual float64.
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -146,7 +147,7 @@ class TrainConfig(_Group):
 
     environment: EnvironmentConfig
     cost_limits: tuple[CostLimit, ...] = Field(min_length=1)
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0  # torch's have 64 bits
     schedule: ScheduleConfig
     replay: ReplayConfig = ReplayConfig()
     network: NetworkConfig = NetworkConfig()
@@ -174,6 +175,11 @@ class TrainConfig(_Group):
             raise ValueError(
                 f"limit.integral_low is {self.limit.integral_low}, over limit.integral_high "
                 f"{self.limit.integral_high}; the integral part is held between the two"
+            )
+        if self.replay.batch_size > self.replay.capacity:
+            raise ValueError(
+                f"replay.batch_size is {self.replay.batch_size}, over replay.capacity {self.replay.capacity}; a batch "
+                f"is drawn from what the replay holds"
             )
         first_return = self.critic.n_step * self.environment.num_envs
         if self.schedule.warmup_steps < first_return:

@@ -1,11 +1,15 @@
 """What to do about a run that failed, in the words of the errors that end it."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cvpo.errors import CheckpointError, ConfigError, EnvError, NonFiniteError, WorkerError
+
+# torch has no MemoryError: a size that cannot be had, on the CPU and on CUDA, and one that cannot even be told.
+_NO_MEMORY = re.compile("allocate memory|out of memory|calculation overflowed")
 
 
 @contextmanager
@@ -27,12 +31,15 @@ def failures(run: Path) -> Iterator[None]:
 
 
 @contextmanager
-def room(what: str, setting: str) -> Iterator[None]:
-    """Say of what does not fit into memory which setting it comes from."""
+def room(what: str, settings: str) -> Iterator[None]:
+    """Say of what does not fit into memory which settings it comes from."""
     try:
         yield
-    except MemoryError as error:
-        raise ConfigError(f"There is no memory for {what}: {error}. Give a smaller {setting}.") from error
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _NO_MEMORY.search(str(error)):
+            raise
+        reason = str(error).rpartition("Allocator: ")[2].rstrip(".")
+        raise ConfigError(f"There is no memory for {what}: {reason}. Give a smaller {settings}.") from error
 
 
 def _go_on(run: Path) -> str:

@@ -29,7 +29,10 @@ class LimitWatch:
         """
         self.config, self.spec, self.num_envs = config, spec, num_envs
         window = max(1, round(config.limit.window_episodes * spec.max_episode_steps))
-        with room(f"the costs of {config.limit.window_episodes:g} episodes", "environment.max_episode_steps"):
+        with room(
+            f"the costs of {config.limit.window_episodes:g} episodes",
+            "environment.max_episode_steps or limit.window_episodes",
+        ):
             self.meter = CostMeter.start(window, measured_envs, len(spec.cost_names))
         self.unmet_steps = np.zeros(len(spec.cost_names))  # in a row, over a limit and with no more to ask for
         self._feasible: NDArray[np.bool_] | None = None  # in an update since the last step, [C]; None: there was none

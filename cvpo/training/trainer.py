@@ -34,6 +34,8 @@ from cvpo.training.progress import ROW_EVERY, Clock, Progress, Reporter, Rows, W
 from cvpo.training.resume import ResumePoint, ResumePoints, load_resume_point
 
 Array = NDArray[np.float64]
+NETWORK_SIZES = "network.hidden, network.reward_heads or network.cost_heads"
+UPDATE_SIZES = f"replay.batch_size, estep.samples, {NETWORK_SIZES}"
 SHOWN_UPDATES = 20  # after so many of those that are made at once, people see that the run goes on
 
 
@@ -118,7 +120,8 @@ def _opened(config: TrainConfig, run: Path) -> Iterator[tuple["_Loop", str]]:
     ):
         prepare_processor(config.compute.threads)
         constraints = constraints_of(config, env.spec)
-        config, device = settle_device(config, env.spec.observation_size, env.spec.action_size, constraints)
+        with room("an update", UPDATE_SIZES):
+            config, device = settle_device(config, env.spec.observation_size, env.spec.action_size, constraints)
         yield _Loop(config, constraints, env), device
 
 
@@ -153,9 +156,10 @@ class _Loop:
         self.config, self.constraints, self.env, self.spec = config, constraints, env, env.spec
         spec, num_envs, num_costs = env.spec, env.num_envs, len(constraints)
         device = config.compute.device
-        self.learner = learner.create(
-            config, spec.observation_size, spec.action_size, constraints, device, spec.closeness
-        )
+        with room("the networks", NETWORK_SIZES):
+            self.learner = learner.create(
+                config, spec.observation_size, spec.action_size, constraints, device, spec.closeness
+            )
         most = config.schedule.steps + num_envs  # the last step of all may go beyond the plan
         with room("the replay", "replay.capacity"):
             self.replay = Replay(config.replay.capacity, spec.observation_size, spec.action_size, num_costs, most)
@@ -257,8 +261,8 @@ class _Loop:
         return planned - self.learner.updates
 
     def _update(self, writer: MetricsWriter) -> None:
-        batch = self.replay.sample(self.generator, self.config.replay.batch_size, self.recent_size)
-        with self._divergence_dated():
+        with self._divergence_dated(), room("an update", UPDATE_SIZES):
+            batch = self.replay.sample(self.generator, self.config.replay.batch_size, self.recent_size)
             metrics = learner.update(self.learner, batch, self.watch.measured(), self.steps, self.config)
         writer.residual(
             self.learner.updates,

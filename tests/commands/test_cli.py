@@ -157,6 +157,44 @@ def test_a_wrong_setting_is_named(setting: str, reason: str, new: Path) -> None:
     assert reason in cvpo("train", DRIFT, "--out", new, "--set", setting).sentence
 
 
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("network.hidden=100000000000", "network.hidden: Input should be less than 2147483648"),
+        ("network.hidden=1000000", "Give a smaller network.hidden, network.reward_heads or network.cost_heads."),
+        ("estep.samples=100000000000", "estep.samples: Input should be less than 2147483648"),
+        ("replay.batch_size=1000000000", "replay.batch_size is 1000000000, over replay.capacity 1000000;"),
+        ("limit.window_episodes=1e300", "limit.window_episodes: Input should be less than or equal to 1000000"),
+        ("schedule.updates_per_step=1e308", "schedule.updates_per_step: Input should be less than or equal to 1000000"),
+        ("environment.num_envs=2000000", "environment.num_envs: Input should be less than or equal to 100000"),
+        ("compute.threads=100000", "compute.threads: Input should be less than or equal to 1024"),
+        ("schedule.steps=1000000000000000000000000000000", "schedule.steps: Input should be less than 2147483648"),
+    ],
+)
+def test_an_absurd_size_is_answered_with_its_setting(setting: str, reason: str, new: Path) -> None:
+    assert reason in cvpo("train", DRIFT, "--out", new, *small(), "--set", setting).sentence
+
+
+def test_an_update_that_finds_no_memory_names_the_settings_of_its_size(tmp_path: Path) -> None:
+    said = cvpo("train", DRIFT, "--out", tmp_path, *small(estep__samples="2000000000")).err.splitlines()[-1]
+    assert said.startswith("cvpo: There is no memory for an update: ")
+    assert "Give a smaller replay.batch_size, estep.samples, network.hidden, " in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "run", "--seed", "9223372036854775808"),
+        ("evaluate", "run", "--episodes", "1000000000000"),
+        ("evaluate", "run", "--candidates", "10000000000"),
+        ("calibrate", "bundle", "--out", "x", "--seed", "100000000000000000000"),
+        ("export", "run", "--out", "x", "--calibrate-mode", "shielded:100000000000"),
+    ],
+)
+def test_an_absurd_number_is_a_usage_error(arguments: tuple[str, ...]) -> None:
+    assert arguments[-2] in cvpo(*arguments).usage_error
+
+
 @pytest.mark.parametrize("arguments", [("--steps", "0"), ("--steps", "many"), ("--seed", "-1"), ("--nonsense",)])
 def test_a_wrong_option_is_a_usage_error(arguments: tuple[str, ...], new: Path) -> None:
     said = cvpo("train", DRIFT, "--out", new, *arguments).usage_error
