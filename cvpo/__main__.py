@@ -1,14 +1,45 @@
 """The `cvpo` command: runs the command line, and turns what a user can act on into one sentence and an exit code."""
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 
 _EXTRAS = {"typer": "serve", "rich": "serve", "pydantic": "serve", "pydantic_settings": "serve", "onnxruntime": "serve"}
 _TRAIN_MODULES = ("torch", "gymnasium", "scipy", "onnx", "mujoco", "matplotlib", "tensorboard", "safety_gymnasium")
 
 
 def main() -> None:
-    """Run `cvpo ARGUMENTS` and exit: 0, 1 after a failure, 2 after a wrong use, 130 after Ctrl-C."""
-    sys.exit(_run())
+    """Run `cvpo ARGUMENTS` and exit: 0, 1 after a failure, 2 after a wrong use, 130 after Ctrl-C, 143 after SIGTERM."""
+    with _interrupted_by_signals() as received:
+        code = _run()
+        if received:
+            print("cvpo: stopped.", file=sys.stderr)
+            code = 128 + received[0]
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _interrupted_by_signals() -> Iterator[list[int]]:
+    """Let SIGTERM, too, unwind what is going on, so that no process and no half-written file is left.
+
+    Gives a list of those that did: the command line's own library makes an exit without a word of them.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in previous.items():
+        if handler in (signal.SIG_DFL, signal.default_int_handler):  # what a parent has it ignore stays ignored
+            signal.signal(number, interrupt)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _run() -> int:
@@ -21,8 +52,9 @@ def _run() -> int:
     except CvpoError as error:
         print(f"cvpo: {error}", file=sys.stderr)
         return 1
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
-        print("cvpo: stopped.", file=sys.stderr)
         return 130
     except OSError as error:
         if error.filename is None:

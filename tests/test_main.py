@@ -1,12 +1,16 @@
 """The command itself: quick, light, helpful, and plain about a part that is not installed."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.command import ROOT, cvpo, run_process
+from tests.command import ROOT, cvpo, run_process, spawned, train
 
 COMMANDS = (
     *("train", "presets", "evaluate", "plot", "check-env", "demo"),
@@ -141,3 +145,47 @@ def test_a_pipe_that_is_closed_early_is_no_error() -> None:
     )
     assert closed.stdout.startswith("Usage: cvpo")
     assert closed.stderr == ""
+
+
+def running_in_group(group: int) -> list[int]:
+    """Processes of a group that have not ended."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):  # it is gone
+                state, _, its_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+                if int(its_group) == group and state != "Z":
+                    found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_an_evaluation_is_told_and_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    with spawned("evaluate", tmp_path / "run", "--episodes", "100000") as process:
+        assert process.stderr is not None
+        assert "rollout" in process.stderr.readline()  # its simulators are made, or being made
+        os.kill(process.pid, number)
+        _, said = process.communicate(timeout=60)
+    assert said == "cvpo: stopped.\n"
+    assert process.returncode == 128 + number
+    until = time.monotonic() + 30.0
+    while running_in_group(process.pid) and time.monotonic() < until:  # Python's own helper takes a moment
+        time.sleep(0.05)
+    assert not running_in_group(process.pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_an_export_leaves_no_half_bundle(number: signal.Signals, tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    many = ("--calibration-episodes", "100000", "--workers", "0")
+    with spawned("export", tmp_path / "run", "--out", tmp_path / "bundles" / "1", *many) as process:
+        assert process.stderr is not None
+        while "100000" not in process.stderr.readline():
+            assert process.poll() is None
+        os.kill(process.pid, number)
+        _, said = process.communicate(timeout=60)
+    assert said.splitlines()[-1] == "cvpo: stopped."
+    assert "Traceback" not in said
+    assert process.returncode == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

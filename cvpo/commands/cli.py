@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
@@ -628,9 +629,12 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C (or SIGTERM) into a question that the job asks between steps; the second one interrupts."""
     told = False
 
-    def stop(_signal: int, _frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         nonlocal told
         if told:
+            again = previous[signal.Signals(number)]
+            if callable(again):
+                again(number, frame)
             raise KeyboardInterrupt
         told = True
         print("\nstopping after this step, and saving (again to stop at once)", file=sys.stderr, flush=True)
