@@ -92,7 +92,7 @@ class LimitConfig(_Group):
     aim: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the limit that the cost is held at: room for error
     # The measured cost is that of an episode, mean over so many episodes' worth of each environment's newest steps.
     # Fewer tell of a change sooner, with more noise; more tell of it later, with less.
-    window_episodes: Annotated[float, Field(gt=0, le=1e6)] = 2.0
+    window_episodes: Annotated[float, Field(gt=0, le=1e9)] = 2.0
     gain_above: Positive = 0.5
     gain_below: Positive = 0.5
     integral_gain: Positive = 0.3

@@ -164,7 +164,7 @@ def test_a_wrong_setting_is_named(setting: str, reason: str, new: Path) -> None:
         ("network.hidden=1000000", "Give a smaller network.hidden, network.reward_heads or network.cost_heads."),
         ("estep.samples=100000000000", "estep.samples: Input should be less than 2147483648"),
         ("replay.batch_size=1000000000", "replay.batch_size is 1000000000, over replay.capacity 1000000;"),
-        ("limit.window_episodes=1e300", "limit.window_episodes: Input should be less than or equal to 1000000"),
+        ("limit.window_episodes=1e300", "limit.window_episodes: Input should be less than or equal to 1000000000"),
         ("schedule.updates_per_step=1e308", "schedule.updates_per_step: Input should be less than or equal to 1000000"),
         ("environment.num_envs=2000000", "environment.num_envs: Input should be less than or equal to 100000"),
         ("compute.threads=100000", "compute.threads: Input should be less than or equal to 1024"),

@@ -384,8 +384,8 @@ def test_the_number_of_limits_is_that_of_the_costs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("group", "setting"),
     [
-        ({"replay": {"capacity": 10**15}, "schedule": {"steps": 10**15}}, "replay.capacity"),
-        ({"limit": {"window_episodes": 1e12}}, "environment.max_episode_steps"),  # 40 times as many steps
+        ({"replay": {"capacity": 2**31 - 1}, "schedule": {"steps": 2**31 - 1}}, "replay.capacity"),
+        ({"limit": {"window_episodes": 1e9}}, "environment.max_episode_steps"),  # 40 times as many steps
     ],
 )
 def test_what_memory_has_no_room_for_is_named(group: dict[str, Any], setting: str, tmp_path: Path) -> None:
@@ -398,9 +398,9 @@ def test_what_memory_has_no_room_for_is_named(group: dict[str, Any], setting: st
 
 
 def test_a_run_stores_no_more_than_it_will_collect_and_can_be_made_longer(tmp_path: Path) -> None:
-    # For 10**15 rows there is no memory; 406 steps end at 408, as 4 environments take them together.
+    # For 2**31 - 1 rows there is no memory; 406 steps end at 408, as 4 environments take them together.
     runs = [tmp_path / "run", tmp_path / "same"]
-    for run, capacity in zip(runs, (10**15, 1_000), strict=True):
+    for run, capacity in zip(runs, (2**31 - 1, 1_000), strict=True):
         start(run, small_config(steps=406, replay={"capacity": capacity}))
         go_on(run, steps=600)
     assert (runs[0] / "residuals.csv").read_text() == (runs[1] / "residuals.csv").read_text()
