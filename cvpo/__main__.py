@@ -53,7 +53,10 @@ def _run() -> int:
         print(f"cvpo: {error}", file=sys.stderr)
         return 1
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except OSError as error:

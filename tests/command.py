@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,7 +79,10 @@ def succeed(*arguments: str | Path) -> Outcome:
 @contextlib.contextmanager
 def spawned(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     """`cvpo ARGUMENTS` as a process, at the head of its own group as a shell would have it; killed in the end."""
-    with subprocess.Popen(
+    interrupt = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # tests in the background ignore it, children too
+    process = subprocess.Popen(
         [sys.executable, "-m", "cvpo", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -86,7 +90,9 @@ def spawned(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
         cwd=ROOT,
         start_new_session=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    ) as process:
+    )
+    signal.signal(signal.SIGINT, interrupt)
+    with process:
         try:
             yield process
         finally:
