@@ -114,7 +114,7 @@ def test_a_seed_repeats_a_draw(address: str) -> None:
         (["--observation", "[1, 0, 0]", "--cost-allowed", "1"], "cost_allowed: "),
         (["--observation", "[1, 0, 0]", "--cost-allowed", "nan", "--cost-allowed", "1"], "cost_allowed[0]: "),
         (["--observation", "[1, 0, 0]", "--steps-left", "101"], "steps_left: "),
-        (["--observation", "[1, 0, 0]", "--mode", "shielded", "--candidates", "100000"], "candidates: "),
+        (["--observation", "[1, 0, 0]", "--mode", "shielded", "--candidates", "1000"], "candidates: "),
     ],
 )
 def test_a_wrong_question_names_the_field(arguments: list[str], reason: str, address: str) -> None:
