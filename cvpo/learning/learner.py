@@ -187,8 +187,15 @@ def cost_values(state: LearnerState, observation: NDArray[np.float32], action: N
     return np.asarray(cost_heads.mean(0)[:, 0].double().cpu().numpy())
 
 
-def put_back(state: LearnerState, policy: dict[str, Tensor]) -> None:
-    """Go on from an earlier policy, of `behavior_policy.state_dict()`, with critics and controller as they are."""
+def put_back(state: LearnerState, policy: dict[str, Tensor], normalizer: dict[str, Tensor]) -> None:
+    """Go on from an earlier policy, with critics and controller as they are.
+
+    Args:
+        state: changed in place.
+        policy: of `behavior_policy.state_dict()`.
+        normalizer: of the model's, by which that policy saw observations.
+    """
+    state.model.normalizer.load_state_dict(normalizer)
     for network in (state.model.policy, state.behavior_policy):
         network.load_state_dict(policy)
     for parameter in state.model.policy.parameters():

@@ -51,6 +51,7 @@ class Normalizer(nn.Module):
     @torch.no_grad()
     def update(self, observation: Tensor) -> None:
         """Take in observations [B, O] (Chan, Golub and LeVeque's pairwise update)."""
+        self.widen(observation)
         count = observation.shape[0]
         total = self.count + count
         features = self.features(observation)
@@ -60,6 +61,10 @@ class Normalizer(nn.Module):
         self.variance.copy_(self.variance * (1 - share) + variance * share + delta**2 * share * (1 - share))
         self.mean.add_(delta * share)
         self.count.copy_(total)
+
+    @torch.no_grad()
+    def widen(self, observation: Tensor) -> None:
+        """Take in how low and how high observations [B, O] were, and nothing that the networks see."""
         torch.minimum(self.low, observation.amin(0), out=self.low)
         torch.maximum(self.high, observation.amax(0), out=self.high)
 

@@ -4,7 +4,7 @@ Far over a limit the critics may see no action that costs less: a robot that is 
 whatever it does, and reward is all that is left to tell actions apart. Learning does not come back from there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +26,7 @@ class _Kept:
     """A policy as it was."""
 
     policy: Parameters
+    normalizer: Parameters  # what it saw observations by
     steps: int  # of the environments
     cost: NDArray[np.float64]  # of an episode, measured from then on, [C]; NaN: not yet
 
@@ -54,12 +55,12 @@ class HeldPolicy:
             self._tried = _kept(state, steps)
         elif steps - self._tried.steps >= self._window:
             if (measured <= limit).all():
-                self._held = _Kept(self._tried.policy, self._tried.steps, measured)
+                self._held = replace(self._tried, cost=measured)
             self._tried = _kept(state, steps)
         lost = watch.unmet_steps >= _PATIENCE_WINDOWS * self._window
         if self._held is None or not lost.any() or not (self._held.cost <= limit).all():
             return None
-        learner.put_back(state, self._held.policy)
+        learner.put_back(state, self._held.policy, self._held.normalizer)
         self._tried = None
         watch.unmet_steps[:] = 0.0
         i = int(np.argmax(lost))
@@ -80,16 +81,16 @@ class HeldPolicy:
 
 def _kept(state: LearnerState, steps: int) -> _Kept:
     unknown = np.full(len(state.unit_threshold), np.nan)
-    return _Kept(_copy(state.behavior_policy), steps, unknown)
+    return _Kept(_copy(state.behavior_policy), _copy(state.model.normalizer), steps, unknown)
 
 
-def _copy(policy: nn.Module) -> Parameters:
-    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
+def _copy(module: nn.Module) -> Parameters:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def _document(kept: _Kept | None) -> list[Any] | None:
-    return None if kept is None else [kept.policy, kept.steps, kept.cost.tolist()]
+    return None if kept is None else [kept.policy, kept.normalizer, kept.steps, kept.cost.tolist()]
 
 
 def _read(document: list[Any] | None) -> _Kept | None:
-    return None if document is None else _Kept(document[0], document[1], np.array(document[2]))
+    return None if document is None else _Kept(*document[:3], np.array(document[3]))

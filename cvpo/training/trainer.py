@@ -283,7 +283,11 @@ class _Loop:
         """Receive the step under way, store it, and return what to act on next."""
         step = self.env.step_wait()
         self.collector.add(observation, action.astype(np.float32), step)
-        self.learner.model.normalizer.update(self.learner.tensor(step.observation))
+        normalizer, observed = self.learner.model.normalizer, self.learner.tensor(step.observation)
+        if learner.pace_at(self.config, self.steps) < 1:
+            normalizer.widen(observed)  # a policy that settles is not to be moved by another scale of what it sees
+        else:
+            normalizer.update(observed)
         self.level.take_in(self.learner, observation, action.astype(np.float32), step)
         self.running_return += step.reward
         for i in np.flatnonzero(step.terminated | step.truncated):
