@@ -93,4 +93,7 @@ def _document(kept: _Kept | None) -> list[Any] | None:
 
 
 def _read(document: list[Any] | None) -> _Kept | None:
-    return None if document is None else _Kept(*document[:3], np.array(document[3]))
+    if document is None:
+        return None
+    policy, normalizer, steps, cost = document
+    return _Kept(policy, normalizer, steps, np.array(cost))

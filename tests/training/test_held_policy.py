@@ -113,3 +113,11 @@ def test_what_is_kept_is_restored(run: Run) -> None:
         other.set_policy(0.5)
         assert len(other.pass_windows(5, 1.0, exhausted=True)) == 1
         assert other.policies() == [{0.25}, {0.25}]
+
+
+def test_what_the_policy_saw_observations_by_comes_back_with_it(run: Run) -> None:
+    run.pass_windows(2, 0.0)
+    normalizer = run.loop.learner.model.normalizer
+    normalizer.count.fill_(1e6)
+    assert run.pass_windows(5, 1.0, exhausted=True)
+    assert normalizer.count < 1e6

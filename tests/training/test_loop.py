@@ -58,3 +58,17 @@ def test_of_environments_that_begin_anew_the_episode_under_way_is_forgotten() ->
     assert loop.running_return.tolist() == [0, before[1], 0, before[3]]
     assert [len(steps) for steps in loop.level.steps] == [0, 2]
     assert [len(steps) for steps in loop.collector.pending] == [0, 2, 0, 2]
+
+
+def test_a_policy_that_settles_sees_its_observations_as_it_did() -> None:
+    with a_loop() as loop:
+        observation, normalizer = loop.env.reset(), loop.learner.model.normalizer
+        observation = take_in(loop, observation, 0.5, 0.5, 0.5, 0.5)
+        assert normalizer.count == 4
+        loop.steps = loop.config.schedule.steps - 4  # in the part that settles
+        before = normalizer.mean.clone(), normalizer.variance.clone()
+        normalizer.high.fill_(0.0)
+        take_in(loop, observation, 0.5, 0.5, 0.5, 0.5)
+    assert normalizer.count == 4
+    assert (normalizer.mean, normalizer.variance) == before
+    assert normalizer.high > 0  # how far observations went is told all the same
