@@ -187,21 +187,6 @@ def cost_values(state: LearnerState, observation: NDArray[np.float32], action: N
     return np.asarray(cost_heads.mean(0)[:, 0].double().cpu().numpy())
 
 
-def put_back(state: LearnerState, policy: dict[str, Tensor], normalizer: dict[str, Tensor]) -> None:
-    """Go on from an earlier policy, with critics and controller as they are.
-
-    Args:
-        state: changed in place.
-        policy: of `behavior_policy.state_dict()`.
-        normalizer: of the model's, by which that policy saw observations.
-    """
-    state.model.normalizer.load_state_dict(normalizer)
-    for network in (state.model.policy, state.behavior_policy):
-        network.load_state_dict(policy)
-    for parameter in state.model.policy.parameters():
-        state.optimizer.state.pop(parameter, None)  # where it was going is nothing to that policy
-
-
 def require_finite_parameters(state: LearnerState) -> None:
     """Raise NonFiniteError where a parameter of any network is NaN or infinite; names it."""
     networks = {"policy": state.model.policy, "critics": state.model.critics}

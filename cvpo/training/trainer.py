@@ -26,7 +26,6 @@ from cvpo.training.checkpoint import TrainedPolicy, begun, read_config, replace_
 from cvpo.training.device import prepare_processor, settle_device
 from cvpo.training.evaluator import Evaluator, unevaluated
 from cvpo.training.failures import failures, room
-from cvpo.training.held_policy import HeldPolicy
 from cvpo.training.level_watch import LevelWatch
 from cvpo.training.limit_watch import LimitWatch
 from cvpo.training.lock import locked
@@ -171,7 +170,6 @@ class _Loop:
         self.deterministic = min(config.limit.deterministic_envs, num_envs - 1)
         self.measured = slice(0, self.deterministic or num_envs)  # environments whose cost is held
         self.watch = LimitWatch(config, spec, num_envs, self.measured.stop)
-        self.held = HeldPolicy(self.watch)
         self.level = LevelWatch(config, num_costs, self.measured.stop)
         self.generator = np.random.default_rng(config.seed)
         self.recent_size = max(1, round(config.replay.recent_episodes * spec.max_episode_steps))
@@ -215,8 +213,6 @@ class _Loop:
                         if (left := updates - i - 1) and left % SHOWN_UPDATES == 0:
                             reporter.progress(self._progress(clock, self._waited(evaluator).since(waited), left))
                 observation = self._take_in(observation, action)
-                if put_back := self.held.take_in(self.learner, self.steps):
-                    reporter.say(put_back)
                 for sentence in self.watch.newly_unmet(self.steps):
                     reporter.say(sentence)
                 if device:
@@ -343,7 +339,6 @@ class _Loop:
             "pending": self.collector.state(),
             "generator": self.generator.bit_generator.state,
             **self.watch.state(),
-            **self.held.state(),
             **self.level.state(),
             "running_return": torch.from_numpy(self.running_return.copy()),
             "returns": list(self.returns),
@@ -359,7 +354,6 @@ class _Loop:
         self.collector.restore(state["pending"])
         self.generator.bit_generator.state = state["generator"]
         self.watch.restore(state)
-        self.held.restore(state)
         self.level.restore(state)
         self.running_return = state["running_return"].numpy()
         self.returns.extend(state["returns"])
