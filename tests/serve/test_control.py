@@ -300,6 +300,22 @@ def test_many_candidates_are_computed_by_a_thread_while_others_are_answered(hous
         assert robot.result().step == 0
 
 
+def test_the_policy_is_not_kept_warm_while_the_step_that_was_expected_is_answered(house: House, gate: Gate) -> None:
+    with Robot(house.address, THREADED) as robot:
+        robot.opened()
+        robot.step(0)
+        time.sleep(0.3)
+        robot.step(1)  # the next one is expected as long after it
+        gate.keep()
+        robot.send(2)
+        assert gate.begun.acquire(timeout=PATIENCE_SECONDS)
+        before = house.read("cvpo_serve_warming_runs_total")
+        time.sleep(0.5)  # the event loop is free
+        assert house.read("cvpo_serve_warming_runs_total") == before
+        gate.open.set()
+        assert robot.result().step == 2
+
+
 # --- openings ------------------------------------------------------------------------------------------------------
 
 
