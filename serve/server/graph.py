@@ -79,6 +79,7 @@ class Graph:
         except InternalError:
             raise
         except Exception as error:  # ONNX Runtime's own errors have no common parent
+            self._seconds = math.inf  # on what it fails at it is not run for nobody
             raise InternalError(str(error)) from error
         count = len(inputs["observation"])
         for name, shape in self._outputs.items():

@@ -65,8 +65,9 @@ class Expectation:
         before, self._arrived = self._arrived, arrived
         if before is not None:
             now, expected = time.perf_counter(), 2 * arrived - before
-            delay = max(0.0, expected - _LEAD_SECONDS - now)
-            self._timer = self._loop.call_later(delay, self._warm, network, now, expected - _QUIET_SECONDS)
+            begins = max(now, expected - _LEAD_SECONDS)
+            until = max(begins + _AGAIN_SECONDS, expected - _QUIET_SECONDS)  # once where steps come that fast
+            self._timer = self._loop.call_later(begins - now, self._warm, network, now, until)
 
     def end(self) -> None:
         """The step is here, or will not come."""
@@ -74,7 +75,8 @@ class Expectation:
             self._timer.cancel()
 
     def _warm(self, network: Warmable, since: float, until: float) -> None:
+        if time.perf_counter() >= until:  # a busy loop calls back late, and the step may be waiting
+            return
         if self._warming.warm(network, since):
             since = time.perf_counter()
-        if time.perf_counter() < until:
-            self._timer = self._loop.call_later(_AGAIN_SECONDS, self._warm, network, since, until)
+        self._timer = self._loop.call_later(_AGAIN_SECONDS, self._warm, network, since, until)
