@@ -228,8 +228,11 @@ def encode_selector(selector: PolicySelector) -> policy_pb2.PolicySelector:
     """Return the message that says which policy is meant.
 
     Raises:
-        InvalidRequestError: a version that is none.
+        InvalidRequestError: a name, version or fingerprint that is none.
     """
+    for field, text in (("policy", selector.name), ("fingerprint", selector.fingerprint)):
+        if not isinstance(text, str):
+            raise InvalidRequestError(field, f"is {text!r}; give a text")
     version = None if selector.version is None else in_range("version", selector.version, UINT64_MAX)
     return policy_pb2.PolicySelector(name=selector.name, version=version, fingerprint=selector.fingerprint)
 

@@ -205,7 +205,8 @@ class Conversation:
 
     def no_session(self) -> ControlAnswer:
         """Return the watchdog's answer in a session that is lost."""
-        return self._substitute(WatchdogReason.SESSION_LOST, f"No server goes on with the session: {self.lost}")
+        why = f"No server goes on with the session; open another one. {self.lost}"
+        return self._substitute(WatchdogReason.SESSION_LOST, why)
 
     def finish(self) -> None:
         """End the session on all streams."""

@@ -91,6 +91,14 @@ def test_a_version_that_is_none_is_refused_by_every_client(version: Any, reposit
         assert caught.value.field == "version"
 
 
+@pytest.mark.parametrize("given", [{"policy": 3}, {"fingerprint": b"00"}])
+def test_a_name_that_is_none_is_refused_by_every_client(given: Any) -> None:
+    for make in (PolicyClient, AsyncPolicyClient):
+        with pytest.raises(InvalidRequestError, match="give a text") as caught:
+            make("127.0.0.1:1", **given)
+        assert caught.value.field in given
+
+
 @pytest.mark.parametrize("timeout_seconds", [0, -1, 1e10, math.inf, math.nan, None, "1"])
 def test_a_timeout_that_is_none_is_refused_by_every_client(timeout_seconds: Any) -> None:
     for make in (PolicyClient, AsyncPolicyClient):

@@ -427,6 +427,7 @@ def test_a_session_whose_version_is_retired_is_lost(control: Open, server: Fault
     assert lost.watchdog is not None
     assert lost.watchdog.reason is WatchdogReason.SESSION_LOST
     assert "has no version 1" in lost.watchdog.message
+    assert "open another one" in lost.watchdog.message
 
 
 @pytest.mark.parametrize("serves", ["another robot", "a plan that cannot be read"])
