@@ -35,12 +35,13 @@ def write_directory(path: Path, contents: Mapping[str, bytes], error_type: type[
         temporary.rename(path)
         fsync_directory(path.parent)
     except OSError as error:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         reason = error.strerror or str(error)
         raise error_type(
             f"Cannot write {path}: {reason}. Free space or choose another folder; nothing half-written was kept."
         ) from error
+    finally:
+        if temporary is not None:  # it is there only where the writing broke off
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_verified(path: Path, contents: Mapping[str, bytes], error_type: type[CvpoError]) -> None:
@@ -85,10 +86,9 @@ def write_file(path: Path, data: bytes, *, shared: bool = False) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_directory(path.parent)
-    except OSError:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(OSError):  # it is there only where the writing broke off
             temporary.unlink()
-        raise
 
 
 def remove_directory(path: Path) -> None:

@@ -107,6 +107,36 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
     assert checkpoint_steps(run)[-1] == total
 
 
+def test_a_second_ctrl_c_stops_at_once_says_what_is_kept_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "stopped"
+    outcome = run_process(  # five environments: the hundredth step of each is the run's 500th
+        *("train", "tests.envs.toys:LateInterrupts", "--max-episode-steps", "20", "--steps", "600", "--out", run),
+        *small(),
+    )
+    assert outcome.code == 130
+    assert "Traceback" not in outcome.err
+    assert outcome.err.splitlines()[-3:] == [
+        "stopping after this step, and saving (again to stop at once)",
+        f"stopped at once; go on from 400 steps with: cvpo train --resume {run}",
+        "cvpo: stopped.",
+    ]
+    monkeypatch.chdir(tmp_path)
+    Path("mended").touch()
+    succeed("train", "--resume", run)
+    assert checkpoint_steps(run)[-1] == 600
+
+
+def test_a_second_ctrl_c_before_anything_is_saved_says_so(tmp_path: Path) -> None:
+    late = small(schedule__checkpoint_every="1000")
+    outcome = run_process(
+        *("train", "tests.envs.toys:LateInterrupts", "--max-episode-steps", "20", "--out", tmp_path / "run"), *late
+    )
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-2:] == ["stopped at once; nothing was saved", "cvpo: stopped."]
+
+
 def test_a_run_can_be_made_longer_again_and_again(run: Path, tmp_path: Path) -> None:
     longer = tmp_path / "longer"
     shutil.copytree(run, longer)

@@ -148,7 +148,7 @@ def train(
         if env or cost_limit or cost or seed is not None or out or device or setting or max_episode_steps or no_preset:
             raise typer.BadParameter("--resume goes on with a run as it was begun; only --steps goes with it.")
         run, config = resume, read_config(resume)
-        with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
+        with _stop_on_interrupt(run) as stopped, TrainingReport(config.cost_limits) as report:
             done = trainer.resume(run, report, stopped, steps)
     else:
         if env is None:
@@ -164,7 +164,7 @@ def train(
         if preset is not WITHOUT_PRESET and (kept := taken(preset, chosen)):
             say(f"preset  {env}: {kept} (--no-preset leaves it out)")
         run = out or Path("runs") / f"{env.split(':')[-1]}-s{config.seed}"
-        with _stop_on_interrupt() as stopped, TrainingReport(config.cost_limits) as report:
+        with _stop_on_interrupt(run) as stopped, TrainingReport(config.cost_limits) as report:
             done = trainer.train(config, run, report, stopped)
     if waits := report.waits():
         say(f"waits   {waits}")
@@ -625,8 +625,10 @@ def _refuse(context: typer.Context, names: list[str], why: str) -> None:
 
 
 @contextmanager
-def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a question that the job asks between steps; the second one interrupts."""
+def _stop_on_interrupt(run: Path) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a question that the run asks between steps; the second one interrupts."""
+    from cvpo.training.checkpoint import steps_of
+
     told = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -642,6 +644,11 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: told
+    except KeyboardInterrupt:
+        saved = max(steps_of(run, "resume"), default=0)
+        then = f"go on from {saved:,} steps with: cvpo train --resume {shlex.quote(str(run))}"
+        print(f"stopped at once; {then if saved else 'nothing was saved'}", file=sys.stderr)
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

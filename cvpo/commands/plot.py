@@ -1,6 +1,5 @@
 """Pictures of training runs: return and cost over steps, against the limit."""
 
-import contextlib
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from cvpo.envs.make import DEFAULT_COST_NAMES
 from cvpo.errors import ConfigError
+from cvpo.files import write_file
 from cvpo.learning.config import TrainConfig
 from cvpo.training.checkpoint import read_config
 from cvpo.training.metrics import read_evaluations, read_metrics
@@ -112,16 +112,12 @@ def save(figure: "mpl.figure.Figure", out: Path) -> Path:
     Raises:
         ConfigError: the folder cannot be written, or the ending is not a kind of picture.
     """
-    temporary = out.with_name(f".{out.name}.part")
     picture = io.BytesIO()
     try:
         figure.savefig(picture, dpi=120, format=out.suffix.removeprefix(".") or "png")
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(picture.getbuffer())
-        temporary.replace(out)
+        write_file(out, picture.getvalue())
     except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise ConfigError(f"Cannot write the picture {out}: {error}. Choose another --out.") from error
     finally:
         plt.close(figure)

@@ -8,6 +8,7 @@ to its own methods. A task, object or setting that is not known here stays with 
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -200,7 +201,8 @@ class NavigationTask(gymnasium.Wrapper[Any, Any, Any, Any]):
     # The state of an episode, a few kilobytes: where things stand, how they move, what the task remembers.
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _make_again, (self._builder.spec.id, self._horizon), self._state()
+        make = functools.partial(safety_tasks.make_task, max_episode_steps=self._horizon, render=False)
+        return make, (self._builder.spec.id,), self._state()
 
     def _state(self) -> dict[str, Any]:
         task = self._task
@@ -247,7 +249,3 @@ class NavigationTask(gymnasium.Wrapper[Any, Any, Any, Any]):
 def _numbers(thing: Any) -> dict[str, Any]:
     """What a task, an agent or an object remembers from one step to the next."""
     return {name: value for name, value in vars(thing).items() if isinstance(value, int | float | np.number)}
-
-
-def _make_again(env_id: str, max_episode_steps: int) -> Any:
-    return safety_tasks.make_task(env_id, max_episode_steps=max_episode_steps, render=False)

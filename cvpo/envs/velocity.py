@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,8 @@ class VelocityTask(gymnasium.Wrapper[Any, Any, Any, Any]):
             # A step begins by reading where bodies are, which is where the last one's forward pass saw them.
             "bodies": (stock.data.xpos.copy(), stock.data.xipos.copy()),
         }
-        return _make_again, (self._spec.id, self._horizon), state
+        make = functools.partial(safety_tasks.make_task, max_episode_steps=self._horizon, render=False)
+        return make, (self._spec.id,), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         stock: Any = self.env
@@ -91,10 +93,6 @@ class VelocityTask(gymnasium.Wrapper[Any, Any, Any, Any]):
             if kind == "SafetyAntVelocityEnv" and mortal and not stock._use_contact_forces:
                 return ant(stock)
         return lambda action: _five(stock.step(action))
-
-
-def _make_again(env_id: str, max_episode_steps: int) -> Any:
-    return safety_tasks.make_task(env_id, max_episode_steps=max_episode_steps, render=False)
 
 
 def _five(result: tuple[Any, ...]) -> Result:

@@ -94,8 +94,13 @@ def read_config(run: Path) -> TrainConfig:
         document = json.loads((run / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{run} is not a run: it has no {CONFIG}. `cvpo train` makes one.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{run / CONFIG} cannot be read: {error}.") from error
+    except OSError as error:
+        raise CheckpointError(f"{run / CONFIG} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{run / CONFIG} cannot be read: {error}. Put it back as it was, or start a new run; the checkpoints can "
+            "still be evaluated and exported."
+        ) from error
     return _read_config(document, run)
 
 
@@ -265,7 +270,11 @@ def _read(run: Path, steps: int) -> dict[str, bytes]:
     except PermissionError as error:
         raise CheckpointError(f"Cannot read {error.filename}: {error.strerror}.") from error
     if contents is None or set(contents) != {POLICY}:
-        raise CheckpointError(
-            f"{path} was cut short or altered: a file does not match its SHA-256. Use another checkpoint."
+        whole = [
+            other for other in steps_of(run, "checkpoints") if read_verified(step_folder(run, "checkpoints", other))
+        ]
+        use = (
+            f"Use another checkpoint, the last that is whole with --step {whole[-1]}" if whole else "No other is whole"
         )
+        raise CheckpointError(f"{path} was cut short or altered: a file does not match its SHA-256. {use}.")
     return contents

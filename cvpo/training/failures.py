@@ -14,10 +14,15 @@ _NO_MEMORY = re.compile("allocate memory|out of memory|calculation overflowed")
 
 @contextmanager
 def failures(run: Path) -> Iterator[None]:
-    """Say of a full disk, a dead simulator, a broken environment or a diverged network what to do about the run."""
+    """Say what to do about the run of a full disk, a folder that is gone, a failed simulator or a diverged network."""
     try:
         yield
     except OSError as error:
+        if not run.is_dir():
+            raise CheckpointError(
+                f"{run} was removed or moved while the run went on. Where it was moved to, go on from its newest "
+                "checkpoint: cvpo train --resume RUN. If it is lost, begin again, and leave it there until the end."
+            ) from error
         raise CheckpointError(f"Cannot write to {run}: {error.strerror or error}. Free space{_go_on(run)}.") from error
     except (EnvError, WorkerError) as error:
         mend = ". Mend the environment" if isinstance(error, EnvError) and _go_on(run) else ""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cvpo.bundle import Constraint
 from cvpo.envs import EnvSpec, VectorEnv
-from cvpo.errors import CheckpointError, ConfigError, NonFiniteError
+from cvpo.errors import CheckpointError, ConfigError, NonFiniteError, WorkerError
 from cvpo.evaluate import environments, to_environment
 from cvpo.learning import learner
 from cvpo.learning.config import TrainConfig, parse_config
@@ -203,7 +203,8 @@ class _Loop:
             saved, due = self.steps, _next_multiple(self.steps, schedule.checkpoint_every)
             while self.steps < total and not stop():
                 action = self._choose(observation)
-                self.env.step_async(to_environment(action, self.spec.action_low, self.spec.action_high))
+                with self._dated():
+                    self.env.step_async(to_environment(action, self.spec.action_low, self.spec.action_high))
                 updates = self._due_updates()
                 for i in range(max(updates, evaluator.pace)):  # in turns, so that its simulators step meanwhile
                     if i < evaluator.pace:
@@ -239,16 +240,16 @@ class _Loop:
         """Actions in [-1, 1], [N, A]: uniform in the warm-up, then drawn from the behavior policy."""
         if self.steps < self.config.schedule.warmup_steps:
             return self.generator.uniform(-1, 1, (len(observation), self.spec.action_size))
-        with self._divergence_dated():
+        with self._dated():
             return learner.act(self.learner, observation, self.deterministic)
 
     @contextmanager
-    def _divergence_dated(self) -> Iterator[None]:
-        """Say of a network that diverged when it did."""
+    def _dated(self) -> Iterator[None]:
+        """Say of a network that diverged, or a simulator that died or hangs, when it did."""
         try:
             yield
-        except NonFiniteError as error:
-            raise NonFiniteError(f"At step {self.steps:,}, update {self.learner.updates:,}: {error}") from error
+        except (NonFiniteError, WorkerError) as error:
+            raise type(error)(f"At step {self.steps:,}, update {self.learner.updates:,}: {error}") from error
 
     def _due_updates(self) -> int:
         """Updates that are due before the next step is taken in."""
@@ -261,7 +262,7 @@ class _Loop:
         return planned - self.learner.updates
 
     def _update(self, writer: MetricsWriter) -> None:
-        with self._divergence_dated(), room("an update", UPDATE_SIZES):
+        with self._dated(), room("an update", UPDATE_SIZES):
             batch = self.replay.sample(self.generator, self.config.replay.batch_size, self.recent_size)
             metrics = learner.update(self.learner, batch, self.watch.measured(), self.steps, self.config)
         writer.residual(
@@ -277,7 +278,8 @@ class _Loop:
 
     def _take_in(self, observation: NDArray[np.float32], action: Array) -> NDArray[np.float32]:
         """Receive the step under way, store it, and return what to act on next."""
-        step = self.env.step_wait()
+        with self._dated():
+            step = self.env.step_wait()
         self.collector.add(observation, action.astype(np.float32), step)
         normalizer, observed = self.learner.model.normalizer, self.learner.tensor(step.observation)
         if learner.pace_at(self.config, self.steps) < 1:
@@ -322,7 +324,7 @@ class _Loop:
 
     def _save(self, points: ResumePoints, writer: MetricsWriter) -> int:
         began, scale = time.monotonic(), self.learner.reward_scale
-        with self._divergence_dated():
+        with self._dated():
             learner.require_finite_parameters(self.learner)  # no checkpoint of a broken policy beside the good ones
         writer.flush()
         policy = TrainedPolicy(self._model(), self.spec, self.config, self.constraints, scale, self.steps)

@@ -381,9 +381,17 @@ def test_a_checkpoint_that_is_not_there_is_answered_with_those_that_are(run: Pat
 @pytest.mark.parametrize("name", ["policy.pt", "sha256.json"])
 def test_a_damaged_checkpoint_is_neither_evaluated_nor_exported(name: str, how: str, copied: Path) -> None:
     run = copied / "run"
+    steps = checkpoint_steps(run)
+    commands = (("evaluate", run), ("export", run, "--out", copied / "new"))
     alter(run / "checkpoints" / "0000000600" / name, how)
-    for command in (("evaluate", run), ("export", run, "--out", copied / "new")):
-        assert f"{run}/checkpoints/0000000600 was cut short or altered" in cvpo(*command).sentence
+    for command in commands:
+        said = cvpo(*command).sentence
+        assert f"{run}/checkpoints/0000000600 was cut short or altered" in said
+        assert said.endswith(f"the last that is whole with --step {steps[-2]}.")
+    for other in steps[:-1]:
+        alter(run / "checkpoints" / f"{other:010d}" / name, how)
+    for command in commands:
+        assert cvpo(*command).sentence.endswith("No other is whole.")
     assert not (copied / "new").exists()
 
 
@@ -449,7 +457,10 @@ def test_a_changed_config_is_noticed(copied: Path) -> None:
     config.write_text(text.replace('"kl_bound": 0.1', '"kl_bound": 0.2'))
     assert "was changed since the run began" in cvpo("train", "--resume", copied / "run", "--steps", "700").sentence
     config.write_text(text[:100])
-    assert f"{config} cannot be read" in cvpo("train", "--resume", copied / "run", "--steps", "700").sentence
+    said = cvpo("train", "--resume", copied / "run", "--steps", "700").sentence
+    assert f"{config} cannot be read" in said
+    assert "Put it back as it was" in said
+    succeed("evaluate", copied / "run", "--episodes", "1", "--workers", "0")
 
 
 # Services

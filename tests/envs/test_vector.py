@@ -287,10 +287,11 @@ def test_a_killed_worker_is_an_error_that_names_it_and_does_not_hang() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_that_exits_is_an_error_with_its_exit_code() -> None:
-    with toys("Exits", workers=1) as env:
+@pytest.mark.parametrize(("name", "how"), [("Exits", "with exit code 3"), ("Crashes", "by SIGSEGV")])
+def test_a_worker_that_ends_is_an_error_that_says_how(name: str, how: str) -> None:
+    with toys(name, workers=1) as env:
         env.reset()
-        with pytest.raises(WorkerError, match="ended with exit code 3"):
+        with pytest.raises(WorkerError, match=f"toys:{name}\\) ended {how}"):
             advance(env, np.zeros((3, 3, 2)))
     assert not multiprocessing.active_children()
 
@@ -306,6 +307,15 @@ def test_a_worker_that_hangs_is_named_and_ended(num_envs: int) -> None:
             match=rf"process \d+ \({which} .*Hangs\) has not answered for 0\.2 seconds .*step_timeout_seconds",
         ):
             advance(env, np.zeros((1, num_envs, 2)))
+    assert not multiprocessing.active_children()
+
+
+def test_a_timeout_shorter_than_a_microsecond_is_not_taken_for_none() -> None:
+    with toys("Slow", workers=1, num_envs=1, step_timeout_seconds=1e-7) as env:
+        env.reset()
+        advance(env, np.zeros((1, 1, 2)))  # the first step may take longer
+        with pytest.raises(WorkerError, match="has not answered for 1e-07 seconds"):
+            advance(env, np.zeros((1, 1, 2)))
     assert not multiprocessing.active_children()
 
 

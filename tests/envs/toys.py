@@ -1,5 +1,6 @@
 """Small environments: one that is right, and one for each way to be wrong. Made as `tests.envs.toys:NAME`."""
 
+import ctypes
 import itertools
 import os
 import signal
@@ -158,6 +159,11 @@ class Exits(_Altered):
         os._exit(3)
 
 
+class Crashes(_Altered):
+    def alter(self, result: Result) -> Any:
+        ctypes.string_at(0)
+
+
 class Hangs(_Altered):
     def alter(self, result: Result) -> Any:
         while True:
@@ -227,6 +233,15 @@ class LateDeath(_Late):
 class LateHang(_Late):
     def fail(self, result: Result) -> Any:
         time.sleep(1_000)
+
+
+class LateInterrupts(_Late):
+    """As if somebody pressed Ctrl-C twice."""
+
+    def fail(self, result: Result) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return result
 
 
 class CutShort(Drift):

@@ -445,6 +445,23 @@ def test_metrics_that_cannot_be_written_end_the_run_with_a_sentence(
         start(tmp_path / "run")
 
 
+def test_a_folder_that_is_moved_in_mid_run_ends_it_with_what_to_do_and_it_goes_on_there(
+    whole: Path, tmp_path: Path
+) -> None:
+    run, moved, reports = tmp_path / "run", tmp_path / "moved", Reports()
+
+    def move() -> bool:
+        if reports.last is not None and reports.last.steps == 300 and run.exists():
+            run.rename(moved)
+        return False
+
+    with pytest.raises(CheckpointError, match=r"run was removed or moved while .*go on .*--resume.*begin again"):
+        train(small_config(steps=TOTAL), run, reports, move)
+    assert not run.exists()
+    go_on(moved)
+    assert_same_run(whole, moved)
+
+
 # What is stored.
 
 
@@ -610,12 +627,12 @@ def test_checkpoints_have_their_critics_at_the_level_of_the_measured_episodes(tm
         (
             "LateDeath",
             WorkerError,
-            r"process \d+ \(environments 0 to 3 of .*:LateDeath\) ended by SIGKILL.*, then",
+            r"At step 396, update \d+: .*process \d+ \(environments 0 to 3 of .*:LateDeath\) ended by SIGKILL.*, then",
         ),
         (
             "LateHang",
             WorkerError,
-            r"process \d+ \(.*:LateHang\) has not answered for 0\.5 seconds.*, then",
+            r"At step 396, .* process \d+ \(.*:LateHang\) has not answered for 0\.5 seconds.*, then",
         ),
     ],
 )
