@@ -31,15 +31,15 @@ def _interrupted_by_signals() -> Iterator[list[int]]:
         received.append(number)
         raise KeyboardInterrupt
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in previous.items():
-        if handler in (signal.SIG_DFL, signal.default_int_handler):  # what a parent has it ignore stays ignored
-            signal.signal(number, interrupt)
+    ours = (signal.SIG_DFL, signal.default_int_handler)  # what a parent has it ignore stays ignored
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) in ours]
+    for number in heard:
+        signal.signal(number, interrupt)
     try:
         yield received
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)  # one more, while Python exits, ends it without a traceback
 
 
 def _run() -> int:

@@ -59,12 +59,16 @@ class Outcome:
 def cvpo(*arguments: str | Path) -> Outcome:
     """Run `cvpo ARGUMENTS` in this process."""
     out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     command = ["cvpo", *map(str, arguments)]
     with mock.patch.object(sys, "argv", command), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main()
         except SystemExit as stop:
             code = stop.code
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     assert isinstance(code, int)
     return Outcome(code, out.getvalue(), err.getvalue())
 

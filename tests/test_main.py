@@ -147,6 +147,18 @@ def test_a_pipe_that_is_closed_early_is_no_error() -> None:
     assert closed.stderr == ""
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_command_exits_leaves_no_traceback(number: signal.Signals) -> None:
+    outcome = python(
+        "import atexit, os, signal, sys; sys.argv = ['cvpo', '--version']\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it\n"
+        f"atexit.register(os.kill, os.getpid(), {int(number)})\n"
+        "from cvpo.__main__ import main; main()"
+    )
+    assert outcome.returncode == -number
+    assert outcome.stderr == ""
+
+
 def running_in_group(group: int) -> list[int]:
     """Processes of a group that have not ended."""
     found = []
