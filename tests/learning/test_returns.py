@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cvpo.learning.returns import NStepReturn, discounted_returns, n_step_return
+from cvpo.learning.returns import NStepReturn, discounted_returns, n_step_return, window_cost
 
 REWARD = np.array([1.0, 2.0, 4.0])
 COST = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -58,3 +58,13 @@ def test_the_first_discounted_return_is_the_n_step_return_of_the_whole_segment()
     rewards = np.random.default_rng(0).normal(size=20)
     total = n_step_return(rewards, rewards[:, None], np.zeros(20, np.bool_), 0.97, np.array([0.97]))
     assert discounted_returns(rewards, 0.97, bootstrap=3.0)[0] == pytest.approx(total.reward + total.discount * 3.0)
+
+
+@pytest.mark.parametrize(("terminated", "seen"), [(True, [True, True, True]), (False, [True, True, False])])
+def test_after_a_termination_nothing_costs_anything_and_what_follows_a_truncation_is_unknown(
+    terminated: bool, seen: list[bool]
+) -> None:
+    # Of the costs (1, 0), (2, 8), (4, 0), the next 3 from the first step on, 1 from the second, 2 from the last.
+    total, known = window_cost(np.array([[1.0, 0.0], [2.0, 8.0], [4.0, 0.0]]), np.array([3, 1, 2]), terminated)
+    np.testing.assert_array_equal(total, [[7.0, 8.0], [2.0, 8.0], [4.0, 0.0]])
+    assert known.tolist() == seen

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import grpc
 import pytest
@@ -23,7 +24,7 @@ from serve.gen.cvpo.v1.policy_pb2_grpc import (
     PolicyServiceServicer,
     add_PolicyServiceServicer_to_server,
 )
-from serve.server.interceptors import Context, Registrar, request_id
+from serve.server.interceptors import Context, Registrar, check_deadline, request_id
 from serve.server.telemetry import Metrics
 from tests.serve.running import LoopThread
 
@@ -277,6 +278,17 @@ def test_a_stream_has_the_callers_request_id(fixture: Fixture) -> None:
     assert [answer.opened.session_id for answer in call] == ["", "robot-7"]
     assert dict(call.trailing_metadata())["x-request-id"] == "robot-7"
     assert fixture.count("Control", "OK") == 1
+
+
+@pytest.mark.parametrize("remaining", [0.0, -1e-9])
+def test_what_nobody_waits_for_any_more_is_refused(remaining: float) -> None:
+    with pytest.raises(DeadlineExceededError, match="nothing was computed"):
+        check_deadline(mock.Mock(time_remaining=lambda: remaining))
+
+
+@pytest.mark.parametrize("remaining", [None, 1e-9])
+def test_what_somebody_waits_for_is_not_refused(remaining: float | None) -> None:
+    check_deadline(mock.Mock(time_remaining=lambda: remaining))
 
 
 def garbage_call(channel: grpc.Channel) -> None:

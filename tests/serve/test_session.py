@@ -396,6 +396,18 @@ def test_a_rolling_window_is_no_longer_than_a_state_that_can_be_sent_back(
     assert max_message_bytes - 48 < largest <= max_message_bytes  # less than two records are left
 
 
+def test_the_newest_of_steps_that_wait_is_one_that_can_be_answered_after_those_before_it(
+    served: Served, seal: StateSeal
+) -> None:
+    session = begin(served, seal, Opening(PolicySelector("goal")))
+    waiting = [as_sent(0, CALM, (1.0, 1.0)), as_sent(1, CALM, (5.0, 1.0))]
+    assert session.newest(waiting) == 1
+    assert session.newest([*waiting, as_sent(2, CALM, (5.0, 1.0))]) == 2
+    assert session.newest([*waiting, as_sent(2, CALM, (4.0, 1.0))]) == 1  # its total fell
+    assert session.newest([*waiting, as_sent(3, CALM, (5.0, 1.0))]) == 1  # one is left out
+    assert session.next_step == 0  # nothing was counted
+
+
 def test_a_step_that_is_far_too_long_is_refused_before_it_is_copied(served: Served, seal: StateSeal) -> None:
     """Copying the values of a message of 4 MB takes 50 ms, in which no other robot is answered."""
     session = begin(served, seal, Opening(PolicySelector("goal")))
