@@ -27,11 +27,15 @@ def inspect(
     from cvpo.bundle import read_bundle
     from cvpo.commands.inspection import describe
 
+    if html is not None and as_json:
+        raise typer.BadParameter("--html writes a page and --json prints the manifest; give one of them.")
     read = read_bundle(bundle)
     if html is not None:
         from cvpo.commands.page import bundle_page
 
-        html.write_text(bundle_page(read), encoding="utf-8")
+        page = bundle_page(read)
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(page, encoding="utf-8")
         typer.echo(html)
     elif as_json:
         typer.echo(json.dumps({**read.manifest.model_dump(mode="json"), "signed": read.signed}))

@@ -99,13 +99,18 @@ def test_inspect_passes_nothing_of_a_bundle_to_the_terminal_or_a_browser(tmp_pat
 
 
 def test_the_page_needs_no_other_file_and_is_the_same_each_time(bundle: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "one.html", tmp_path / "two.html"
+    one, two = tmp_path / "one.html", tmp_path / "pages" / "two.html"  # in a folder that is made
     for page in (one, two):
         succeed("inspect", bundle, "--html", page)
     assert one.read_bytes() == two.read_bytes()
     text = one.read_text()
     assert shown(text) == ["Cost of an episode", "On test episodes", "The situations"]
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
+
+
+def test_a_page_is_not_json(bundle: Path, tmp_path: Path) -> None:
+    assert "give one of them" in cvpo("inspect", bundle, "--html", tmp_path / "page.html", "--json").usage_error
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_the_page_draws_all_that_the_manifest_keeps(tmp_path: Path) -> None:
