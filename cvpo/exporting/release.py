@@ -154,7 +154,7 @@ def identity(out: Path) -> tuple[str, int]:
     out = out.absolute()
     versioned = out.name.isdecimal() and int(out.name) > 0
     name, version = (out.parent.name, int(out.name)) if versioned else (out.name, 1)
-    if not re.match(NAME_PATTERN, name):
+    if not re.fullmatch(NAME_PATTERN, name):  # `$` would pass over a line's end
         raise ConfigError(
             f"{name!r} is no name for a policy, which has up to 63 letters, digits, dots, dashes and underscores. "
             "Choose another --out; its last folders are NAME/VERSION."

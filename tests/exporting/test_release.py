@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -211,10 +212,10 @@ def test_a_folder_that_cannot_become_a_bundle_is_refused_at_once(where: str, run
     assert told == []
 
 
-@pytest.mark.parametrize("name", ["my policy", "-circle", "²", "a" * 64])
+@pytest.mark.parametrize("name", ["my policy", "-circle", "²", "a" * 64, "circle\n"])
 def test_a_name_that_a_bundle_cannot_have_is_refused_at_once(name: str, run: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    with pytest.raises(ConfigError, match=f"'{name}' is no name for a policy"):
+    with pytest.raises(ConfigError, match=re.escape(f"{name!r} is no name for a policy")):
         release(run, tmp_path / name / "1", say=told.append)
     assert told == []
 
