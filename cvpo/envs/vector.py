@@ -16,13 +16,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cvpo.defaults import STEP_TIMEOUT_SECONDS
 from cvpo.envs.base import EnvSpec, describe
 from cvpo.envs.group import Buffers, EnvSettings, EnvState
 from cvpo.envs.make import make_env
 from cvpo.envs.worker import Inline, Worker
 from cvpo.errors import CheckpointError, ConfigError, CvpoError
-
-STEP_TIMEOUT_SECONDS = 60.0
 
 
 class VectorStep(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cvpo.defaults import STEP_TIMEOUT_SECONDS
 from cvpo.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -30,7 +31,7 @@ class EnvironmentConfig(_Group):
     max_episode_steps: Count | None = None
     num_envs: Annotated[int, Field(gt=0, le=100_000)] = 5  # each is an object, and takes its steps by itself
     workers: CountOrNone = 1  # simulator processes; 0: none, simulate in the learner's process
-    step_timeout_seconds: Positive = 60.0  # a simulator process that takes longer for a step counts as hung
+    step_timeout_seconds: Positive = STEP_TIMEOUT_SECONDS  # one that takes longer for a step counts as hung
 
 
 class ScheduleConfig(_Group):
