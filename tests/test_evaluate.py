@@ -3,7 +3,9 @@
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import gymnasium
 import numpy as np
@@ -22,6 +24,7 @@ from cvpo.evaluate import (
     Episode,
     EpisodeRunner,
     RandomActor,
+    ServedActor,
     TorchActor,
     conditional_value_at_risk,
     cost_levels,
@@ -341,3 +344,17 @@ def test_random_actions_fill_the_bounds(policy: TrainedPolicy) -> None:
     np.testing.assert_allclose(action.min(0), [0, -5], atol=0.05)
     np.testing.assert_allclose(action.max(0), [1, 5], atol=0.05)
     np.testing.assert_allclose(action.mean(0), [0.5, 0], atol=0.3)
+
+
+def test_a_served_policy_is_asked_with_what_is_left_and_an_episode_over_its_limit_is_flagged_whatever_it_says() -> None:
+    limits = [SimpleNamespace(cost_limit=2.0), SimpleNamespace(cost_limit=np.inf)]
+    nothing = np.zeros((3, 2))
+    said = SimpleNamespace(cost_value=nothing, cost_to_go=nothing, violation=np.zeros((3, 2), np.bool_))
+    caller = mock.Mock()
+    caller.get_policy.return_value = SimpleNamespace(constraints=limits)
+    caller.act.return_value = SimpleNamespace(action=nothing, prediction=said)
+    spent = np.array([[0.5, 9.0], [2.0, 9.0], [2.5, 9.0]])
+    decision = ServedActor(caller).act(np.zeros((3, 1), np.float32), np.array([5, 5, 5]), spent)
+    assert caller.act.call_args.kwargs["cost_allowed"].tolist() == [[1.5, np.inf], [0.0, np.inf], [0.0, np.inf]]
+    assert decision.violation is not None
+    assert decision.violation.tolist() == [[False, False], [False, False], [True, False]]

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from cvpo.bundle import (
     Constraint,
     Manifest,
     read_bundle,
+    slack,
     write_bundle,
 )
 from cvpo.bundle.storage import seal
@@ -457,3 +459,24 @@ def test_the_fingerprint_tells_spaces_and_constraints_apart_and_nothing_else() -
     in_calories = (heat.model_copy(update={"unit": "cal"}), wear)
     document = manifest().model_dump() | {"constraints": in_calories, "fingerprint": ""}
     assert manifest().fingerprint != Manifest.model_validate(document).fingerprint
+
+
+def test_a_value_of_the_manifest_that_was_changed_does_not_fit_its_digest(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    data = (path / MANIFEST).read_bytes()
+    assert data.count(b'"golden_tolerance": 0.0001') == 1
+    (path / MANIFEST).write_bytes(data.replace(b'"golden_tolerance": 0.0001', b'"golden_tolerance": 0.0999'))
+    with pytest.raises(BundleError, match="does not match its own digest"):
+        read_bundle(path)
+
+
+def test_another_choice_or_what_is_no_number_is_no_golden_answer() -> None:
+    answer = REQUEST.outputs[POLICY_GRAPH]
+    REQUEST.check(POLICY_GRAPH, answer, 0.1)
+    other = answer["chosen"].copy()
+    other[0] += 1
+    nothing = np.full_like(answer["reward_value"], np.nan)
+    for name, found in (("chosen", other), ("reward_value", nothing)):
+        with pytest.raises(BundleError, match=f"golden request as it did at export: {name} differs"):
+            REQUEST.check(POLICY_GRAPH, {**answer, name: found}, 0.1)
+    assert slack("chosen", np.array([63]), 0.1) == 0  # not a share of it, either

@@ -75,12 +75,13 @@ class Robot:
         opening: Opening = Opening(),  # noqa: B008  # frozen
         watchdog: Watchdog = Watchdog(),  # noqa: B008  # frozen
         idle_timeout_seconds: int = 0,
+        cost_budget: tuple[float, float] = (9, 9),
     ) -> None:
         self.now = 0.0
         self.addresses = Addresses(["a", "b"])
         self.conversation = Conversation(opening, description, watchdog, self.addresses, 3.0, lambda: self.now)
         self.stream = self.connect("a")
-        opened = pb.SessionOpened(session_id="s", cost_budget=[9, 9], state=b"opened")
+        opened = pb.SessionOpened(session_id="s", cost_budget=cost_budget, state=b"opened")
         opened.idle_timeout.seconds = idle_timeout_seconds
         self.receive(self.stream, opened=opened)
 
@@ -367,6 +368,14 @@ def test_a_total_that_is_refused_does_not_become_the_one_that_costs_are_added_to
     assert caught.value.field == "cost_total[0]"
     robot.conversation.begin(OBSERVATION, [1, 1], None)
     assert robot.stream.sent[-1].step.cost_total == [2, 1]
+
+
+def test_a_step_without_a_cost_leaves_the_total_as_it_was(description: PolicyDescription) -> None:
+    robot = Robot(description, cost_budget=(math.inf, math.inf))  # where none need be told
+    for number, cost in enumerate(([1, 0], None, [1, 1])):
+        robot.conversation.begin(OBSERVATION, cost, None)
+        robot.answer(robot.stream, number, 0.5)
+    assert [list(message.step.cost_total) for message in robot.stream.sent[1:]] == [[1, 0], [], [2, 1]]
 
 
 def test_a_cost_that_a_total_cannot_hold_is_refused_and_not_added(description: PolicyDescription) -> None:
