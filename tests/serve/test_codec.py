@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -27,6 +28,7 @@ from serve.codec import (
     encode_evaluate_response,
     encode_situated_actions,
     encode_situations,
+    fill_duration,
     vector,
 )
 from serve.errors import InvalidRequestError
@@ -360,3 +362,11 @@ def test_only_a_strict_server_refuses_an_observation_outside_its_space() -> None
         decode_situations([inside, outside], FRAME, strict)
     assert caught.value.field == "situations[1].observation[1]"
     assert caught.value.description == "is 5.5; the observation space is -5 to 5 there"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 4e-10, 1.5e-6, 0.02, 1 - 1e-10, 1.0, 1.25, 60.0, 86_400.0])
+def test_a_time_span_has_less_than_a_second_of_nanoseconds(seconds: float) -> None:
+    message = Duration()
+    fill_duration(message, seconds)
+    assert 0 <= message.nanos < 10**9  # more are no duration
+    assert message.ToNanoseconds() == round(seconds * 1e9)
