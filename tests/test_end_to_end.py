@@ -82,7 +82,8 @@ def test_training_leaves_what_its_help_names_and_says_what_comes_next(tmp_path: 
     assert evaluated[-1] == STEPS
 
 
-def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_sigterm_saves_a_checkpoint_and_resume_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "stopped"
     workers = small(environment__workers="1", schedule__evaluation_workers="1")
     with spawned("train", DRIFT, "--steps", "100000000", "--out", run, *workers) as process:
@@ -90,9 +91,9 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(tmp_path: Path) -> None:
         _device, header, row = (process.stderr.readline() for _ in range(3))
         assert header.split()[0] == "steps"
         assert int(row.split()[0]) >= 200  # it learns by now
-        os.killpg(process.pid, signal.SIGINT)  # a terminal tells the simulator processes too
+        os.killpg(process.pid, number)  # a terminal tells the simulator processes too
         _, said = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in said
     steps = checkpoint_steps(run)[-1]
     assert said.splitlines()[-2:] == [

@@ -7,7 +7,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -148,8 +148,8 @@ def train(
         if env or cost_limit or cost or seed is not None or out or device or setting or max_episode_steps or no_preset:
             raise typer.BadParameter("--resume goes on with a run as it was begun; only --steps goes with it.")
         run, config = resume, read_config(resume)
-        with _stop_on_interrupt(run) as stopped, TrainingReport(config.cost_limits) as report:
-            done = trainer.resume(run, report, stopped, steps)
+        with _stop_on_interrupt(run) as signals, TrainingReport(config.cost_limits) as report:
+            done = trainer.resume(run, report, lambda: bool(signals), steps)
     else:
         if env is None:
             raise typer.BadParameter("Say what to learn in, such as SafetyPointCircle1-v0, or --resume RUN.")
@@ -164,16 +164,16 @@ def train(
         if preset is not WITHOUT_PRESET and (kept := taken(preset, chosen)):
             say(f"preset  {env}: {kept} (--no-preset leaves it out)")
         run = out or Path("runs") / f"{env.split(':')[-1]}-s{config.seed}"
-        with _stop_on_interrupt(run) as stopped, TrainingReport(config.cost_limits) as report:
-            done = trainer.train(config, run, report, stopped)
+        with _stop_on_interrupt(run) as signals, TrainingReport(config.cost_limits) as report:
+            done = trainer.train(config, run, report, lambda: bool(signals))
     if waits := report.waits():
         say(f"waits   {waits}")
     say(f"run     {run}")
     quoted = shlex.quote(str(run))
-    if stopped():
+    if signals:
         then = f"go on with: cvpo train --resume {quoted}" if done else "nothing was saved"
         say(f"stopped at {done:,} steps; {then}")
-        raise typer.Exit(130)
+        raise typer.Exit(128 + signals[0])
     name = re.sub(r"[^\w.-]", "-", run.name, flags=re.ASCII)  # as bundles may be named
     say(f"next    cvpo export {quoted} --out bundles/{name}/1   or   cvpo plot {quoted}")
 
@@ -625,25 +625,24 @@ def _refuse(context: typer.Context, names: list[str], why: str) -> None:
 
 
 @contextmanager
-def _stop_on_interrupt(run: Path) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or SIGTERM) into a question that the run asks between steps; the second one interrupts."""
+def _stop_on_interrupt(run: Path) -> Iterator[list[int]]:
+    """Note the first Ctrl-C or SIGTERM in the list that it gives, for the run to look at; the second one interrupts."""
     from cvpo.training.checkpoint import steps_of
 
-    told = False
+    received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        if told:
+        if received:
             again = previous[signal.Signals(number)]
             if callable(again):
                 again(number, frame)
             raise KeyboardInterrupt
-        told = True
+        received.append(number)
         print("\nstopping after this step, and saving (again to stop at once)", file=sys.stderr, flush=True)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: told
+        yield received
     except KeyboardInterrupt:
         saved = max(steps_of(run, "resume"), default=0)
         then = f"go on from {saved:,} steps with: cvpo train --resume {shlex.quote(str(run))}"

@@ -56,11 +56,12 @@ class Worker:
         self._process = context.Process(
             target=_main, args=(theirs, settings, indices, memory, spec, num_envs), daemon=True
         )
-        # A Ctrl-C in the terminal reaches every process of the group. The parent alone answers it: the
-        # child inherits the blocked signal, so there is no moment at which it could be interrupted. The first process
-        # would start the tracker, which unblocks it (Python 3.11 to 3.14), so it is started before.
+        # A Ctrl-C in the terminal reaches every process of the group, as does the SIGTERM of a service manager. The
+        # parent alone answers: the child inherits the blocked signals, so there is no moment at which it could be
+        # interrupted. The first process would start the tracker, which unblocks them (Python 3.11 to 3.14), so it is
+        # started before.
         resource_tracker.ensure_running()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process.start()
         finally:
