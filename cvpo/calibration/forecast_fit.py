@@ -1,5 +1,6 @@
 """Fitting a forecast to episodes of the policy, and asking it along an episode."""
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from cvpo.bundle import Constraint
 from cvpo.calibration.forecast import QUANTILES, CostForecast
 from cvpo.evaluate import Episode
+from cvpo.learning.critics import follow
 from cvpo.learning.returns import window_cost
 
 Array = NDArray[np.float64]
@@ -19,6 +21,7 @@ BATCH = 512
 LEARNING_RATE = 3e-3
 MOST_UPDATES, FEWEST_UPDATES = 4_000, 100
 PASSES = 15.0  # over the steps of the episodes
+MEAN_PART = 0.05  # of the updates: over about so many goes the running mean of the parameters that is kept
 HELD_OUT = 0.2  # of the episodes, to stop by
 CHECKS = 15  # of the held-out loss
 SMALLEST = 1e-6  # mean cost of a step, and cost value: what is relative to them stays finite
@@ -67,7 +70,8 @@ def fit_forecast(
     """Fit a forecast to the costs that came, by the pinball loss of its quantiles.
 
     Half of what it learns from speaks of all the steps that were left of an episode, the rest of W steps and of random
-    numbers of steps. It stops at what was best on episodes that were held out; with fewer than two, at the end.
+    numbers of steps. Kept is a running mean of the parameters (Polyak and Juditsky, 1992), as it was best on episodes
+    that were held out; with fewer than two, at the end.
 
     Args:
         episodes: with cost values; at least one.
@@ -92,21 +96,23 @@ def fit_forecast(
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=updates)
         mean_cost = torch.from_numpy(_mean_cost(order[held:]).astype(np.float32))
         checked = checking.draw(16 * BATCH, np.random.default_rng(seed)) if len(checking) else None
-        best, kept = np.inf, forecast.state_dict()
+        mean = copy.deepcopy(forecast).eval()
+        best, kept = np.inf, mean.state_dict()
         for update in range(1, updates + 1):
-            loss = _loss(forecast.train(), mean_cost, *learning.draw(BATCH, generator))
+            loss = _loss(forecast, mean_cost, *learning.draw(BATCH, generator))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             nn.utils.clip_grad_norm_(forecast.parameters(), 1.0)
             optimizer.step()
             schedule.step()
+            follow(mean, forecast, 1 / (MEAN_PART * updates))
             if checked and (update % max(updates // CHECKS, 1) == 0 or update == updates):
                 with torch.no_grad():
-                    held_loss = float(_loss(forecast.eval(), mean_cost, *checked))
+                    held_loss = float(_loss(mean, mean_cost, *checked))
                 if held_loss < best:
-                    best, kept = held_loss, {name: value.clone() for name, value in forecast.state_dict().items()}
-        forecast.load_state_dict(kept)
-    return forecast.eval().requires_grad_(False)
+                    best, kept = held_loss, {name: value.clone() for name, value in mean.state_dict().items()}
+        mean.load_state_dict(kept)
+    return mean.requires_grad_(False)
 
 
 class _Steps:
