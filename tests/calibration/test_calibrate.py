@@ -262,6 +262,8 @@ def test_the_alarm_level_is_the_highest_that_misses_two_fifths_of_what_is_right_
     assert chosen.level == pytest.approx(0.10)
     assert chosen.level < 0.10
     assert chosen.note == "0.1, chosen on 19 sessions over budget of 19 episodes"
+    # For 0.4 it admits seven, of which two fifths are 2.8: just below the third one.
+    assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.4).level == pytest.approx(0.15)
     # For 0.1 it admits one, of which two fifths are none, and for 0.05 none.
     assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.1).level == pytest.approx(0.05)
     assert choose_level(episodes, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.05)
@@ -311,6 +313,16 @@ def test_a_flag_that_comes_too_late_counts_as_none() -> None:
     # What exceeds its budget within the lead cannot be announced, and does not decide.
     sudden = Session(np.array([0.01, 0.9]), 1)
     assert choose_level([[late, sudden]] * 30, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.3)
+
+
+def test_a_flag_is_a_probability_over_the_level_up_to_the_step_that_exceeds_the_budget() -> None:
+    session = Session(np.array([0.1, 0.5, 0.2, 0.6, 0.9]), 3)
+    # From the second step to the fourth, whose cost exceeds the budget: at 0.5 only the fourth is over.
+    assert [session.lead_steps(level) for level in (0.4, 0.5, 0.6)] == [2, 0, None]
+    assert [session.flagged_share(level) for level in (0.4, 0.5, 0.6)] == [0.6, 0.4, 0.2]
+    assert Session(np.array([0.9]), None).lead_steps(0.5) is None
+    assert [session.announceable(steps) for steps in (3, 4)] == [True, False]
+    assert (session.decided, session.clean) == (True, False)
 
 
 def test_sessions_that_exceed_their_budget_too_soon_to_announce_are_no_misses() -> None:
@@ -366,6 +378,13 @@ def test_with_too_few_violations_the_level_stays_where_the_bound_meets_what_is_a
         "were 3, worth 3."
     )
     assert choose_level([over(0.04)] * 3, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.04)
+    # A tenth is announced with no more than 0.04, and may be missed where that is the miss rate.
+    assert choose_level([over(0.04, *[0.6] * 9)] * 3, 20, confidence=0.9, miss_rate=0.1).level == 0.1
+    assert choose_level([over(0.04, *[0.6] * 9)] * 3, 20, confidence=0.9, miss_rate=0.09).level == pytest.approx(0.04)
+
+
+def test_where_nothing_announces_what_comes_every_probability_is_flagged() -> None:
+    assert choose_level([over(0.0)] * 40, 20, confidence=0.9, miss_rate=0.05).level == 0
 
 
 def test_a_flag_counts_twenty_steps_before_or_a_fifth_of_a_short_window() -> None:

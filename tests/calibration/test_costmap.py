@@ -69,6 +69,20 @@ def test_there_is_no_bound_where_the_probability_never_reaches_the_confidence() 
     assert ask(reaching, 0.0, 3, 1.0)[1] == 1
 
 
+def test_the_bound_is_the_first_atom_that_reaches_the_confidence_up_to_rounding() -> None:
+    def bound(*covered: float) -> float:
+        atoms = np.array([[[[1.0, 2.0, 3.0]]]])
+        cost_map = CostMap(
+            np.array([3]), np.array([[0.0]]), atoms, atoms[..., 0], np.array([[covered]]), confidence=0.9
+        )
+        return ask(cost_map, 0.0, 3, 1.0)[1]
+
+    assert bound(0.5, 0.92, 0.95) == 2
+    assert bound(0.91, 0.92, 0.95) == 1
+    assert 0.7 + 0.2 < 0.9
+    assert bound(0.5, 0.7 + 0.2, 0.95) == 2
+
+
 @given(
     seed=st.integers(0, 50),
     steps=st.tuples(st.integers(1, T), st.integers(1, T)),
