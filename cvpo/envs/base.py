@@ -150,7 +150,9 @@ class CostEnv:
             raise self._failure(f"observation[{index}] is {flat[index]}, not a number within ±{LARGEST:g}")
         return flat
 
-    def _cost(self, info: Mapping[str, Any]) -> NDArray[np.float64]:
+    def _cost(self, info: object) -> NDArray[np.float64]:
+        if not isinstance(info, Mapping):
+            raise self._failure(f"info is {info!r}, not a dict with the cost in it")
         cost = np.empty(len(self.spec.cost_names))
         for index, name in enumerate(self.spec.cost_names):
             if name not in info:

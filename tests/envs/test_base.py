@@ -96,6 +96,7 @@ def test_a_dict_observation_is_flattened_in_the_order_of_its_keys() -> None:
     ("name", "says"),
     [
         ("NoCost", 'info has no cost "cost" (it has cost_fuel, costs)'),
+        ("NoInfo", "info is None, not a dict with the cost in it"),
         ("NegativeCost", 'info["cost"] is -0.5'),
         ("InfiniteCost", 'info["cost"] is inf'),
         ("WordCost", "info[\"cost\"] is 'much'"),

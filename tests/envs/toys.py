@@ -71,6 +71,11 @@ class NoCost(_Altered):
         return *result[:4], {"cost_fuel": 1.0, "costs": 2.0, "time": 3.0}
 
 
+class NoInfo(_Altered):
+    def alter(self, result: Result) -> Any:
+        return *result[:4], None
+
+
 class NegativeCost(_Altered):
     def alter(self, result: Result) -> Any:
         return *result[:4], {"cost": -0.5}
