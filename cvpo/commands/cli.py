@@ -207,6 +207,7 @@ def presets(
 
 @app.command(epilog="Example: cvpo evaluate runs/circle --episodes 100   or   cvpo evaluate 127.0.0.1:50051")
 def evaluate(
+    context: typer.Context,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A run, a bundle, or HOST:PORT of a policy service.")],
     episodes: Annotated[
         int, typer.Option(min=1, max=MOST, help="Number of episodes, the same ones for each mode.")
@@ -245,6 +246,8 @@ def evaluate(
     from cvpo.commands.target import evaluate_target, open_target
 
     modes = cast("tuple[Mode, ...]", tuple(dict.fromkeys(mode)) or ("deterministic", "sampled"))
+    if "shielded" not in modes:
+        _refuse(context, ["candidates"], "is for --mode shielded")
     tls = _tls(tls_ca, tls_certificate, tls_key)
     opened = open_target(target, policy=policy, steps=step, candidates=candidates, seed=seed, tls=tls)
     if video is not None:  # first: whether it can be made is seen at once

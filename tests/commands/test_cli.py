@@ -224,6 +224,7 @@ def test_a_command_without_what_it_needs_says_what() -> None:
         (["query", "127.0.0.1:1", "--policy", "goal"], "--policy is for an action; give the --observation that"),
         (["query", "127.0.0.1:1", "--cost-allowed", "3"], "--cost-allowed is for an action;"),
         (["query", "127.0.0.1:1", "--observation", "[1]", "--candidates", "4"], "--candidates is for --mode shielded."),
+        (["evaluate", "run", "--candidates", "4"], "--candidates is for --mode shielded."),
         (["query", "127.0.0.1:1", "--observation", "[1]", "--seed", "4"], "--seed is for a draw, with --mode sampled"),
     ],
 )
