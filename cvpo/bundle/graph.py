@@ -82,7 +82,7 @@ class _Effort:
 
 @dataclass(frozen=True)
 class _Step:
-    """An operator with the shapes of its inputs, and their values where they are whole numbers known beforehand."""
+    """An operator with the shapes of its inputs, and the values of those that are whole numbers of the file."""
 
     operator: str
     shapes: tuple[Shape, ...]
@@ -107,7 +107,7 @@ class _Step:
     def constant(self, index: int) -> list[int]:
         value = self.known[index] if index < len(self.known) else None
         if value is None or value.ndim != 1:
-            raise BundleError(f"its input {index} must be a list of whole numbers known beforehand")
+            raise BundleError(f"its input {index} must be a list of whole numbers in the file")
         return [int(item) for item in value]
 
     def axes(self, index: int, rank: int) -> set[int]:
@@ -141,7 +141,7 @@ def _effort(graph: Graph, sizes: Mapping[str, int]) -> _Effort:
         try:
             if node.operator != "Cast" and narrow.intersection(node.inputs):
                 raise BundleError("our exporter casts float16 and int8 to float32 before it computes with them")
-            for name, shape, value in zip(node.outputs, *_compute(node, shapes, known, effort), strict=True):
+            for name, shape in zip(node.outputs, _compute(node, shapes, known, effort), strict=True):
                 if name in shapes or not name:
                     raise BundleError(f"two values are named {name!r}")
                 if len(shape) > MOST_AXES or any(size < 1 for size in shape):
@@ -152,8 +152,6 @@ def _effort(graph: Graph, sizes: Mapping[str, int]) -> _Effort:
                     effort.constants += math.prod(shape)
                 else:
                     effort.values += math.prod(shape)
-                if value is not None:
-                    known[name] = value
             if (
                 effort.values > MOST_VALUES * rows
                 or effort.multiplications > MOST_MULTIPLICATIONS * rows
@@ -171,8 +169,8 @@ def _effort(graph: Graph, sizes: Mapping[str, int]) -> _Effort:
 
 def _compute(
     node: Node, shapes: Mapping[str, Shape], known: Mapping[str, NDArray[np.int64]], effort: _Effort
-) -> tuple[list[Shape], list[NDArray[np.int64] | None]]:
-    """Return the shapes of a node's outputs, and their values where they are whole numbers known beforehand."""
+) -> list[Shape]:
+    """Return the shapes of a node's outputs."""
     operator = _OPERATORS.get(node.operator)
     if operator is None:
         raise BundleError("our exporter writes no such operator")
@@ -195,21 +193,7 @@ def _compute(
     found = operator.shapes(step)
     if len(found) != step.outputs:
         raise BundleError(f"it has {step.outputs} outputs, not {len(found)}")
-    return found, [_known(step)] if step.outputs == 1 else [None] * step.outputs
-
-
-def _known(step: _Step) -> NDArray[np.int64] | None:
-    """The value of a shape, or of shapes put together."""
-    if step.operator == "Shape":
-        return np.array(step.shapes[0][_part(step)], np.int64)
-    values = [value for value in step.known if value is not None]
-    if step.operator == "Concat" and len(values) == len(step.known) and all(value.ndim == 1 for value in values):
-        return np.concatenate(values)
-    return None
-
-
-def _part(step: _Step) -> slice:
-    return slice(step.number("start", 0), step.number("end", len(step.shapes[0])))
+    return found
 
 
 def _elementwise(step: _Step) -> list[Shape]:
@@ -308,25 +292,10 @@ def _split(step: _Step) -> list[Shape]:
     return [(*shape[:axis], size, *shape[axis + 1 :]) for size in sizes]
 
 
-def _shape(step: _Step) -> list[Shape]:
-    return [(len(step.shapes[0][_part(step)]),)]
-
-
 def _gather(step: _Step) -> list[Shape]:
     values, indices = step.shapes
     axis = step.axis(0)
     return [(*values[:axis], *indices, *values[axis + 1 :])]
-
-
-def _gather_elements(step: _Step) -> list[Shape]:
-    values, indices = step.shapes
-    axis = step.axis(0)
-    fits = len(values) == len(indices) and all(
-        index <= size or place == axis for place, (size, index) in enumerate(zip(values, indices, strict=True))
-    )
-    if not fits:
-        raise BundleError(f"indices of shape {indices} do not fit {values}")
-    return [indices]
 
 
 def _gather_nd(step: _Step) -> list[Shape]:
@@ -353,14 +322,14 @@ def _operators(shapes: Callable[[_Step], list[Shape]], names: str, inputs: range
 
 _ONE, _TWO, _THREE = range(1, 2), range(2, 3), range(3, 4)
 _OPERATORS: Mapping[str, _Operator] = {
-    **_operators(_elementwise, "Abs Log Neg Not Relu Softplus Tanh", _ONE),
+    **_operators(_elementwise, "Log Relu Softplus Tanh", _ONE),
     **_operators(_elementwise, "Cast", _ONE, "to"),
-    **_operators(_elementwise, "Add Sub Mul Div Greater Less LessOrEqual Equal", _TWO),
+    **_operators(_elementwise, "Add Sub Mul Div Greater LessOrEqual", _TWO),
     **_operators(_elementwise, "Clip Where", _THREE),
     **_operators(_elementwise, "Max Min", range(2, 5)),
     **_operators(_layer_norm, "LayerNormalization", _TWO, "axis", "epsilon"),
     **_operators(_reduce, "ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum", _TWO, "keepdims"),
-    **_operators(_arg, "ArgMax ArgMin", _ONE, "axis", "keepdims"),
+    **_operators(_arg, "ArgMin", _ONE, "axis", "keepdims"),
     **_operators(_matmul, "MatMul", _TWO),
     **_operators(_gemm, "Gemm", _THREE, "transB"),
     **_operators(_reshape, "Reshape", _TWO),
@@ -369,8 +338,6 @@ _OPERATORS: Mapping[str, _Operator] = {
     **_operators(_unsqueeze, "Unsqueeze", _TWO),
     **_operators(_concat, "Concat", range(1, 257), "axis"),  # of as many critics
     **_operators(_split, "Split", _TWO, "axis"),
-    **_operators(_shape, "Shape", _ONE, "start", "end"),
     **_operators(_gather, "Gather", _TWO, "axis"),
-    **_operators(_gather_elements, "GatherElements", _TWO, "axis"),
     **_operators(_gather_nd, "GatherND", _TWO, "batch_dims"),
 }

@@ -158,7 +158,7 @@ def branch(model: onnx.ModelProto) -> None:
         (lambda m: node(m, "Add", ["u", "total"]), "do not go together"),
         (lambda m: node(m, "Add", ["u"]), "it has 1 inputs"),
         (lambda m: node(m, "Relu", ["u"], axis=3), "no attribute 'axis'"),
-        (lambda m: node(m, "Reshape", ["u", "steps_left"]), "known beforehand"),
+        (lambda m: node(m, "Reshape", ["u", "steps_left"]), "whole numbers in the file"),
     ],
 )
 def test_what_our_exporter_does_not_write_is_refused(change: Change, says: str) -> None:
@@ -181,6 +181,11 @@ def test_a_constant_of_more_axes_than_ours_is_refused(axes: int, operator: str) 
 )
 def test_what_is_no_graph_is_refused(data: bytes) -> None:
     refusal(data)
+
+
+@pytest.mark.parametrize("operator", ["Abs", "Neg", "Not", "Shape", "ArgMax"])
+def test_an_operator_that_only_other_exporters_write_is_refused(operator: str) -> None:
+    assert "our exporter writes no such operator" in refusal(changed(lambda model: node(model, operator, ["u"])))
 
 
 # Memory and work

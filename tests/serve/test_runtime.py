@@ -195,7 +195,8 @@ def replacing(old: str, new: str, count: int = -1) -> Spoil:
 
 
 def test_a_graph_that_onnx_runtime_does_not_take_is_refused(tmp_path: Path) -> None:
-    graph = bundles.policy_graph(replacing("far = Abs(observation)", "far = Not(observation)"))
+    spoil = replacing("far = Max(observation, minus_observation)", "far = Where(observation, u, u)")
+    graph = bundles.policy_graph(spoil)
     path = bundles.write(tmp_path / "bundle", policy=graph, request=bundles.golden())
     with pytest.raises(RefusedBundleError, match=r"policy\.onnx cannot be loaded: .*Type Error"):
         load(read_bundle(path))
@@ -221,8 +222,9 @@ def test_a_graph_that_fails_its_warm_up_is_refused(tmp_path: Path) -> None:
     "failing",
     [
         # 0 / 0 where there are three, and 1 otherwise.
-        "count = Shape <start = 0, end = 1> (observation)  several = Constant <value = int64[1] {3}> ()"
-        "  found = Equal(count, several)  share = Cast <to = 1> (found)  rest = Sub(one, share)  own = Div(rest, rest)",
+        "rows = Constant <value = int64[1] {0}> ()  of_each = ReduceMin <keepdims = 1> (observation, last)"
+        "  nothing = Mul(of_each, float_zero)  each_one = Add(nothing, one)"
+        "  count = ReduceSum <keepdims = 0> (each_one, rows)  rest = Sub(count, three)  own = Div(rest, rest)",
         # Infinity times 0 where nothing is limited in any of them: in golden requests something always is.
         "rows = Constant <value = int64[1] {0}> ()  of_each = ReduceMin <keepdims = 1> (cost_allowed, last)"
         "  least = ReduceMin <keepdims = 0> (of_each, rows)  nothing = Mul(least, float_zero)  own = Add(nothing, one)",
