@@ -195,7 +195,7 @@ def replacing(old: str, new: str, count: int = -1) -> Spoil:
 
 
 def test_a_graph_that_onnx_runtime_does_not_take_is_refused(tmp_path: Path) -> None:
-    spoil = replacing("far = Max(observation, minus_observation)", "far = Where(observation, u, u)")
+    spoil = replacing("far = Max(observation, minus_observation)", "far = Where(observation, observation, observation)")
     graph = bundles.policy_graph(spoil)
     path = bundles.write(tmp_path / "bundle", policy=graph, request=bundles.golden())
     with pytest.raises(RefusedBundleError, match=r"policy\.onnx cannot be loaded: .*Type Error"):
