@@ -9,7 +9,6 @@ trials, written to benchmarks/results/learning/trials, and never summarized.
 import argparse
 import json
 import os
-import signal
 import sys
 
 from benchmarks.errors import BenchmarkError, run
@@ -23,7 +22,6 @@ def main() -> None:
     """Do what the command line asks for."""
     arguments = _arguments()
     if arguments.summary:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader such as head may have had enough
         print(json.dumps(results.summary(results.committed())))
         return
     if arguments.figures:

@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +6,6 @@ from benchmarks.learning import results
 from benchmarks.learning.jobs import Job
 from benchmarks.learning.results import Curve, path, read, summary, write
 from tests.benchmarks.learned import CURVE, made_up
-from tests.command import ROOT
 
 
 def test_the_target_is_met_by_return_and_cost_of_one_evaluation() -> None:
@@ -54,15 +50,6 @@ def test_the_summary_has_each_limit_of_point_circle_and_what_a_task_is_compared_
     assert found[circle]["cost_mean"] == 25.0
     assert found["SafetyBallCircle-v0"].keys() == {"fsrl"}
     assert found["SafetyBallCircle-v0"]["fsrl"]["cost_mean"] == 90.0
-
-
-def test_a_summary_whose_reader_has_left_ends_without_a_word() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "benchmarks.learning", "--summary"]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, timeout=300)
-    os.close(writer)
-    assert done.stderr == b""
 
 
 def test_nothing_to_summarize_is_an_empty_object() -> None:
