@@ -138,13 +138,22 @@ def _learned(returns: Axes, costs: Axes, task: Task, groups: Mapping[str, Sequen
         if runs:
             _band(returns, runs, "episode_return", label, f"C{number}")
             _band(costs, runs, "cost", label, f"C{number}")
-    for axis, title, level, name in (
-        (returns, f"{task.name}: return", task.must, "target"),
-        (costs, "cost", task.cost_limit, "limit"),
+    # Curves end above their target and below their limit, so the names stand where they do not.
+    for axis, title, level, name, side in (
+        (returns, f"{task.name}: return", task.must, "target", "top"),
+        (costs, "cost", task.cost_limit, "limit", "bottom"),
     ):
         axis.set_visible(True)
         axis.axhline(level, color=LIMIT, ls="--", lw=1)
-        axis.annotate(f"{name} {level:g}", (0.01, level), xycoords=("axes fraction", "data"), color=LIMIT, va="bottom")
+        axis.annotate(
+            f"{name} {level:g}",
+            (1, level),
+            xycoords=("axes fraction", "data"),
+            color=LIMIT,
+            fontsize="small",
+            ha="right",
+            va=side,
+        )
         axis.set_title(title)
         _steps_axis(axis)
     costs.set_ylim(bottom=0)
