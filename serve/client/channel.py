@@ -2,6 +2,7 @@
 
 import os
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -64,6 +65,30 @@ class Tls:
             certificate_chain=_read("tls.certificate", self.certificate),
         )
 
+    def check(self) -> None:
+        """Look into the files: gRPC would say of one that it cannot use only that no server answers.
+
+        Raises:
+            InvalidRequestError: one holds no certificate, or the key is not that of the certificate.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self.certificate_authority is not None:
+            try:
+                context.load_verify_locations(self.certificate_authority)
+            except OSError as error:  # and ssl.SSLError, a kind of it
+                raise InvalidRequestError(
+                    "tls.certificate_authority", f"is {self.certificate_authority}, which holds no certificate in PEM"
+                ) from error
+        if self.certificate is not None:
+            try:
+                context.load_cert_chain(self.certificate, self.key, password=lambda: b"")  # or it asks the terminal
+            except OSError as error:
+                raise InvalidRequestError(
+                    "tls.certificate",
+                    f"and tls.key, {self.certificate} and {self.key}, are not a certificate and its unencrypted key, "
+                    f"both in PEM ({getattr(error, 'reason', None) or error})",
+                ) from error
+
 
 class _Files(NamedTuple):
     """What was in the files of a Tls, as gRPC takes it."""
@@ -86,19 +111,29 @@ class Dialer:
     """Makes channels, with the files of TLS as they are by then. A new channel is a new connection."""
 
     def __init__(self, tls: Tls | None) -> None:
+        """Read the files.
+
+        Raises:
+            InvalidRequestError: `tls` is none, or a file cannot be read or used.
+        """
+        if not isinstance(tls, Tls | None):
+            raise InvalidRequestError("tls", f"is {tls!r}; give Tls(certificate_authority), or None: in the clear")
         self._tls = tls
         self._files = None if tls is None else tls.read()
+        if tls is not None:
+            tls.check()
         self._credentials = None if self._files is None else grpc.ssl_channel_credentials(*self._files)
         self._options: tuple[tuple[str, int | str], ...] = _OPTIONS
         if tls is not None and tls.server_name:
             self._options += (("grpc.ssl_target_name_override", tls.server_name),)
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """Read the files again; return the credentials as before unless there are others now that can be read."""
+        """Read the files again; return the credentials as before unless there are others now that can be used."""
         if self._tls is not None:
             with suppress(InvalidRequestError):
                 files = self._tls.read()
                 if files != self._files:
+                    self._tls.check()
                     self._files, self._credentials = files, grpc.ssl_channel_credentials(*files)
         return self._credentials
 

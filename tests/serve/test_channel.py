@@ -1,5 +1,6 @@
 """Which server is asked next, for how long, and how it is reached."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from serve.client.channel import Addresses, Attempts, Dialer, Tls
 from serve.client.events import Ended, leave
 from serve.errors import DeadlineExceededError, InvalidRequestError, NotFoundError, UnavailableError
 from serve.gen.cvpo.v1 import control_pb2 as pb
+from tests.serve.certificates import Authority
 
 
 class Clock:
@@ -179,15 +181,33 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         Dialer(Tls(tmp_path / "missing.pem"))
 
 
-def test_credentials_are_renewed_with_their_files_and_kept_while_one_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_used_is_named_where_grpc_says_that_no_server_answers(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "factory")
+    robot, key = authority.issue("robot")
+    _, other_key = authority.issue("other")
+    with pytest.raises(InvalidRequestError, match=r"tls\.certificate_authority: is .*robot\.key, which holds no cert"):
+        Dialer(Tls(key))
+    with pytest.raises(InvalidRequestError, match=r"tls\.certificate: and tls\.key, .*robot\.pem and .*other\.key"):
+        Dialer(Tls(authority.certificate, robot, other_key))
+
+
+@pytest.mark.parametrize("tls", ["ca.pem", True])
+def test_tls_that_is_none_is_refused(tls: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"tls: is .*; give Tls\(certificate_authority\)"):
+        Dialer(tls)
+
+
+def test_credentials_are_renewed_with_their_files_and_kept_while_one_cannot_be_read_or_used(tmp_path: Path) -> None:
     authority = tmp_path / "ca.pem"
-    authority.write_text("the first")
+    shutil.copy(Authority(tmp_path, "first").certificate, authority)
     dialer = Dialer(Tls(str(authority)))
     first = dialer.credentials()
     assert dialer.credentials() is first
     authority.unlink()
     assert dialer.credentials() is first
-    authority.write_text("the second")
+    authority.write_text("half of it")
+    assert dialer.credentials() is first
+    shutil.copy(Authority(tmp_path, "second").certificate, authority)
     assert dialer.credentials() is not first
 
 
