@@ -4,6 +4,7 @@ Costs are float64 and undiscounted. Where a difference cannot be written exactly
 is left is rounded down, so that rounding never allows more than the budget.
 """
 
+import bisect
 import math
 import struct
 from collections.abc import Collection
@@ -31,17 +32,31 @@ def horizon_account(budget: Costs, horizon_steps: int, step: int, cost_total: Co
     )
 
 
-def rolling_account(budget: Costs, steps_ahead: int, cost_total: Costs, cost_total_then: Costs) -> Account:
+def rolling_account(
+    budget: Costs, steps_ahead: int, cost_total: Costs, cost_total_then: Costs, cost_total_first: Costs
+) -> Account:
     """Tell what is spent and left in the one window that holds the next `steps_ahead` steps and those before.
+
+    Nothing is left where the window that ends with the next step has nothing left: what comes unpredicted may break the
+    budget of that one, while the window that looks further ahead has still room.
 
     Args:
         budget: of a window of W steps, [C].
         steps_ahead: h, steps that the prediction speaks of, 1 to W.
         cost_total: observed up to now, [C].
         cost_total_then: observed up to W - h steps ago, [C].
+        cost_total_first: observed up to W - 1 steps ago, [C].
     """
-    spent = tuple([0.0 - _minus(then, now) for now, then in zip(cost_total, cost_total_then, strict=True)])
-    return Account(spent, _left(budget, spent), steps_ahead)
+    spent = _spent(cost_total, cost_total_then)
+    at_once = _left(budget, _spent(cost_total, cost_total_first))
+    left = tuple(
+        [ahead if next_step > 0 else 0.0 for ahead, next_step in zip(_left(budget, spent), at_once, strict=True)]
+    )
+    return Account(spent, left, steps_ahead)
+
+
+def _spent(total: Costs, then: Costs) -> Costs:
+    return tuple([0.0 - _minus(before, now) for now, before in zip(total, then, strict=True)])
 
 
 def _left(budget: Costs, spent: Costs) -> Costs:
@@ -53,10 +68,9 @@ def steps_ahead(rolling_window_steps: int, policy_window_steps: int) -> int:
     return min(policy_window_steps, (rolling_window_steps + 1) // 2)
 
 
-def longest_window(policy_window_steps: int, constraints: int, history_bytes: int) -> int:
+def longest_window(constraints: int, history_bytes: int) -> int:
     """Steps of the longest rolling window whose CostHistory has at most so many bytes, whatever it costs."""
-    steps_back = max(0, history_bytes) // _record(constraints).size
-    return min(steps_back + policy_window_steps, 2 * steps_back + 1)
+    return max(0, history_bytes) // _record(constraints).size + 1
 
 
 def cost_allowed(account: Account) -> list[float]:
@@ -107,19 +121,20 @@ class CostHistory:
     def packed(self) -> bytes:
         return bytes(self._packed)
 
-    def cost_total_then(self, step: int, cost_total: Costs) -> Costs:
-        """The total `steps_back` steps before `step`, the one after the last that was recorded; zero before the first.
+    def cost_total_then(self, step: int, steps: int, cost_total: Costs) -> Costs:
+        """The total so many steps before `step`, the one after the last that was recorded; zero before the first.
 
         Args:
             step: the step that is answered now.
+            steps: at most those that the window looks back.
             cost_total: the total at it.
         """
-        if self._steps_back == 0:
+        if steps == 0:
             return cost_total
-        if not self._packed:
-            return self._none
-        first, *then = self._record.unpack_from(self._packed)
-        return tuple(then) if first <= step - self._steps_back else self._none
+        size = self._record.size
+        records = range(0, len(self._packed), size)
+        later = bisect.bisect_right(records, step - steps, key=lambda at: self._record.unpack_from(self._packed, at)[0])
+        return tuple(self._record.unpack_from(self._packed, records[later - 1])[1:]) if later else self._none
 
     def add(self, step: int, before: Costs, cost_total: Costs) -> None:
         """Record the total at a step, `before` that of the step before; forget what no later step looks back to."""

@@ -70,7 +70,7 @@ class Session:
         self._progress = progress
         self._seal = seal
         self._has_finite_budget = any(map(math.isfinite, terms.cost_budget))
-        steps_back = 0 if terms.steps_ahead is None else terms.extent_steps - terms.steps_ahead
+        steps_back = 0 if terms.steps_ahead is None else terms.extent_steps - 1
         self._history = CostHistory(len(terms.cost_budget), steps_back, history)
         self._constraints = tuple(constraint.name for constraint in self.policy.manifest.constraints)
         self._observation_size = self.policy.frame.observation_size  # of every version with the fingerprint
@@ -248,8 +248,11 @@ class Session:
         terms, step = self._terms, self._progress.next_step
         if terms.steps_ahead is None:
             return horizon_account(terms.cost_budget, terms.extent_steps, step, cost_total)
-        then = self._history.cost_total_then(step, cost_total)
-        return rolling_account(terms.cost_budget, terms.steps_ahead, cost_total, then)
+        then, first = (
+            self._history.cost_total_then(step, terms.extent_steps - ahead, cost_total)
+            for ahead in (terms.steps_ahead, 1)
+        )
+        return rolling_account(terms.cost_budget, terms.steps_ahead, cost_total, then, first)
 
     def _count(self, cost_total: Costs, repeats: Repeats) -> None:
         """Go on without an answer."""
@@ -321,7 +324,7 @@ def open_session(
     progress = Progress(policy.served.version, None, 0, (0.0,) * len(budget), Authority(), None, observed)
     session = Session(opening, terms, progress, b"", policies, seal, strict_observations)
     if rolling and state_bytes is not None:
-        longest = longest_window(frame.window_steps, len(budget), state_bytes - len(session.state()))
+        longest = longest_window(len(budget), state_bytes - len(session.state()))
         if extent_steps > longest:
             raise InvalidRequestError(
                 "open.rolling_window_steps",

@@ -17,7 +17,7 @@ from serve.errors import SessionStateError
 from serve.server.repeats import Repeats
 from serve.server.safety import Authority, Costs
 
-_FORMAT = b"\4"
+_FORMAT = b"\5"
 _SEAL = struct.Struct("<cd")  # format, time of issue in seconds since 1970
 _TAG_BYTES = 32
 _CLOCK_SECONDS = 5.0  # by which the clocks of servers may differ

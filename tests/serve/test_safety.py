@@ -49,11 +49,12 @@ def test_a_rolling_window_looks_ahead_as_far_as_the_policy_but_half_of_itself_at
 
 def roll(step_costs: list[Costs], window: int, ahead: int, budget: Costs) -> list[Account]:
     """The accounts of a rolling session at steps 0, 1, ..., where step_costs[t] is what action t cost."""
-    history = CostHistory(len(budget), window - ahead)
+    history = CostHistory(len(budget), window - 1)
     before: Costs = (0.0,) * len(budget)
     total, accounts = before, []
     for step in range(len(step_costs) + 1):
-        accounts.append(rolling_account(budget, ahead, total, history.cost_total_then(step, total)))
+        then, first = (history.cost_total_then(step, window - steps, total) for steps in (ahead, 1))
+        accounts.append(rolling_account(budget, ahead, total, then, first))
         history.add(step, before, total)
         before = total
         if step < len(step_costs):
@@ -65,8 +66,18 @@ def test_what_leaves_the_rolling_window_may_be_spent_again() -> None:
     # Windows of 5 steps, 2 of them ahead: the last 3 count. Costs by step: 1, 0, 2, 0, 0, 0.
     spent = [account.spent for account in roll([(1.0,), (0.0,), (2.0,), (0.0,), (0.0,), (0.0,)], 5, 2, (4.0,))]
     assert spent == [(0.0,), (1.0,), (1.0,), (3.0,), (2.0,), (2.0,), (0.0,)]
-    left = [account.left for account in roll([(1.0,), (0.0,), (2.0,), (0.0,), (0.0,), (0.0,)], 5, 2, (2.5,))]
-    assert left == [(2.5,), (1.5,), (1.5,), (0.0,), (0.5,), (0.5,), (2.5,)]
+    left = [account.left for account in roll([(1.0,), (0.0,), (2.0,), (0.0,), (0.0,), (0.0,)], 5, 2, (3.5,))]
+    assert left == [(3.5,), (2.5,), (2.5,), (0.5,), (1.5,), (1.5,), (3.5,)]
+
+
+def test_a_budget_that_unpredicted_costs_have_used_up_within_a_window_is_exhausted() -> None:
+    # Windows of 5 steps, 2 of them ahead, a budget of 3. At 0.75 a step the last 3 leave 0.75 for the next 2; yet with
+    # the last 4, the next step would cost a window 3.75.
+    step_costs: list[Costs] = [*[(0.75,)] * 5, (0.0,), (0.0,)]
+    accounts = roll(step_costs, 5, 2, (3.0,))
+    assert [account.spent[0] for account in accounts] == [0.0, 0.75, 1.5, 2.25, 2.25, 2.25, 1.5, 0.75]
+    assert [account.left[0] for account in accounts] == [3.0, 2.25, 1.5, 0.75, 0.0, 0.0, 1.5, 2.25]
+    assert [account.exhausted[0] for account in accounts] == [False] * 4 + [True] * 2 + [False] * 2
 
 
 @given(
@@ -82,6 +93,9 @@ def test_a_rolling_window_spends_what_its_last_steps_cost(
     for step, account in enumerate(roll(exact, window, ahead, (5.0, math.inf))):
         last = exact[max(0, step - (window - ahead)) : step]
         assert account.spent == tuple(sum(cost[c] for cost in last) for c in (0, 1))
+        used = sum(cost[0] for cost in exact[max(0, step - (window - 1)) : step])
+        assert account.left == (0.0 if used >= 5 else 5 - account.spent[0], math.inf)
+        assert account.exhausted == (used >= 5, False)
         assert account.steps_left == ahead
 
 
@@ -110,7 +124,7 @@ def test_a_history_goes_on_from_its_packed_form_and_keeps_no_more_than_its_windo
 @given(budget=costs | st.just(math.inf), total=costs, then=costs)
 def test_rounding_never_allows_more(budget: float, total: float, then: float) -> None:
     then = min(then, total)
-    account = rolling_account((budget,), 3, (total,), (then,))
+    account = rolling_account((budget,), 3, (total,), (then,), (then,))
     (spent,), (left,) = account.spent, account.left
     assert Fraction(spent) >= Fraction(total) - Fraction(then)
     (allowed,) = cost_allowed(account)

@@ -354,15 +354,18 @@ def test_a_step_is_judged_over_the_steps_and_the_budget_that_are_left(served: Se
 def test_a_rolling_session_is_judged_over_the_next_steps_of_the_window(served: Served, seal: StateSeal) -> None:
     # Windows of 16 steps; the policy's window of 10 is more than half of it, so 8 steps ahead and 8 back.
     session = begin(served, seal, Opening(cost_budget=(4.0, INF), extent=RollingWindow(16)))
-    spent = []
+    spent, left = [], []
     for step in range(40):
         result = take(session, CALM, (float(min(step, 10)), 0.0))  # each of the first ten steps costs 1
         assert result.account.steps_left == 8
         assert result.prediction is not None
         assert result.prediction.steps_left.tolist() == [8]
-        assert result.prediction.cost_allowed[0, 0] == max(0.0, 4.0 - result.account.spent[0])
+        assert result.prediction.cost_allowed[0, 0] == result.account.left[0]
         spent.append(result.account.spent[0])
+        left.append(result.account.left[0])
     assert spent[:20] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
+    # From step 4 on the budget is used up; at step 22 the last 15 steps cost 3, for the first time less than it.
+    assert left == [4, 3, 2, 1, *[0] * 18, *[4] * 18]
 
 
 @pytest.mark.parametrize(
@@ -370,9 +373,9 @@ def test_a_rolling_session_is_judged_over_the_next_steps_of_the_window(served: S
     [
         (
             500,
-            17,
-        ),  # 36 are the opening's, 12 lengths, 248 the rest of the state; 204 hold 8 records: 8 steps and 9 ahead
-        (700, 26),  # 16 records: 16 steps and the policy's 10 ahead
+            9,
+        ),  # 36 are the opening's, 12 lengths, 248 the rest of the state; 204 hold 8 records: 8 steps and the next
+        (700, 17),  # 16 records
     ],
 )
 def test_a_rolling_window_is_no_longer_than_a_state_that_can_be_sent_back(
