@@ -69,6 +69,14 @@ def test_there_is_no_bound_where_the_probability_never_reaches_the_confidence() 
     assert ask(reaching, 0.0, 3, 1.0)[1] == 1
 
 
+def test_a_constraint_without_a_bound_gets_none_from_another_that_has_one() -> None:
+    one = np.ones((2, 1, 1, 1))
+    covered = np.array([[[0.95]], [[0.89]]])
+    cost_map = CostMap(np.array([3]), np.zeros((2, 1)), one, one[..., 0], covered, confidence=0.9)
+    prediction = cost_map(torch.zeros(1, 2, 1), torch.tensor([3]), torch.zeros(1, 2))
+    assert prediction.cost_upper.flatten().tolist() == [1, math.inf]
+
+
 def test_the_bound_is_the_first_atom_that_reaches_the_confidence_up_to_rounding() -> None:
     def bound(*covered: float) -> float:
         atoms = np.array([[[[1.0, 2.0, 3.0]]]])

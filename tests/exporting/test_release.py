@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,9 @@ from cvpo.calibration.frozen import MARGIN
 from cvpo.errors import BundleError, CheckpointError, ConfigError
 from cvpo.exporting.measure import Plan
 from cvpo.exporting.release import choose_checkpoint, identity, release
-from cvpo.training.checkpoint import checkpoint_steps
+from cvpo.training.checkpoint import checkpoint_steps, load_policy
 from cvpo.training.metrics import read_evaluations
 from tests.command import train
-
-LIMITS = (10.0, float("inf"))
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +35,11 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def evaluated(run: Path, *figures: tuple[float, float, float]) -> None:
-    """Pretend that the checkpoints of a run had these returns, costs and upper ends of their cost's interval."""
+def evaluated(run: Path, *figures: tuple[float, float, float], second: tuple[float, float, float] = (99,) * 3) -> None:
+    """Pretend that the checkpoints of a run had these returns, costs and upper ends of their cost's interval.
+
+    The second cost has its upper end 1 above its mean.
+    """
     records = [
         {
             "steps": steps,
@@ -45,12 +47,12 @@ def evaluated(run: Path, *figures: tuple[float, float, float]) -> None:
                 "mode": "deterministic",
                 "episodes": 10,
                 "episode_return": {"mean": gain, "low": gain, "high": gain},
-                "episode_cost": [{"mean": cost, "low": 0, "high": high}, {"mean": 99, "low": 98, "high": 100}],
-                "cost_cvar90": [high, 100],
+                "episode_cost": [{"mean": cost, "low": 0, "high": high}, {"mean": fuel, "low": 0, "high": fuel + 1}],
+                "cost_cvar90": [high, fuel + 1],
                 "over_limit_share": [0.5, 0],
             },
         }
-        for steps, (gain, cost, high) in zip(checkpoint_steps(run), figures, strict=True)
+        for steps, (gain, cost, high), fuel in zip(checkpoint_steps(run), figures, second, strict=True)
     ]
     (run / "evaluations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
@@ -75,6 +77,18 @@ def test_where_none_is_safely_under_the_limit_the_mean_decides(run: Path) -> Non
 def test_where_none_is_under_the_limit_the_nearest_is_told(run: Path) -> None:
     evaluated(run, (5, 30, 40), (9, 11.5, 15), (7, 20, 30))
     with pytest.raises(CheckpointError, match=r"nearest has cost / limit 11\.5 / 10, 99\.0 / inf\)\. Train longer"):
+        choose_checkpoint(run)
+
+
+def test_every_limit_counts_for_the_choice_and_for_what_is_nearest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = load_policy(run, checkpoint_steps(run)[-1])
+    config = policy.config.model_copy(update={"cost_limits": (10.0, 50.0)})
+    monkeypatch.setattr("cvpo.exporting.release.load_policy", lambda run, steps: replace(policy, config=config))
+    evaluated(run, (9, 4, 8), (7, 4, 8), (5, 4, 8), second=(50, 49, 20))  # the first is not safely under its second
+    assert choose_checkpoint(run)[0] == checkpoint_steps(run)[1]
+    # Over the limits by 20 and 0, by 5 and 14, and by 16 and 0, and further below the other.
+    evaluated(run, (9, 30, 40), (7, 15, 20), (5, 26, 40), second=(0, 64, 0))
+    with pytest.raises(CheckpointError, match=r"nearest has cost / limit 15\.0 / 10, 64\.0 / 50\)"):
         choose_checkpoint(run)
 
 

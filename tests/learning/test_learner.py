@@ -307,6 +307,16 @@ def test_the_share_that_is_asked_of_two_costs_alike_is_that_of_one(monkeypatch: 
     np.testing.assert_allclose(asked(metrics), settings.limit.gain_above, rtol=1e-6)
 
 
+def test_each_cost_is_asked_for_a_share_of_what_it_can_reach_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A number of the action for each, which moves the second seven times as far. As hard to reach, a seventh a unit.
+    critics_that_know(monkeypatch, lambda action: (action[..., 2], 1 + action[..., :2] * torch.tensor([1.0, 7.0])))
+    settings = config(cost_limits=(10.0, 10.0))
+    batch = one_step_batch(np.random.default_rng(0), costs=2, action_size=3)
+    metrics = learner.update(create(settings, action_size=3), batch, np.array([1000.0, 1000.0]), 0, settings)
+    one, other = metrics.cost_multiplier
+    assert one == pytest.approx(7 * other, rel=0.3)
+
+
 def test_a_cost_that_may_grow_is_not_held_back_where_others_cannot_fall_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

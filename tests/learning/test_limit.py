@@ -158,6 +158,8 @@ def test_the_integral_grows_with_time_above_the_limit() -> None:
     assert after(0.5, 10_000) == pytest.approx(0.15)
     assert after(0.5, 100) == pytest.approx(0.0015)
     assert after(-0.5, 10_000) == pytest.approx(-0.15)
+    assert after(50.0, 100) == after(1.0, 100)  # no faster, however far above
+    assert after(-50.0, 100, integral=0.2) == pytest.approx(after(-1.0, 100, integral=0.2))
 
 
 def test_the_integral_does_not_wind_up() -> None:
@@ -181,6 +183,9 @@ def test_a_small_gap_that_stays_takes_the_integral_to_its_bound() -> None:
     for _ in range(1000):
         controller = controller.advanced(np.array([0.1]), 10_000, CONFIG)
     assert controller.integral[0] == CONFIG.integral_high
+    for _ in range(1000):
+        controller = controller.advanced(np.array([-0.1]), 10_000, CONFIG)
+    assert controller.integral[0] == CONFIG.integral_low
 
 
 @pytest.mark.parametrize(
@@ -204,6 +209,32 @@ def test_each_constraint_has_its_own_controller() -> None:
     np.testing.assert_allclose(controller.integral, [0.15, -0.15])
     gap = np.array([0.4, -0.4])
     np.testing.assert_allclose(controller.share(gap, CONFIG), [0.35, -0.35])
+
+
+def test_each_of_several_costs_is_held_as_it_would_be_alone() -> None:
+    # One that costs now and then and is over its limit, one that never costs under a limit of zero, and a dear one that
+    # costs once. Nothing is seen to the end of an episode before the fourth step.
+    generator = np.random.default_rng(0)
+    costs = np.zeros((20, 2, 3))
+    costs[..., 0] = generator.random((20, 2)) < 0.5
+    costs[7, 1, 2] = 100.0
+    limits, units = np.array([5.0, 0.0, 30.0]), np.array([0.2, 0.5, 1.0])
+
+    def held(columns: list[int]) -> NDArray[np.float64]:
+        controller, meter = LimitController.start(units[columns]), CostMeter.start(4, 2, len(columns))
+        for cost in costs[..., columns]:
+            meter.add(cost)
+            measured, limit = meter.measured(100), limits[columns]
+            controller = controller.having_seen(cost, measured if meter.full else None)
+            controller = controller.seeing(units[columns] * (1 + measured), measured, 2.0, CONFIG)
+            gap = controller.gap(measured, limit)
+            controller = controller.advanced(gap, 1_000, CONFIG).taken_back((measured + limit) == 0, 1_000, CONFIG)
+        present = controller.present_cost(units[columns])
+        return np.stack(
+            [gap, present, controller.share(gap, CONFIG), controller.exhausted(gap, CONFIG), controller.integral]
+        )
+
+    np.testing.assert_allclose(held([0, 1, 2]), np.hstack([held([index]) for index in range(3)]), rtol=1e-12)
 
 
 def test_thresholds_are_shares_of_what_the_ball_can_reach() -> None:
