@@ -1,6 +1,8 @@
 """Calibration: values worked out by hand, what must be conservative, and the coverage it claims."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -645,6 +647,77 @@ def test_a_shield_keeps_the_levels_that_it_chose_by() -> None:
     assert "shielded of 8: no miss rate" in found.record.not_claimed[-1]
     with pytest.raises(ExportError, match=r"at least 8 episodes.* it got 7"):
         calibrate_also(first, shielded, noisy(0.9, 7, seed=1), [constraint()], as_it_is, seed=0)
+
+
+class AsTheCriticSays(CostForecast):
+    """A forecast without a fit: each constraint's own cost value."""
+
+    def forward(self, observation: torch.Tensor, cost_value: torch.Tensor, steps_left: torch.Tensor) -> torch.Tensor:
+        return cost_value
+
+
+def unfitted(episodes: object, constraints: Sequence[Constraint], normalize: object, seed: int) -> CostForecast:
+    return AsTheCriticSays(1, T, np.ones(len(constraints))).eval()
+
+
+def test_what_measures_and_what_chooses_alarm_levels_is_as_many_episodes_as_is_told() -> None:
+    # All cost the same. Of 95, 28 calibrate and leave 1/29 at infinity, and 24 choose the level; of 40 in a further
+    # mode 20 leave 1/21.
+    constant = episode([1.0] * T, [5.0] * T)
+    first = calibrate_normalized([constant] * 95, [constraint()], as_it_is, seed=0, fit=unfitted)
+    also = calibrate_also(first, CalibratedMode(mode="sampled"), [constant] * 40, [constraint()], as_it_is, seed=0)
+    assert [ask(found, 5.0, T, T)[2] for found in (first, also)] == pytest.approx([1 / 29, 1 / 21])
+    assert "sessions over budget of 24 episodes" in first.record.method
+    assert also.record.other_modes[0].episodes == {"calibrate": 20, "alarm": 10, "test": 10}
+
+
+def of_two_costs(rates: tuple[float, float], count: int, seed: int) -> list[Episode]:
+    """Costs of 1 and of 3, as often as an episode's critics say: anything up to the rates."""
+    generator = np.random.default_rng(seed)
+    episodes = []
+    for _ in range(count):
+        value = np.tile(rates * generator.random(2), (T, 1))
+        episodes.append(episode((generator.random((T, 2)) < value) * np.array([1.0, 3.0]), value))
+    return episodes
+
+
+def figures(result: CalibrationResult) -> list[float]:
+    """Those that are told of a constraint, and its example, which a further mode has none of."""
+    names = ("coverage", "window_coverage", "rest_coverage", "missed_share", "too_soon_share", "flagged_share")
+    further = ("lead_steps_median", "calibration_error", "cost_to_go_mean", "episode_cost_mean")
+    shown = () if result.example is None else (result.example.spent, result.example.violation_probability)
+    return [*(getattr(result, name) for name in (*names, *further)), *itertools.chain(*shown)]
+
+
+# Sampled episodes lower the alarm level of the first, which is the higher one, and of both.
+@pytest.mark.parametrize(("rates", "sampled_rates"), [((0.9, 0.4), (0.5, 0.9)), ((0.9, 0.9), (0.3, 0.3))])
+def test_each_of_two_constraints_is_calibrated_as_if_it_were_alone(
+    rates: tuple[float, float], sampled_rates: tuple[float, float]
+) -> None:
+    limits = [constraint(3.0, "often"), constraint(9.0, "seldom")]
+
+    def found(costs: list[int]) -> CalibratedMap:
+        def picked(episodes: list[Episode]) -> list[Episode]:
+            return [episode(e.cost[:, costs], e.cost_value[:, costs]) for e in episodes if e.cost_value is not None]
+
+        constraints = [limits[index] for index in costs]
+        begun = picked(of_two_costs(rates, 60, seed=0))
+        first = calibrate_normalized(begun, constraints, as_it_is, seed=0, miss_rate=0.2, fit=unfitted)
+        sampled = picked(of_two_costs(sampled_rates, 60, seed=1))
+        return calibrate_also(first, CalibratedMode(mode="sampled"), sampled, constraints, as_it_is, seed=0)
+
+    both = found([0, 1])
+    assert len(set(both.record.alarm_levels)) == 2
+    left, value = torch.arange(1, T + 1), torch.tensor([[[0.5], [0.3]]]).expand(T, 2, 1)
+    allowed = torch.tensor([[3.0, 6.0]]).expand(T, 2)
+    together = both.cost_map(value, left, allowed)
+    for index in (0, 1):
+        alone = found([index])
+        assert both.record.alarm_levels[index] == pytest.approx(alone.record.alarm_levels[0])
+        for of_both, single in ((both.record, alone.record), (both.record.other_modes[0], alone.record.other_modes[0])):
+            assert figures(of_both.results[index]) == pytest.approx(figures(single.results[0]))
+        for told, of_one in zip(together, alone.cost_map(value[:, [index]], left, allowed[:, [index]]), strict=True):
+            torch.testing.assert_close(told[:, [index]], of_one)
 
 
 def test_shields_of_several_sizes_choose_by_what_stood_before_the_first() -> None:
