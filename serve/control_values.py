@@ -148,7 +148,7 @@ class Account(NamedTuple):
     """What has been spent of a budget [C], observed and not predicted, and what that leaves for the steps to come."""
 
     spent: tuple[float, ...]
-    left: tuple[float, ...]  # zero where more was spent than allowed; infinity: unconstrained
+    left: tuple[float, ...]  # zero where no more may be spent, be it at the next step alone; infinity: unconstrained
     steps_left: int  # that what is left must last
 
     @property

@@ -37,7 +37,7 @@ class ControlAnswer:
     step: int | None  # number of the step in the session; None: none was answered yet
     constraints: tuple[str, ...]  # names, in the order of every axis C
     cost_spent: NDArray[np.float64]  # [C], observed: since the session began, or over the last window
-    cost_left: NDArray[np.float64]  # [C], zero where more was spent than allowed; infinity: unconstrained
+    cost_left: NDArray[np.float64]  # [C], zero where no more may be spent; infinity: unconstrained
     budget_exhausted: Bools  # [C], nothing is left
     steps_left: int  # that what is left must last
     policy: ServedPolicy
