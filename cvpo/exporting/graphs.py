@@ -7,6 +7,10 @@ The check in `parity` holds the result against torch.
 Matrices of the networks may be stored in fewer bits (`precision`). A Cast, and of int8 a Mul by the scales, make
 float32 of them again; both are of constants alone, so ONNX Runtime computes them once, as it loads the graph. Why
 neither DequantizeLinear nor products of whole numbers take their place is said in docs/bundle.md.
+
+The service answers several robots in one run, and no answer may depend on who shares it, not in its last bit. ONNX
+Runtime computes Softplus and Log of many values with the processor's vectors, and of what is left over with other
+code; so each situation has whole vectors of them (`_whole`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,6 +52,8 @@ from cvpo.learning.networks import (
     VARIANCE_FLOOR,
     GaussianPolicy,
 )
+
+_VECTOR = 16  # float32, the widest that a processor has
 
 # What the networks compute, by fixed names: all that the rest of a graph is made from, as in `NetworkValues`.
 NORMALIZED, CANDIDATE_ACTION = "normalized", "candidate_action"
@@ -118,6 +124,11 @@ def networks_graph(name: str, exported: bytes) -> bytes:
 
 def _sizes(served: Served) -> dict[str, int]:
     return {"O": served.model.normalizer.observation_size, "A": len(served.action_low), "C": served.cost_map.num_costs}
+
+
+def _whole(size: int) -> list[int]:
+    """Places of so many values, and of some of them again until they are whole vectors."""
+    return [place % size for place in range(-(-size // _VECTOR) * _VECTOR)]
 
 
 class _Graph:
@@ -223,6 +234,14 @@ class _Graph:
         parts = self.split(value, 1, *[1] * len(matrices))
         return self.concat([self.node("MatMul", *pair) for pair in zip(parts, matrices, strict=True)], 1)
 
+    def whole(self, operator: str, value: str, weight: Tensor) -> tuple[str, Tensor]:
+        """Of values [N, size, ...] in whole vectors, and the weights [·, size] that are to take them: of those that are
+        there again, zero."""
+        size = weight.shape[1]
+        places = _whole(size)
+        again = self.node("Gather", value, self.integers(*places), axis=1)
+        return self.node(operator, again), pad(weight, (0, len(places) - size))
+
     def norm_relu(self, value: str, width: int) -> str:
         scale = self.array(np.ones(width, np.float32))
         return self.node("Relu", self.node("LayerNormalization", value, scale, axis=-1, epsilon=NORM_EPSILON))
@@ -286,7 +305,10 @@ def _sample(graph: _Graph, policy: GaussianPolicy) -> None:
     hidden = graph.norm_relu(graph.linear(NORMALIZED, policy.first), width)
     hidden = graph.norm_relu(graph.linear(hidden, policy.second, -2), width)
     mean = graph.unsqueeze(graph.linear(hidden, policy.mean), 1)
-    spread = graph.node("Softplus", graph.linear(hidden, policy.spread))
+    size = policy.spread.out_features
+    places = _whole(size)
+    spread = graph.gemm(hidden, graph.weight(policy.spread.weight[places]), policy.spread.bias[places])
+    spread = graph.node("Gather", graph.node("Softplus", spread), graph.integers(*range(size)), axis=1)
     spread = graph.node("Tanh", graph.node("Div", spread, graph.floats(MAX_SPREAD)))
     spread = graph.node("Mul", spread, graph.floats(MAX_SPREAD))
     deviation = graph.unsqueeze(graph.node("Add", spread, graph.floats(MIN_STANDARD_DEVIATION)), 1)
@@ -327,7 +349,8 @@ def _value(graph: _Graph, served: Served) -> None:
     reward_value = graph.reduce("ReduceMean", reward_value, 1)
     graph.node("Mul", reward_value, graph.floats(served.reward_scale), output=CANDIDATE_REWARD_VALUE)
     mean = torch.eye(C).tile(cost_heads) / cost_heads * served.model.cost_factor[:, None]  # of the heads of each cost
-    graph.node("MatMul", graph.tensor(mean), graph.node("Softplus", cost_value), output=CANDIDATE_COST_VALUE)
+    cost_value, mean = graph.whole("Softplus", cost_value, mean)
+    graph.node("MatMul", graph.tensor(mean), cost_value, output=CANDIDATE_COST_VALUE)
 
 
 def _shift_score(graph: _Graph, served: Served, standardized: str) -> None:
@@ -355,8 +378,9 @@ def _forecast(graph: _Graph, forecast: CostForecast, cost_value: str, steps_left
     of_times = forecast.state_weight[:, -TIMES:]
     weight = torch.cat([forecast.state_weight[:, :-TIMES], of_times * times[:, None]], 1).mT.flatten(0, 1)
     bias = (forecast.first_bias - of_times[:, :1]).flatten()
-    state = graph.node("Concat", NORMALIZED, steps_left, graph.node("Log", steps_left), axis=1)
-    state = graph.gemm(state, graph.tensor(weight), bias)
+    logarithm, of_logarithm = graph.whole("Log", steps_left, weight[:, -1:])
+    state = graph.node("Concat", NORMALIZED, steps_left, logarithm, axis=1)
+    state = graph.gemm(state, graph.tensor(torch.cat([weight[:, :-1], of_logarithm], 1)), bias)
     state = graph.node("Reshape", state, graph.integers(-1, C, 1, F))
     value = graph.node("Div", cost_value, graph.node("Add", cost_value, graph.tensor(forecast.typical_value)))
     value = graph.node("Mul", value, graph.tensor(forecast.value_weight))  # [N, C, K, F]

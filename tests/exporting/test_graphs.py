@@ -13,6 +13,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import onnxruntime as ort
 
+from cvpo.bundle import Precision
 from cvpo.calibration.costmap import uncalibrated_map
 from cvpo.calibration.forecast import CostForecast
 from cvpo.calibration.shift import ShiftScore
@@ -78,6 +79,26 @@ def test_the_graphs_compute_what_torch_does_at_any_n_and_k(
         for name, value in judged._asdict().items():
             np.testing.assert_allclose(getattr(again, name), value, rtol=1e-5, atol=1e-4, err_msg=name)
             np.testing.assert_allclose(value, getattr(expected, name), rtol=1e-4, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize(("num_costs", "covariance"), [(1, "diagonal"), (2, "full"), (17, "diagonal")])
+def test_an_answer_is_the_same_to_the_bit_whoever_shares_the_run(
+    num_costs: int, covariance: Literal["diagonal", "full"], precision: Precision
+) -> None:
+    graph = session(policy_graph(served(num_costs, covariance=covariance), precision))
+    inputs = situations(40, num_costs)
+    inputs["noise"] = torch.randn(40, 1, ACTION_SIZE, generator=torch.Generator().manual_seed(1))
+
+    def rows(first: int, count: int) -> list[torch.Tensor]:
+        own = {name: value if name == "alarm_level" else value[first : first + count] for name, value in inputs.items()}
+        return run(graph, PolicyOutput._fields, own)
+
+    alone = [torch.cat(values) for values in zip(*(rows(i, 1) for i in range(40)), strict=True)]
+    for count in (2, 3, 5, 8, 13, 16, 40):
+        for first in range(0, 41 - count, 3):
+            for name, found, expected in zip(PolicyOutput._fields, rows(first, count), alone, strict=True):
+                assert torch.equal(found, expected[first : first + count]), f"{name} of {count}"
 
 
 def test_with_a_full_covariance_candidates_are_correlated_as_the_policy_is() -> None:
