@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ Outputs = dict[str, list[Any]]  # by name, in nested lists
 
 _BOUND = "cost_upper"
 _FINITE = {port for port, (kind, _) in PORTS.items() if kind == FLOAT and port != _BOUND}  # all others
+
+SHARED_ROWS = 16  # robots that are answered in one run at most: it takes four times as long as of one
 
 _WARM_SECONDS = 3e-3  # others have run it so shortly before: it is warm enough
 _LONG_SECONDS = 2e-3  # and that takes too long: a step that comes meanwhile waits
@@ -59,7 +62,7 @@ class Graph:
                 f"{name} cannot be loaded: {str(error).splitlines()[0]} Export it again."
             ) from error
         self._outputs = {output: tuple(sizes[axis] for axis in PORTS[output].axes[1:]) for output in OUTPUTS[name]}
-        self._one = _OneRow(self._session, name, sizes)
+        self._rows = [_Rows(self._session, name, sizes, count) for count in range(1, SHARED_ROWS + 1)]
         self._ran = self._seconds = 0.0  # when it was run last, of time.perf_counter, and how long that took
 
     def run(self, inputs: Inputs) -> Outputs:
@@ -70,7 +73,9 @@ class Graph:
         """
         started = time.perf_counter()
         try:
-            if self._one.fits(inputs) and (answer := self._one.run(inputs)) is not None:
+            count = len(inputs["observation"])
+            one_candidate = "noise" not in inputs or len(inputs["noise"][0]) == 1
+            if count <= SHARED_ROWS and one_candidate and (answer := self._rows[count - 1].run(inputs)) is not None:
                 self._has_run(started)
                 return answer
             given = {name: np.array(values, DTYPES[PORTS[name].type]) for name, values in inputs.items()}
@@ -81,7 +86,6 @@ class Graph:
         except Exception as error:  # ONNX Runtime's own errors have no common parent
             self._seconds = math.inf  # on what it fails at it is not run for nobody
             raise InternalError(str(error)) from error
-        count = len(inputs["observation"])
         for name, shape in self._outputs.items():
             if values[name].shape != (count, *shape):
                 raise InternalError(f"The graph gave {name} of shape {values[name].shape} for {count} situations.")
@@ -93,7 +97,7 @@ class Graph:
         """Run it for nobody; return the seconds it took, 0 where it takes long or others have run it after `since`."""
         started = time.perf_counter()
         others = since < self._ran and started - self._ran < _WARM_SECONDS
-        if others or self._seconds > _LONG_SECONDS or not self._one.run_again():
+        if others or self._seconds > _LONG_SECONDS or not self._rows[0].run_again():
             return 0.0
         self._has_run(started)
         return self._seconds
@@ -103,39 +107,39 @@ class Graph:
         self._seconds = self._ran - started
 
 
-class _OneRow:
-    """One situation and one candidate, on memory that the session knows: it allocates and looks up nothing, which is a
-    fifth of what such a run costs."""
+class _Rows:
+    """So many situations with one candidate each, on memory that the session knows: it allocates and looks up nothing,
+    which is a fifth of what a run of one situation costs."""
 
-    def __init__(self, session: ort.InferenceSession, name: str, sizes: Mapping[str, int]) -> None:
+    def __init__(self, session: ort.InferenceSession, name: str, sizes: Mapping[str, int], count: int) -> None:
         self._session = session
         self._lock = threading.Lock()  # there is one such memory; who comes while it is in use goes the other way
-        self._draws = "noise" in INPUTS[name]
+        self._free = "noise" if "noise" in INPUTS[name] else "action"
         self._binding = session.io_binding()
-        self._input, self._input_layout = _bind(self._binding.bind_input, INPUTS[name], sizes)
+        shapes = {port: tuple({**sizes, "N": count, "K": 1}[axis] for axis in PORTS[port].axes) for port in PORTS}
+        self._input, self._input_layout = _bind(self._binding.bind_input, INPUTS[name], shapes)
         outputs = sorted(OUTPUTS[name], key=lambda port: (port not in _FINITE, port != _BOUND))
-        self._output, self._output_layout = _bind(self._binding.bind_output, outputs, sizes)
-        ends = [*itertools.accumulate(math.prod(_shape(port, sizes)) for port in outputs)]
+        self._output, self._output_layout = _bind(self._binding.bind_output, outputs, shapes)
+        ends = [*itertools.accumulate(math.prod(shapes[port]) for port in outputs)]
         places = dict(zip(outputs, map(slice, [0, *ends], ends), strict=False))
         self._finite, self._cost_upper = slice(places[_BOUND].start), places[_BOUND]
-        self._places = [(port, place, len(PORTS[port].axes) > 1) for port, place in places.items()]
-
-    def fits(self, inputs: Inputs) -> bool:
-        """Whether it is one situation with one candidate."""
-        return len(inputs["observation"]) == 1 and not (self._draws and len(inputs["noise"][0]) > 1)
+        self._places: list[tuple[str, slice | list[slice]]] = [
+            (port, place if len(shapes[port]) == 1 else _parts(place, count)) for port, place in places.items()
+        ]
 
     def run(self, inputs: Inputs) -> Outputs | None:
         """Return the outputs, or None where another thread is at it."""
         if not self._lock.acquire(blocking=False):
             return None
         try:
+            free = inputs[self._free]
             self._input_layout.pack_into(
                 self._input,
                 0,
-                *inputs["observation"][0],
-                *(inputs["noise"][0][0] if self._draws else inputs["action"][0]),
+                *chain.from_iterable(inputs["observation"]),
+                *chain.from_iterable(chain.from_iterable(free) if self._free == "noise" else free),
                 *inputs["steps_left"],
-                *inputs["cost_allowed"][0],
+                *chain.from_iterable(inputs["cost_allowed"]),
                 *inputs["alarm_level"],
             )
             self._session.run_with_iobinding(self._binding)
@@ -143,7 +147,10 @@ class _OneRow:
         finally:
             self._lock.release()
         _check(values[self._finite], values[self._cost_upper])
-        return {port: [list(values[place])] if vector else list(values[place]) for port, place, vector in self._places}
+        return {
+            port: [list(values[row]) for row in place] if isinstance(place, list) else list(values[place])
+            for port, place in self._places
+        }
 
     def run_again(self) -> bool:
         """Run on what was given last, and give the answer to nobody; False where another thread is at it."""
@@ -156,24 +163,27 @@ class _OneRow:
         return True
 
 
-def _bind(bind: Callable[..., None], ports: Sequence[str], sizes: Mapping[str, int]) -> tuple[bytearray, struct.Struct]:
-    """Give the session memory for one row of each port: a C struct. Return it, and its layout."""
+def _bind(
+    bind: Callable[..., None], ports: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[bytearray, struct.Struct]:
+    """Give the session memory for these ports: a C struct. Return it, and its layout."""
     layout, offsets = "", []
     for port in ports:
         code = np.dtype(DTYPES[PORTS[port].type]).char
         offsets.append(struct.calcsize(f"{layout}0{code}"))
-        layout += f"{math.prod(_shape(port, sizes))}{code}"
+        layout += f"{math.prod(shapes[port])}{code}"
     record = struct.Struct(layout)
     memory = bytearray(record.size)
     address = np.frombuffer(memory, np.uint8).ctypes.data
     for port, offset in zip(ports, offsets, strict=True):
-        bind(port, "cpu", 0, DTYPES[PORTS[port].type], _shape(port, sizes), address + offset)
+        bind(port, "cpu", 0, DTYPES[PORTS[port].type], shapes[port], address + offset)
     return memory, record
 
 
-def _shape(port: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Of one situation and one candidate."""
-    return tuple(sizes.get(axis, 1) for axis in PORTS[port].axes)
+def _parts(place: slice, count: int) -> list[slice]:
+    """So many slices of the same length, one after the other."""
+    length = (place.stop - place.start) // count
+    return [slice(start, start + length) for start in range(place.start, place.stop, length)]
 
 
 def _check(finite: Sequence[float], cost_upper: Sequence[float]) -> None:

@@ -33,6 +33,7 @@ from serve.server.scheduled import ScheduledPolicyServicer
 from serve.server.service import PolicyServicer
 from serve.server.settings import Settings
 from serve.server.shadow import Shadow
+from serve.server.sharing import SharedRuns
 from serve.server.signals import STOPPING, end_on_signal
 from serve.server.state import StateSeal
 from serve.server.telemetry import Metrics, configure_logging, log
@@ -115,7 +116,7 @@ async def start(settings: Settings) -> RunningServer:
 
     server, services = _grpc_server(settings, metrics, draining)
     add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
-        ScheduledPolicyServicer(answers, workers), services
+        ScheduledPolicyServicer(answers, workers, SharedRuns(metrics.registry)), services
     )
     add_ControlServiceServicer_to_server(control, services)  # type: ignore[no-untyped-call]  # generated
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

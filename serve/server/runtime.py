@@ -3,7 +3,8 @@
 import itertools
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from operator import gt, le
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from cvpo.bundle import CRITIC_GRAPH, POLICY_GRAPH, Bundle, Manifest, Space
 from cvpo.errors import BundleError
 from serve.errors import InternalError, RefusedBundleError
-from serve.server.graph import Graph, Inputs, Outputs
+from serve.server.graph import SHARED_ROWS, Graph, Inputs, Outputs
 from serve.values import (
     ActLists,
     CalibrationStatus,
@@ -47,6 +48,7 @@ class PolicyRuntime:
     _alarm_level: tuple[float, ...]  # [C]
     _shift_threshold: float
     _frozen_after_steps: tuple[float, ...]  # [O]; infinity: never
+    shares: bool = False  # whether `act_each` gives here, to the bit, what `act` does
 
     def act(self, situations: Situations, mode: Mode) -> ActLists:
         """Choose one action per situation and predict its costs.
@@ -55,9 +57,35 @@ class PolicyRuntime:
             InternalError: the graph gave a value that must not be sent: not finite, or an action outside its bounds.
         """
         started = time.perf_counter()
-        count, name, candidates = len(situations.observation), *_name_mode(mode)
-        noise = draw_noise(mode, count, len(self.frame.action_low))
+        noise = draw_noise(mode, len(situations.observation), len(self.frame.action_low))
         out = self._policy.run(self._inputs(situations, noise=noise))
+        return self._chosen(out, situations, mode, started)
+
+    def act_each(self, asked: Sequence[tuple[Situations, Mode]]) -> list[ActLists]:
+        """Act for each of several robots in one run, which passes over the network's weights once.
+
+        Args:
+            asked: one situation with one candidate each, SHARED_ROWS of them at most.
+
+        Raises:
+            InternalError: as `act` does, of any of them.
+        """
+        started = time.perf_counter()
+        together = Situations(
+            [row for situations, _ in asked for row in situations.observation],
+            [steps for situations, _ in asked for steps in situations.steps_left],
+            [costs for situations, _ in asked for costs in situations.cost_allowed],
+        )
+        noise = [row for _, mode in asked for row in draw_noise(mode, 1, len(self.frame.action_low))]
+        out = self._policy.run(self._inputs(together, noise=noise))
+        return [
+            self._chosen({port: values[i : i + 1] for port, values in out.items()}, situations, mode, started)
+            for i, (situations, mode) in enumerate(asked)
+        ]
+
+    def _chosen(self, out: Outputs, situations: Situations, mode: Mode, started: float) -> ActLists:
+        """What is answered where the policy's graph gave this."""
+        name, candidates = _name_mode(mode)
         status = CalibrationStatus.CALIBRATED if (name, candidates) in self._calibrated else CalibrationStatus.MODE
         prediction = self._predict(out, situations, status)
         feasible = zip(out["feasible"], prediction.violation, strict=True)
@@ -210,7 +238,7 @@ def load(bundle: Bundle) -> PolicyRuntime:
         _frozen_after_steps=_frozen_after_steps(manifest),
     )
     _warm_up(runtime)
-    return runtime
+    return replace(runtime, shares=_answers_alike(runtime))
 
 
 def _bounds(space: Space) -> tuple[Floats, Floats] | None:
@@ -258,3 +286,32 @@ def _warm_up(runtime: PolicyRuntime) -> None:
         except Exception as error:  # ONNX Runtime's own errors have no common parent
             reason = str(error).splitlines()[0]
             raise RefusedBundleError(f"The graphs fail when run: {reason} Export it again.") from error
+
+
+def _answers_alike(runtime: PolicyRuntime) -> bool:
+    """Whether robots that share a run are answered here, to the bit, as each alone is.
+
+    That depends on graph and processor (see `cvpo.exporting.graphs`), so it is tried.
+    """
+    frame, seen = runtime.frame, runtime.manifest.observation_statistics
+    generator = np.random.default_rng(0)
+    rows = 4 * SHARED_ROWS
+    observation = generator.normal(seen.mean, seen.standard_deviation, (rows, frame.observation_size))
+    steps_left = generator.integers(1, frame.horizon_steps + 1, rows).tolist()
+    asked: list[tuple[Situations, Mode]] = [
+        (Situations([values], [steps], [frame.share(steps)]), Sampled(seed))
+        for seed, (values, steps) in enumerate(zip(observation.astype(np.float32).tolist(), steps_left, strict=True))
+    ]
+    try:
+        alone = [_timeless(runtime.act(*each)) for each in asked]
+        for count in range(2, SHARED_ROWS + 1):
+            place = slice(3 * count, 4 * count)
+            if [_timeless(each) for each in runtime.act_each(asked[place])] != alone[place]:
+                return False
+    except InternalError:  # it gives nothing for what it may well have seen: nobody else's answer is to depend on that
+        return False
+    return True
+
+
+def _timeless(answer: ActLists) -> ActLists:
+    return answer._replace(compute_seconds=0.0)

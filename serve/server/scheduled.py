@@ -1,4 +1,4 @@
-"""PolicyService on an event loop: what is small is answered in place, what is large by a thread."""
+"""PolicyService on an event loop: what is small is answered in place or with others, what is large by a thread."""
 
 import functools
 import time
@@ -11,6 +11,7 @@ from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceServicer
 from serve.server.interceptors import Context, check_deadline, request_id
 from serve.server.service import PolicyServicer
+from serve.server.sharing import SharedRuns
 from serve.server.workers import INLINE_ROWS, Workers
 
 Q = TypeVar("Q", bound=Message)
@@ -20,13 +21,20 @@ A = TypeVar("A", pb.ActResponse, pb.EvaluateActionResponse)
 class ScheduledPolicyServicer(PolicyServiceServicer):
     """PolicyServicer's answers, each in its turn."""
 
-    def __init__(self, answers: PolicyServicer, workers: Workers) -> None:
+    def __init__(self, answers: PolicyServicer, workers: Workers, shared_runs: SharedRuns) -> None:
         self._answers = answers
         self._workers = workers
+        self._shared_runs = shared_runs
 
     async def Act(self, request: pb.ActRequest, context: Context) -> pb.ActResponse:  # noqa: N802
         rows = len(request.situations) * max(1, request.shielded.candidates)
-        return await self._answer(self._answers.Act, request, context, rows)
+        if rows > 1:
+            return await self._answer(self._answers.Act, request, context, rows)
+        started = time.perf_counter()
+        asked = self._answers.read_act(request, request_id(context))
+        answer = self._answers.answer_act(asked, await self._shared_runs.act(*asked))
+        self._answers.count_pace(answer.policy, time.perf_counter() - started)
+        return answer
 
     async def EvaluateAction(  # noqa: N802
         self, request: pb.EvaluateActionRequest, context: Context

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from serve.codec import (
     Limits,
@@ -20,13 +21,23 @@ from serve.server.runtime import PolicyRuntime
 from serve.server.shadow import Shadow
 from serve.server.telemetry import Metrics
 from serve.values import (
+    ActLists,
     CalibrationDescription,
     ConstraintDescription,
     Deterministic,
     Mode,
     PolicyDescription,
+    Situations,
     Space,
 )
+
+
+class ActAsked(NamedTuple):
+    """Who is asked for actions in which situations, and how they are to be chosen."""
+
+    policy: PolicyRuntime
+    situations: Situations
+    mode: Mode
 
 
 class PolicyServicer(PolicyServiceServicer):
@@ -39,13 +50,20 @@ class PolicyServicer(PolicyServiceServicer):
         self._shadow = shadow
 
     def Act(self, request: pb.ActRequest, request_id: str | None) -> pb.ActResponse:  # noqa: N802
+        asked = self.read_act(request, request_id)
+        return self.answer_act(asked, asked.policy.act(asked.situations, asked.mode))
+
+    def read_act(self, request: pb.ActRequest, request_id: str | None) -> ActAsked:
+        """Return what an ActRequest asks; raises what is wrong with it."""
         policy = self._select(request.policy, request_id)
         mode = _with_seed(decode_mode(request, self._limits, situations=len(request.situations)))
-        situations = decode_situations(request.situations, policy.frame, self._limits)
-        result = policy.act(situations, mode)
-        self._metrics.count_predictions(policy.served, result.prediction)
+        return ActAsked(policy, decode_situations(request.situations, policy.frame, self._limits), mode)
+
+    def answer_act(self, asked: ActAsked, result: ActLists) -> pb.ActResponse:
+        """Return the answer to an ActRequest, for which the policy gave this result."""
+        self._metrics.count_predictions(result.policy, result.prediction)
         if self._shadow is not None:
-            self._shadow.compare(situations, mode, result)
+            self._shadow.compare(asked.situations, asked.mode, result)
         return encode_act_response(result)
 
     def EvaluateAction(self, request: pb.EvaluateActionRequest, request_id: str | None) -> pb.EvaluateActionResponse:  # noqa: N802

@@ -224,7 +224,15 @@ class Watcher:
                 runtime = self._load(bundle)
                 self._found[path] = _Found(signature, runtime, settled=True)
                 served = runtime.served
-                log(logger, logging.INFO, "bundle loaded", path=str(path), policy=served.name, version=served.version)
+                log(
+                    logger,
+                    logging.INFO,
+                    "bundle loaded",
+                    path=str(path),
+                    policy=served.name,
+                    version=served.version,
+                    shares_runs=runtime.shares,
+                )
                 return True
             if bundle.manifest != runtime.manifest:
                 raise RefusedBundleError(

@@ -17,7 +17,7 @@ from serve.client import PolicyClient
 from serve.client.status import call_details, retry_after_seconds
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceStub
-from serve.server.service import PolicyServicer
+from serve.server.service import ActAsked, PolicyServicer
 from serve.server.settings import Settings
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.running import ServerThread
@@ -62,14 +62,14 @@ def test_small_requests_that_wait_are_bounded_and_told_when_to_come_back(
 ) -> None:
     caplog.set_level(logging.DEBUG, "serve.server.acceptor")
     begun, release = threading.Event(), threading.Event()
-    act = PolicyServicer.Act
+    read_act = PolicyServicer.read_act
 
-    def stall(self: PolicyServicer, request: pb.ActRequest, request_id: str | None) -> pb.ActResponse:
+    def stall(self: PolicyServicer, request: pb.ActRequest, request_id: str | None) -> ActAsked:
         begun.set()
         release.wait(PATIENCE_SECONDS)  # and with it the event loop
-        return act(self, request, request_id)
+        return read_act(self, request, request_id)
 
-    monkeypatch.setattr(PolicyServicer, "Act", stall)
+    monkeypatch.setattr(PolicyServicer, "read_act", stall)
     server = ServerThread(
         Settings(
             repository=repository / "goal",

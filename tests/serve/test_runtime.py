@@ -282,7 +282,7 @@ def test_an_answer_stays_as_it_is_when_the_next_is_given(runtime: PolicyRuntime)
 def test_two_threads_at_once_get_what_one_gets(runtime: PolicyRuntime) -> None:
     case = situations([1, 2, -1])
     alone = runtime.act(case, Deterministic())
-    with runtime._policy._one._lock:  # as if another thread were in the middle of its answer
+    with runtime._policy._rows[0]._lock:  # as if another thread were in the middle of its answer
         beside = runtime.act(case, Deterministic())
     assert beside.action == alone.action
     for name in ("reward_value", "cost_value", "cost_to_go", "cost_upper", "violation_probability", "violation"):

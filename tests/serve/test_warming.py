@@ -151,5 +151,5 @@ def test_a_graph_is_not_run_for_nobody_on_what_it_failed_at() -> None:
 
 def test_a_graph_that_is_in_use_is_not_waited_for() -> None:
     network = graph(POLICY_GRAPH)
-    with network._one._lock:
+    with network._rows[0]._lock:
         assert network.keep_warm(time.perf_counter()) == 0

@@ -1,0 +1,266 @@
+"""Robots that ask at the same time share a run of the network: who waits for whom, and that no answer shows it."""
+
+import asyncio
+import urllib.request
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from cvpo.bundle import read_bundle
+from serve.client import PolicyClient
+from serve.errors import InternalError
+from serve.local import LocalPolicy
+from serve.server.graph import SHARED_ROWS
+from serve.server.runtime import PolicyRuntime, load
+from serve.server.settings import Settings
+from serve.server.sharing import SharedRuns
+from serve.values import ActLists, Deterministic, Mode, Sampled, Situations
+from tests.serve import bundles
+from tests.serve.running import ServerThread
+
+PATIENCE_SECONDS = 30.0
+OVERFLOWS = [1e20, 0.0, 0.0]  # of which the network makes what is no number
+ALONE = 31  # requests that do not wait where nobody came before
+
+
+def situation(*observation: float) -> Situations:
+    return Situations([list(observation)], [10], [[2.0, 4.0]])
+
+
+SITUATIONS = [situation(1 + i / 8, 2 - i / 4, -1.0) for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> PolicyRuntime:
+    return load(read_bundle(bundles.write(tmp_path_factory.mktemp("bundles") / "bundle")))
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many robots each run was for."""
+    made: list[int] = []
+    act, act_each = PolicyRuntime.act, PolicyRuntime.act_each
+
+    def one(self: PolicyRuntime, situations: Situations, mode: Mode) -> ActLists:
+        made.append(1)
+        return act(self, situations, mode)
+
+    def several(self: PolicyRuntime, asked: Sequence[tuple[Situations, Mode]]) -> list[ActLists]:
+        made.append(len(asked))
+        return act_each(self, asked)
+
+    monkeypatch.setattr(PolicyRuntime, "act", one)
+    monkeypatch.setattr(PolicyRuntime, "act_each", several)
+    return made
+
+
+def shared_runs() -> tuple[SharedRuns, CollectorRegistry]:
+    registry = CollectorRegistry()
+    return SharedRuns(registry), registry
+
+
+def without_time(answer: ActLists | BaseException) -> object:
+    return answer._replace(compute_seconds=0.0) if isinstance(answer, ActLists) else answer
+
+
+def same(answers: Sequence[ActLists | BaseException], expected: Sequence[ActLists]) -> bool:
+    return list(map(without_time, answers)) == list(map(without_time, expected))
+
+
+async def together(
+    shared: SharedRuns, policy: PolicyRuntime, asked: Sequence[Situations]
+) -> list[ActLists | BaseException]:
+    calls = (shared.act(policy, situations, Deterministic()) for situations in asked)
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def at_once(call: Coroutine[Any, Any, ActLists]) -> ActLists | None:
+    """What is answered without waiting."""
+    try:
+        call.send(None)
+    except StopIteration as answered:
+        answer: ActLists = answered.value
+        return answer
+    call.close()
+    return None
+
+
+def test_who_comes_together_is_answered_by_one_run_as_each_alone(runtime: PolicyRuntime, runs: list[int]) -> None:
+    expected = [runtime.act(situations, Deterministic()) for situations in SITUATIONS]
+    shared, registry = shared_runs()
+
+    async def ask() -> None:
+        runs.clear()
+        assert same(await together(shared, runtime, SITUATIONS[:40]), expected[:40])
+        assert runs == [1] * ALONE + [40 - ALONE]  # the first that waits finds the others
+        runs.clear()
+        assert same(await together(shared, runtime, SITUATIONS[40:]), expected[40:])
+        assert runs == [SHARED_ROWS] * 10  # and from then on it pays to wait
+
+    asyncio.run(ask())
+    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 40 - ALONE + 160
+
+
+def test_who_comes_a_little_later_is_waited_for(runtime: PolicyRuntime, runs: list[int]) -> None:
+    shared, _ = shared_runs()
+
+    async def late(turns: int) -> ActLists:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return await shared.act(runtime, SITUATIONS[turns], Deterministic())
+
+    async def ask() -> None:
+        await together(shared, runtime, SITUATIONS[:40])
+        runs.clear()
+        await asyncio.gather(*map(late, range(0, 15, 3)))
+
+    asyncio.run(ask())
+    assert runs == [5]
+
+
+def test_who_is_alone_waits_once_in_a_while(runtime: PolicyRuntime, runs: list[int]) -> None:
+    shared, _ = shared_runs()
+
+    async def ask() -> None:
+        await together(shared, runtime, SITUATIONS[:40])
+        await shared.act(runtime, SITUATIONS[0], Deterministic())  # nobody came any more
+        for number in range(100):
+            answer = at_once(shared.act(runtime, SITUATIONS[number], Deterministic()))
+            waits.append(answer is None)
+            if answer is None:
+                await asyncio.sleep(0.01)  # until it is found that nobody is there
+            else:
+                assert same([answer], [runtime.act(SITUATIONS[number], Deterministic())])
+
+    waits: list[bool] = []
+    asyncio.run(ask())
+    assert waits == ([False] * ALONE + [True]) * 3 + [False] * 4
+
+
+def test_one_that_cannot_be_answered_is_nobody_elses_failure(runtime: PolicyRuntime, runs: list[int]) -> None:
+    shared, registry = shared_runs()
+    asked = [*SITUATIONS[:38], situation(*OVERFLOWS), SITUATIONS[39]]
+
+    async def ask() -> list[ActLists | BaseException]:
+        return await together(shared, runtime, asked)
+
+    answers = asyncio.run(ask())
+    failure = answers.pop(38)
+    assert isinstance(failure, InternalError)
+    assert same(answers, [runtime.act(situations, Deterministic()) for situations in [*SITUATIONS[:38], asked[-1]]])
+    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 0
+
+
+def test_what_is_no_error_of_ours_reaches_every_caller(runtime: PolicyRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    shared, _ = shared_runs()
+    monkeypatch.setattr(PolicyRuntime, "act", fail)
+    monkeypatch.setattr(PolicyRuntime, "act_each", fail)
+
+    async def ask() -> list[ActLists | BaseException]:
+        return await asyncio.wait_for(together(shared, runtime, SITUATIONS[:40]), PATIENCE_SECONDS)
+
+    assert [str(answer) for answer in asyncio.run(ask())] == ["a defect"] * 40
+
+
+def test_for_a_caller_that_has_left_nothing_is_computed(runtime: PolicyRuntime, runs: list[int]) -> None:
+    shared, _ = shared_runs()
+
+    async def ask() -> None:
+        await together(shared, runtime, SITUATIONS[:40])
+        runs.clear()
+        calls = [asyncio.ensure_future(shared.act(runtime, SITUATIONS[i], Deterministic())) for i in range(4)]
+        await asyncio.sleep(0)
+        calls[1].cancel()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(answers.pop(1), asyncio.CancelledError)
+        assert same(answers, [runtime.act(SITUATIONS[i], Deterministic()) for i in (0, 2, 3)])
+
+    asyncio.run(ask())
+    assert runs[0] == 3
+
+
+def test_each_is_answered_by_the_policy_and_in_the_mode_that_it_asked_for(
+    runtime: PolicyRuntime, tmp_path: Path
+) -> None:
+    other = load(read_bundle(bundles.write(tmp_path / "other", bundles.manifest(version=2, calibration=None))))
+    modes: list[Mode] = [Deterministic(), Sampled(7), Sampled(8)]
+    asked = [(policy, SITUATIONS[i], mode) for i in range(20) for policy in (runtime, other) for mode in modes]
+    expected = [policy.act(situations, mode) for policy, situations, mode in asked]
+    shared, registry = shared_runs()
+
+    async def ask() -> list[ActLists]:
+        return await asyncio.gather(*(shared.act(*each) for each in asked))
+
+    assert same(asyncio.run(ask()), expected)
+    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == len(asked) - ALONE
+    assert len({str(answer.action) for answer in expected[:6]}) == 3
+    assert len({answer.policy.version for answer in expected}) == 2
+
+
+def test_a_policy_whose_answers_would_show_it_never_shares(
+    runtime: PolicyRuntime, runs: list[int], tmp_path: Path
+) -> None:
+    assert runtime.shares
+    # A reward value with a share of the mean over all robots of the run.
+    mean = "rows = Constant <value = int64[1] {0}> ()  all = ReduceMean <keepdims = 1> (total, rows)"
+    whole = f"{mean}  own = Add(total, poison_k)  reward_k = Add(own, all)"
+
+    def changed(text: str) -> str:
+        assert "reward_k = Add(total, poison_k)" in text
+        return text.replace("reward_k = Add(total, poison_k)", whole)
+
+    mixing = load(read_bundle(bundles.write(tmp_path / "mixing", policy=bundles.policy_graph(changed))))
+    assert not mixing.shares
+    shared, _ = shared_runs()
+    runs.clear()
+
+    async def ask() -> list[ActLists | BaseException]:
+        await together(shared, runtime, SITUATIONS[:40])
+        runs.clear()
+        return await together(shared, mixing, SITUATIONS[:5])
+
+    answers = asyncio.run(ask())
+    assert runs == [1] * 5
+    assert same(answers, [mixing.act(situations, Deterministic()) for situations in SITUATIONS[:5]])
+
+
+def test_a_policy_that_fails_on_what_it_may_have_seen_never_shares(runtime: PolicyRuntime, tmp_path: Path) -> None:
+    seen = runtime.manifest.observation_statistics
+    wide = seen.model_copy(update={"standard_deviation": (1e25,) * 3})
+    manifest = runtime.manifest.model_copy(update={"observation_statistics": wide})
+    path = bundles.write(tmp_path / "wide", manifest, request=bundles.golden())
+    assert not load(read_bundle(path)).shares
+
+
+def test_robots_of_a_server_share_runs_and_are_answered_as_by_a_policy_of_their_own(tmp_path: Path) -> None:
+    bundles.write(tmp_path / "goal" / "1")
+    settings = Settings(repository=tmp_path, address="127.0.0.1:0", metrics_address="127.0.0.1:0")
+    server, robots, steps = ServerThread(settings), 8, 50
+    observations = np.random.default_rng(1).normal(0, 1, (robots, steps, 3))
+    start = Barrier(robots)
+
+    def drive(robot: int) -> list[list[float]]:
+        with PolicyClient(server.address, timeout_seconds=PATIENCE_SECONDS) as client:
+            start.wait(PATIENCE_SECONDS)
+            return [client.act(observation).action.tolist() for observation in observations[robot]]
+
+    try:
+        with ThreadPoolExecutor(robots) as pool:
+            answers = list(pool.map(drive, range(robots)))
+        with urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=PATIENCE_SECONDS) as page:
+            metrics = page.read().decode()
+    finally:
+        server.stop(drain_seconds=0)
+    with LocalPolicy.load(tmp_path) as local:
+        assert answers == [[local.act(o).action.tolist() for o in rows] for rows in observations]
+    shared = next(line for line in metrics.splitlines() if line.startswith("cvpo_serve_shared_requests_total"))
+    assert float(shared.split()[1]) > 0
