@@ -75,11 +75,12 @@ class Ours:
         learner.update(self.state, batch, self.measured_cost, 0, self.config)
 
     def updates(self, seconds: float) -> dict[str, float]:
-        """Update for so long; what was done, in what time of the core, and in what time of the clock."""
-        done, begin, core = 0, time.perf_counter(), time.process_time()
-        while (passed := time.perf_counter() - begin) < seconds:
+        """Update for so long, and once at least; what was done, in what time of the core, and in what of the clock."""
+        done, passed, begin, core = 0, 0.0, time.perf_counter(), time.process_time()
+        while not done or passed < seconds:
             self.update()
             done += 1
+            passed = time.perf_counter() - begin
         return {"updates": done, "core_seconds": time.process_time() - core, "seconds": passed}
 
 

@@ -76,6 +76,7 @@ def test_our_contestant_learns_with_the_sizes_of_the_workload() -> None:
     assert done["updates"] == ours.state.updates > 0
     assert done["core_seconds"] > 0
     assert done["seconds"] >= 0.01
+    assert ours.updates(0.0)["updates"] == 1  # however busy the machine is
 
 
 def test_both_learners_are_fed_the_same_data() -> None:
