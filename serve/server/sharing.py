@@ -70,12 +70,16 @@ class SharedRuns:
         first, self._waiting = self._waiting[:SHARED_ROWS], self._waiting[SHARED_ROWS:]
         if self._waiting:
             loop.call_soon(self._turn, len(self._waiting), 0)
-        self._in_company = count > 1
-        for policy in {id(each.policy): each.policy for each in first}.values():
-            self._answer(policy, [each for each in first if each.policy is policy and not each.answer.done()])
+        groups: dict[int, list[_Waiting]] = {}  # by policy
+        for each in first:
+            if not each.answer.done():  # its caller has not left
+                groups.setdefault(id(each.policy), []).append(each)
+        self._in_company = any(len(group) > 1 for group in groups.values())
+        for group in groups.values():
+            self._answer(group[0].policy, group)
 
     def _answer(self, policy: PolicyRuntime, waiting: list[_Waiting]) -> None:
-        """Answer those whose callers have not left."""
+        """Answer those who wait for one policy."""
         if len(waiting) > 1:
             try:
                 answers = policy.act_each([(each.situations, each.mode) for each in waiting])

@@ -206,6 +206,18 @@ def test_each_is_answered_by_the_policy_and_in_the_mode_that_it_asked_for(
     assert len({answer.policy.version for answer in expected}) == 2
 
 
+def test_a_robot_of_another_policy_is_no_company(runtime: PolicyRuntime, tmp_path: Path) -> None:
+    other = load(read_bundle(bundles.write(tmp_path / "other", bundles.manifest(version=2))))
+    shared, _ = shared_runs()
+
+    async def ask() -> None:
+        await together(shared, runtime, SITUATIONS[:40])  # in which each waits for others
+        await asyncio.gather(*(shared.act(policy, SITUATIONS[0], Deterministic()) for policy in (runtime, other)))
+        assert at_once(shared.act(runtime, SITUATIONS[0], Deterministic())) is not None
+
+    asyncio.run(ask())
+
+
 def test_a_policy_whose_answers_would_show_it_never_shares(
     runtime: PolicyRuntime, runs: list[int], tmp_path: Path
 ) -> None:
