@@ -124,6 +124,36 @@ def test_who_comes_a_little_later_is_waited_for(runtime: PolicyRuntime, runs: li
     assert runs == [5]
 
 
+def test_nobody_waits_long_for_others(runtime: PolicyRuntime) -> None:
+    shared, registry = shared_runs()
+
+    async def ask() -> None:
+        await together(shared, runtime, SITUATIONS[:40])
+        call = asyncio.ensure_future(shared.act(runtime, SITUATIONS[0], Deterministic()))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert call.done()
+
+    asyncio.run(ask())
+    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 40 - ALONE  # and it shared with nobody
+
+
+def test_a_full_run_waits_for_nobody(runtime: PolicyRuntime, runs: list[int]) -> None:
+    shared, _ = shared_runs()
+
+    async def ask() -> None:
+        await together(shared, runtime, SITUATIONS[:40])
+        runs.clear()
+        calls = []
+        for situations in SITUATIONS[: 3 * SHARED_ROWS]:  # one comes in each turn, without end
+            calls.append(asyncio.ensure_future(shared.act(runtime, situations, Deterministic())))
+            await asyncio.sleep(0)
+        assert runs == [SHARED_ROWS] * 2
+        await asyncio.gather(*calls)
+
+    asyncio.run(ask())
+
+
 def test_who_is_alone_waits_once_in_a_while(runtime: PolicyRuntime, runs: list[int]) -> None:
     shared, _ = shared_runs()
 
@@ -145,15 +175,15 @@ def test_who_is_alone_waits_once_in_a_while(runtime: PolicyRuntime, runs: list[i
 
 def test_one_that_cannot_be_answered_is_nobody_elses_failure(runtime: PolicyRuntime, runs: list[int]) -> None:
     shared, registry = shared_runs()
-    asked = [*SITUATIONS[:38], situation(*OVERFLOWS), SITUATIONS[39]]
+    asked = [(each, Sampled(seed)) for seed, each in enumerate(SITUATIONS[:40])]
+    asked[38] = situation(*OVERFLOWS), Sampled(38)
 
     async def ask() -> list[ActLists | BaseException]:
-        return await together(shared, runtime, asked)
+        return await asyncio.gather(*(shared.act(runtime, *each) for each in asked), return_exceptions=True)
 
     answers = asyncio.run(ask())
-    failure = answers.pop(38)
-    assert isinstance(failure, InternalError)
-    assert same(answers, [runtime.act(situations, Deterministic()) for situations in [*SITUATIONS[:38], asked[-1]]])
+    assert isinstance(answers.pop(38), InternalError)
+    assert same(answers, [runtime.act(*each) for each in [*asked[:38], asked[39]]])
     assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 0
 
 
@@ -180,7 +210,7 @@ def test_for_a_caller_that_has_left_nothing_is_computed(runtime: PolicyRuntime, 
         calls = [asyncio.ensure_future(shared.act(runtime, SITUATIONS[i], Deterministic())) for i in range(4)]
         await asyncio.sleep(0)
         calls[1].cancel()
-        answers = await asyncio.gather(*calls, return_exceptions=True)
+        answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PATIENCE_SECONDS)
         assert isinstance(answers.pop(1), asyncio.CancelledError)
         assert same(answers, [runtime.act(SITUATIONS[i], Deterministic()) for i in (0, 2, 3)])
 
