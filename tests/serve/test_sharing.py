@@ -80,6 +80,12 @@ async def together(
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
+async def turns(count: int) -> None:
+    """Let the event loop turn so often."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 def at_once(call: Coroutine[Any, Any, ActLists]) -> ActLists | None:
     """What is answered without waiting."""
     try:
@@ -110,10 +116,9 @@ def test_who_comes_together_is_answered_by_one_run_as_each_alone(runtime: Policy
 def test_who_comes_a_little_later_is_waited_for(runtime: PolicyRuntime, runs: list[int]) -> None:
     shared, _ = shared_runs()
 
-    async def late(turns: int) -> ActLists:
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        return await shared.act(runtime, SITUATIONS[turns], Deterministic())
+    async def late(count: int) -> ActLists:
+        await turns(count)
+        return await shared.act(runtime, SITUATIONS[count], Deterministic())
 
     async def ask() -> None:
         await together(shared, runtime, SITUATIONS[:40])
@@ -130,8 +135,7 @@ def test_nobody_waits_long_for_others(runtime: PolicyRuntime) -> None:
     async def ask() -> None:
         await together(shared, runtime, SITUATIONS[:40])
         call = asyncio.ensure_future(shared.act(runtime, SITUATIONS[0], Deterministic()))
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await turns(10)
         assert call.done()
 
     asyncio.run(ask())
@@ -164,7 +168,7 @@ def test_who_is_alone_waits_once_in_a_while(runtime: PolicyRuntime, runs: list[i
             answer = at_once(shared.act(runtime, SITUATIONS[number], Deterministic()))
             waits.append(answer is None)
             if answer is None:
-                await asyncio.sleep(0.01)  # until it is found that nobody is there
+                await turns(10)  # until it is found that nobody is there
             else:
                 assert same([answer], [runtime.act(SITUATIONS[number], Deterministic())])
 
