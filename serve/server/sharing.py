@@ -4,6 +4,8 @@ A run reads all of the network's weights from memory, for one robot as for sixte
 """
 
 import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter
@@ -24,7 +26,7 @@ class _Waiting:
     policy: PolicyRuntime
     situations: Situations
     mode: Mode
-    answer: "asyncio.Future[ActLists]"
+    answer: "asyncio.Future[ActLists | None]"  # None: there is none that is shared
 
 
 class SharedRuns:
@@ -53,7 +55,8 @@ class SharedRuns:
         self._waiting.append(own)
         if len(self._waiting) == 1:
             loop.call_soon(self._turn, 1, 0)
-        return await own.answer
+        answer = await own.answer
+        return policy.act(situations, mode) if answer is None else answer
 
     def _waits(self) -> bool:
         if self._in_company or self._waiting:
@@ -79,19 +82,11 @@ class SharedRuns:
             self._answer(group[0].policy, group)
 
     def _answer(self, policy: PolicyRuntime, waiting: list[_Waiting]) -> None:
-        """Answer those who wait for one policy."""
+        """Answer those who wait for one policy, or have each ask by itself."""
+        answers: Sequence[ActLists | None] = [None] * len(waiting)
         if len(waiting) > 1:
-            try:
+            with suppress(Exception):  # of one of them perhaps, which is no reason to refuse the others
                 answers = policy.act_each([(each.situations, each.mode) for each in waiting])
-            except Exception:  # of one of them perhaps, which is no reason to refuse the others
-                pass
-            else:
                 self._shared.inc(len(waiting))
-                for each, answer in zip(waiting, answers, strict=True):
-                    each.answer.set_result(answer)
-                return
-        for each in waiting:
-            try:
-                each.answer.set_result(policy.act(each.situations, each.mode))
-            except Exception as error:
-                each.answer.set_exception(error)
+        for each, answer in zip(waiting, answers, strict=True):
+            each.answer.set_result(answer)

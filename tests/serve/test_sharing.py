@@ -1,9 +1,12 @@
 """Robots that ask at the same time share a run of the network: who waits for whom, and that no answer shows it."""
 
 import asyncio
+import gc
 import urllib.request
+import weakref
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -203,6 +206,27 @@ def test_what_is_no_error_of_ours_reaches_every_caller(runtime: PolicyRuntime, m
         return await asyncio.wait_for(together(shared, runtime, SITUATIONS[:40]), PATIENCE_SECONDS)
 
     assert [str(answer) for answer in asyncio.run(ask())] == ["a defect"] * 40
+
+
+def test_nothing_holds_a_policy_that_failed_when_it_is_retired(tmp_path: Path) -> None:
+    policy = load(read_bundle(bundles.write(tmp_path / "bundle")))
+    retired = weakref.ref(policy)
+    shared, _ = shared_runs()
+
+    async def fail(policy: PolicyRuntime) -> None:
+        with suppress(InternalError):
+            await shared.act(policy, situation(*OVERFLOWS), Deterministic())
+
+    async def ask(policy: PolicyRuntime) -> None:
+        await asyncio.gather(*(fail(policy) for _ in range(40)))
+
+    gc.disable()  # it would come at some time, and until then the version is in memory, and among the metrics
+    try:
+        asyncio.run(ask(policy))
+        del policy
+        assert retired() is None
+    finally:
+        gc.enable()
 
 
 def test_for_a_caller_that_has_left_nothing_is_computed(runtime: PolicyRuntime, runs: list[int]) -> None:
