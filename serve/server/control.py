@@ -24,6 +24,7 @@ from serve.control_codec import (
 from serve.control_values import Step, StepAnswer
 from serve.errors import (
     RETRY_AFTER_SECONDS,
+    InternalError,
     InvalidRequestError,
     SessionStateError,
     SupersededError,
@@ -34,13 +35,16 @@ from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceServicer
 from serve.server.decision import Policies
 from serve.server.inbox import Arrival, Inbox
 from serve.server.interceptors import Context, code_of, request_id, status_of
+from serve.server.runtime import Asked
 from serve.server.session import Session, open_session, resume_session
 from serve.server.session_metrics import SessionMetrics, SessionRecord
 from serve.server.shadow import Shadow
+from serve.server.sharing import SharedRuns
 from serve.server.state import StateSeal
 from serve.server.telemetry import Metrics, log
 from serve.server.warming import Expectation, Warming
 from serve.server.workers import INLINE_ROWS, Workers
+from serve.values import ActLists
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ class ControlServicer(ControlServiceServicer):
         limits: Limits,
         seal: StateSeal,
         workers: Workers,
+        shared_runs: SharedRuns,
         metrics: Metrics,
         shadow: Shadow | None = None,
     ) -> None:
@@ -69,6 +74,7 @@ class ControlServicer(ControlServiceServicer):
             limits: how much one opening may ask for.
             seal: of the sessions' states; its lifetime is also how long a stream may be idle.
             workers: compute steps with many candidates.
+            shared_runs: answer steps that come together.
             metrics: of the server.
             shadow: is given what the policy itself answers.
         """
@@ -77,6 +83,7 @@ class ControlServicer(ControlServiceServicer):
         self._limits = limits
         self._seal = seal
         self._workers = workers
+        self._shared_runs = shared_runs
         self._metrics = metrics
         self._session_metrics = SessionMetrics(metrics.registry)
         self._warming = Warming(metrics.registry)
@@ -124,7 +131,7 @@ class ControlServicer(ControlServiceServicer):
         try:
             await context.write(encode_opened(session.opened()))
             conversation = _Conversation(
-                session, record, context, self._workers, self._metrics, expectation, self._shadow
+                session, record, context, self._workers, self._shared_runs, self._metrics, expectation, self._shadow
             )
             await conversation.hold(arrivals, inbox)
             why = "ended by the robot"
@@ -186,6 +193,7 @@ class _Conversation:
         record: SessionRecord,
         context: Context,
         workers: Workers,
+        shared_runs: SharedRuns,
         metrics: Metrics,
         expectation: Expectation,
         shadow: Shadow | None,
@@ -196,6 +204,7 @@ class _Conversation:
         self._record = record
         self._context = context
         self._workers = workers
+        self._shared_runs = shared_runs
         self._metrics = metrics
         self._version = session.policy.served.version  # that the robot knows of
         self._failed: set[str] = set()  # who gave nothing when asked last, policy or backup, and the log has it
@@ -233,10 +242,11 @@ class _Conversation:
             return session.step(step, time.perf_counter() - arrived)
 
         try:
-            if session.rows <= INLINE_ROWS:
-                result = compute(step)
-            else:
+            if session.rows > INLINE_ROWS:
                 result = await self._workers.run(compute, step, _no_check)
+            else:
+                begun = session.begin(step, time.perf_counter() - arrived)
+                result = session.finish(begun, await self._ask(begun.asked))
         except Exception as error:
             await self._context.write(self._refuse(step.number, error))
             return
@@ -253,6 +263,12 @@ class _Conversation:
         finally:  # the robot does not wait for what is counted
             self._count(result, seconds)
 
+    async def _ask(self, asked: Asked) -> ActLists | InternalError:
+        try:
+            return await self._shared_runs.answer(asked)
+        except InternalError as error:
+            return error
+
     def _count(self, result: StepAnswer, seconds: float) -> None:
         """Count an answer that took so long in the server."""
         session = self._session
@@ -261,7 +277,8 @@ class _Conversation:
         if result.prediction is not None:
             self._metrics.count_predictions(result.answered_by, result.prediction)
         if self._shadow is not None and session.own is not None:
-            self._shadow.compare(*session.own)
+            asked, said = session.own
+            self._shadow.compare(asked.situations, asked.mode, said)
 
     def _count_pace(self, seconds: float) -> None:
         """Count a step that was answered so long after it came; infinity: too late to be answered at all."""

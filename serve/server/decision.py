@@ -18,7 +18,7 @@ from serve.control_values import (
     PolicySelector,
 )
 from serve.errors import FingerprintError, InternalError, NotFoundError, UnavailableError
-from serve.server.runtime import PolicyRuntime
+from serve.server.runtime import Asked, PolicyRuntime
 from serve.server.safety import Authority, cost_allowed, first_reason
 from serve.server.state import Terms
 from serve.values import ActLists, Deterministic, Mode, PredictionLists, Shielded, Situations
@@ -98,7 +98,7 @@ class Pilot:
             (mode.candidates for mode in modes if isinstance(mode, Shielded | LeastUnsafeAction)), default=1
         )
         self._policy = _Followed(policies, opening.policy, terms.name, terms, versions[0], "open.")
-        self.own: tuple[Situations, Mode, ActLists] | None = None  # what the policy was asked last, and said
+        self.own: tuple[Asked, ActLists] | None = None  # what the policy was asked last, and said
         self.failure: InternalError | None = None  # why it said nothing that may be sent
         self.backup_failure: InternalError | None = None  # why its backup said nothing, when it was asked last
         self._backup: _Followed | None = None
@@ -117,39 +117,41 @@ class Pilot:
     def backup_version(self) -> int | None:
         return self._backup.runtime.served.version if self._backup else None
 
-    def decide(self, situation: Situation) -> Decision:
-        """Ask the policy, and the fallback where it has control.
+    def ask(self, situation: Situation) -> Asked:
+        """Return what the policy is to be asked: its version that is served now, where that one fits."""
+        self._policy.follow()
+        return Asked(self.policy, situation.asked, self._drawn(self._mode, situation.step))
+
+    def decide(self, situation: Situation, asked: Asked, own: ActLists | InternalError) -> Decision:
+        """Take what the policy gave, or ask the fallback where it has control.
+
+        Args:
+            situation: of the step.
+            asked: what `ask` returned for it.
+            own: what the policy gave.
 
         Raises:
             InternalError: neither gave anything that may be sent.
         """
-        self._policy.follow()
         fallback = self._fallback
-        own: ActLists | None = None
-        self.own = self.failure = None
-        asked, mode = situation.asked, self._drawn(self._mode, situation.step)
-        try:
-            own = self.policy.act(asked, mode)
-            self.own = asked, mode, own
-        except InternalError as error:
-            self.failure = error
+        self.own, self.failure = (None, own) if isinstance(own, InternalError) else ((asked, own), None)
         reason = None
         if not isinstance(fallback.action, FlaggedAction):
             # What is outside the space, or frozen, is told also where the policy gives nothing.
-            score = [0.0] if own is None else own.prediction.shift_score
+            given = None if isinstance(own, InternalError) else own.prediction
             reason = first_reason(
                 fallback.reasons,
-                no_answer=own is None,
+                no_answer=given is None,
                 exhausted=any(situation.account.exhausted),
-                shifted=self.policy.shifted(asked, score)[0],
-                flagged=own is not None and own.prediction.flagged[0],
+                shifted=asked.policy.shifted(asked.situations, [0.0] if given is None else given.shift_score)[0],
+                flagged=given is not None and given.flagged[0],
             )
         authority, told = situation.authority.after(reason, fallback.recovery_steps)
         if told is not None:
-            return self._fall_back(situation, asked, authority, FallbackTaken(told, authority.fallback_steps))
-        if own is None:
-            assert self.failure is not None
-            raise self.failure
+            taken = FallbackTaken(told, authority.fallback_steps)
+            return self._fall_back(situation, asked.situations, authority, taken)
+        if isinstance(own, InternalError):
+            raise own
         return Decision.of(own, authority)
 
     def _fall_back(

@@ -111,12 +111,13 @@ async def start(settings: Settings) -> RunningServer:
     loop = asyncio.get_running_loop()
     shadow = Shadow(watcher.repository, metrics, loop.call_soon_threadsafe)
     answers = PolicyServicer(watcher.repository, settings.limits, metrics, shadow)
-    control = ControlServicer(watcher.repository, settings.limits, seal, workers, metrics, shadow)
+    shared_runs = SharedRuns(metrics.registry)
+    control = ControlServicer(watcher.repository, settings.limits, seal, workers, shared_runs, metrics, shadow)
     health_servicer = HealthServicer(settings.max_streams)
 
     server, services = _grpc_server(settings, metrics, draining)
     add_PolicyServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
-        ScheduledPolicyServicer(answers, workers, SharedRuns(metrics.registry)), services
+        ScheduledPolicyServicer(answers, workers, shared_runs), services
     )
     add_ControlServiceServicer_to_server(control, services)  # type: ignore[no-untyped-call]  # generated
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

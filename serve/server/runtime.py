@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import gt, le
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -178,6 +178,18 @@ class PolicyRuntime:
             raise InternalError("The policy chose an action outside its bounds.")
         rows: Rows = bounded.tolist()
         return rows
+
+
+class Asked(NamedTuple):
+    """Who is asked for actions in which situations, and how they are to be chosen."""
+
+    policy: PolicyRuntime
+    situations: Situations
+    mode: Mode
+
+    def answer(self) -> ActLists:
+        """Raises InternalError, as `PolicyRuntime.act` does."""
+        return self.policy.act(self.situations, self.mode)
 
 
 def draw_noise(mode: Mode, count: int, action_size: int) -> list[Rows]:

@@ -32,7 +32,7 @@ class ScheduledPolicyServicer(PolicyServiceServicer):
             return await self._answer(self._answers.Act, request, context, rows)
         started = time.perf_counter()
         asked = self._answers.read_act(request, request_id(context))
-        answer = self._answers.answer_act(asked, await self._shared_runs.act(*asked))
+        answer = self._answers.answer_act(asked, await self._shared_runs.answer(asked))
         self._answers.count_pace(answer.policy, time.perf_counter() - started)
         return answer
 

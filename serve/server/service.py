@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
 
 from serve.codec import (
     Limits,
@@ -17,7 +16,7 @@ from serve.codec import (
 from serve.gen.cvpo.v1 import policy_pb2 as pb
 from serve.gen.cvpo.v1.policy_pb2_grpc import PolicyServiceServicer
 from serve.server.repository import Repository
-from serve.server.runtime import PolicyRuntime
+from serve.server.runtime import Asked, PolicyRuntime
 from serve.server.shadow import Shadow
 from serve.server.telemetry import Metrics
 from serve.values import (
@@ -27,17 +26,8 @@ from serve.values import (
     Deterministic,
     Mode,
     PolicyDescription,
-    Situations,
     Space,
 )
-
-
-class ActAsked(NamedTuple):
-    """Who is asked for actions in which situations, and how they are to be chosen."""
-
-    policy: PolicyRuntime
-    situations: Situations
-    mode: Mode
 
 
 class PolicyServicer(PolicyServiceServicer):
@@ -51,15 +41,15 @@ class PolicyServicer(PolicyServiceServicer):
 
     def Act(self, request: pb.ActRequest, request_id: str | None) -> pb.ActResponse:  # noqa: N802
         asked = self.read_act(request, request_id)
-        return self.answer_act(asked, asked.policy.act(asked.situations, asked.mode))
+        return self.answer_act(asked, asked.answer())
 
-    def read_act(self, request: pb.ActRequest, request_id: str | None) -> ActAsked:
+    def read_act(self, request: pb.ActRequest, request_id: str | None) -> Asked:
         """Return what an ActRequest asks; raises what is wrong with it."""
         policy = self._select(request.policy, request_id)
         mode = _with_seed(decode_mode(request, self._limits, situations=len(request.situations)))
-        return ActAsked(policy, decode_situations(request.situations, policy.frame, self._limits), mode)
+        return Asked(policy, decode_situations(request.situations, policy.frame, self._limits), mode)
 
-    def answer_act(self, asked: ActAsked, result: ActLists) -> pb.ActResponse:
+    def answer_act(self, asked: Asked, result: ActLists) -> pb.ActResponse:
         """Return the answer to an ActRequest, for which the policy gave this result."""
         self._metrics.count_predictions(result.policy, result.prediction)
         if self._shadow is not None:

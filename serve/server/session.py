@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from serve.codec import check_action_space, check_observation_space
 from serve.control_values import (
@@ -30,7 +31,7 @@ from serve.errors import (
 )
 from serve.server.decision import Pilot, Policies, Situation
 from serve.server.repeats import Repeats
-from serve.server.runtime import PolicyRuntime
+from serve.server.runtime import Asked, PolicyRuntime
 from serve.server.safety import (
     Authority,
     CostHistory,
@@ -41,9 +42,21 @@ from serve.server.safety import (
     steps_ahead,
 )
 from serve.server.state import Progress, StatePacker, StateSeal, Terms, unpack
-from serve.values import ActLists, Deterministic, Mode, Situations
+from serve.values import ActLists, Deterministic, Mode
 
 _SEED_BYTES = 8
+
+
+class Begun(NamedTuple):
+    """A step that is checked, and waits for what its policy gives."""
+
+    situation: Situation
+    asked: Asked
+    cost_total: Costs
+    repeats: Repeats
+    queued_seconds: float
+    checked_seconds: float
+    checked: float  # when, of time.perf_counter
 
 
 class Session:
@@ -87,8 +100,8 @@ class Session:
         return self._progress.cost_total
 
     @property
-    def own(self) -> tuple[Situations, Mode, ActLists] | None:
-        """What the policy was asked at the last step and how it was drawn, and what it said; None: nothing."""
+    def own(self) -> tuple[Asked, ActLists] | None:
+        """What the policy was asked at the last step, and said; None: nothing."""
         return self._pilot.own
 
     @property
@@ -127,7 +140,17 @@ class Session:
         return self._account(self._progress.cost_total)
 
     def step(self, step: Step, queued_seconds: float = 0.0) -> StepAnswer:
-        """Answer a step.
+        """Answer a step; as `begin` and `finish`, with what the policy gives."""
+        begun = self.begin(step, queued_seconds)
+        own: ActLists | InternalError
+        try:
+            own = begun.asked.answer()
+        except InternalError as error:
+            own = error
+        return self.finish(begun, own)
+
+    def begin(self, step: Step, queued_seconds: float = 0.0) -> Begun:
+        """Check a step, and return what its policy is to be asked.
 
         Args:
             step: the next one.
@@ -137,7 +160,6 @@ class Session:
             InvalidRequestError: names the field: a step that is repeated, left out or jumped back to, an observation or
                 cost that is missing, not finite or of another length, a total that falls.
             HorizonError: the session is over.
-            InternalError: nothing was computed that may be sent, nor by a fallback.
             DeadlineExceededError: it is too old. It counts, and so does its cost; after all others the session is as
                 it was before.
         """
@@ -152,34 +174,49 @@ class Session:
             )
         progress = self._progress
         account = self._account(cost_total)
-        checked = time.perf_counter()
-        decision = self._pilot.decide(
-            Situation(step.number, observation, repeats.steps, account, progress.authority, progress.last_action)
+        situation = Situation(
+            step.number, observation, repeats.steps, account, progress.authority, progress.last_action
         )
-        computed = time.perf_counter()
+        asked = self._pilot.ask(situation)
+        checked = time.perf_counter()
+        return Begun(situation, asked, cost_total, repeats, queued_seconds, checked - started, checked)
+
+    def finish(self, begun: Begun, own: ActLists | InternalError) -> StepAnswer:
+        """Answer the step that was begun last.
+
+        Args:
+            begun: what `begin` returned.
+            own: what the policy gave when it was asked.
+
+        Raises:
+            InternalError: nothing was computed that may be sent, nor by a fallback. The session is as it was before.
+        """
+        situation, progress = begun.situation, self._progress
+        decision = self._pilot.decide(situation, begun.asked, own)
+        computed_seconds = time.perf_counter() - begun.checked
         policy = self.policy.served
         self._advance(
             Progress(
                 version=policy.version,
                 backup_version=self._pilot.backup_version,
                 next_step=progress.next_step + 1,
-                cost_total=cost_total,
+                cost_total=begun.cost_total,
                 authority=decision.authority,
                 last_action=decision.action,
-                repeats=repeats,
+                repeats=begun.repeats,
             )
         )
         return StepAnswer(
-            step.number,
+            situation.step,
             decision.action,
             decision.prediction,
             decision.feasible,
             decision.chosen,
             decision.fallback,
             self._constraints,
-            account,
+            situation.account,
             policy,
-            StepTiming(queued_seconds, checked - started, computed - checked),
+            StepTiming(begun.queued_seconds, begun.checked_seconds, computed_seconds),
             self.state(),
         )
 

@@ -1,18 +1,22 @@
-"""Requests for one action that come together share one run of the network.
+"""Robots that ask for an action at the same time share one run of the network.
 
 A run reads all of the network's weights from memory, for one robot as for sixteen, and that is most of what it takes.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter
 
+from serve.errors import InternalError
 from serve.server.graph import SHARED_ROWS
-from serve.server.runtime import PolicyRuntime
-from serve.values import ActLists, Mode, Situations
+from serve.server.runtime import Asked, PolicyRuntime
+from serve.server.telemetry import log
+from serve.values import ActLists, Shielded
+
+logger = logging.getLogger(__name__)
 
 # Turns of the event loop in which nobody comes any more. A request takes some four from its arrival to here.
 _PATIENCE_TURNS = 4
@@ -23,9 +27,7 @@ _TRY_EVERY = 32
 
 @dataclass(frozen=True)
 class _Waiting:
-    policy: PolicyRuntime
-    situations: Situations
-    mode: Mode
+    asked: Asked
     answer: "asyncio.Future[ActLists | None]"  # None: there is none that is shared
 
 
@@ -38,25 +40,26 @@ class SharedRuns:
         self._alone = 0  # requests since that did not wait
         self._shared = Counter(
             "cvpo_serve_shared_requests",
-            "Requests for one action that were answered by a run of the network that they shared with others.",
+            "Requests and steps that were answered by a run of the network that they shared with others.",
             registry=registry,
         )
 
-    async def act(self, policy: PolicyRuntime, situations: Situations, mode: Mode) -> ActLists:
-        """Return `policy.act` for one situation and one candidate, equal to the bit.
+    async def answer(self, asked: Asked) -> ActLists:
+        """Return `asked.answer()`, equal to the bit; it waits only where one action is asked for, of one candidate.
 
         Raises:
-            InternalError: as `policy.act` does.
+            InternalError: as `PolicyRuntime.act` does.
         """
-        if not policy.shares or not self._waits():
-            return policy.act(situations, mode)
+        one = len(asked.situations.observation) == 1 and not isinstance(asked.mode, Shielded)
+        if not one or not asked.policy.shares or not self._waits():
+            return asked.answer()
         loop = asyncio.get_running_loop()
-        own = _Waiting(policy, situations, mode, loop.create_future())
+        own = _Waiting(asked, loop.create_future())
         self._waiting.append(own)
         if len(self._waiting) == 1:
             loop.call_soon(self._turn, 1, 0)
         answer = await own.answer
-        return policy.act(situations, mode) if answer is None else answer
+        return asked.answer() if answer is None else answer
 
     def _waits(self) -> bool:
         if self._in_company or self._waiting:
@@ -76,17 +79,21 @@ class SharedRuns:
         groups: dict[int, list[_Waiting]] = {}  # by policy
         for each in first:
             if not each.answer.done():  # its caller has not left
-                groups.setdefault(id(each.policy), []).append(each)
+                groups.setdefault(id(each.asked.policy), []).append(each)
         self._in_company = any(len(group) > 1 for group in groups.values())
         for group in groups.values():
-            self._answer(group[0].policy, group)
+            self._run(group[0].asked.policy, group)
 
-    def _answer(self, policy: PolicyRuntime, waiting: list[_Waiting]) -> None:
+    def _run(self, policy: PolicyRuntime, waiting: list[_Waiting]) -> None:
         """Answer those who wait for one policy, or have each ask by itself."""
         answers: Sequence[ActLists | None] = [None] * len(waiting)
         if len(waiting) > 1:
-            with suppress(Exception):  # of one of them perhaps, which is no reason to refuse the others
-                answers = policy.act_each([(each.situations, each.mode) for each in waiting])
+            try:
+                answers = policy.act_each([(each.asked.situations, each.asked.mode) for each in waiting])
                 self._shared.inc(len(waiting))
+            except InternalError:  # of one of them, which is no reason to refuse the others
+                pass
+            except Exception as error:
+                log(logger, logging.ERROR, "shared run failed", exception=error)
         for each, answer in zip(waiting, answers, strict=True):
             each.answer.set_result(answer)

@@ -5,9 +5,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.rpc import code_pb2
 from hypothesis import given
@@ -23,6 +25,7 @@ from serve.server.control import ControlServicer
 from serve.server.inbox import MAX_WAITING
 from serve.server.interceptors import Registrar
 from serve.server.runtime import PolicyRuntime, load
+from serve.server.sharing import SharedRuns
 from serve.server.state import StateSeal
 from serve.server.telemetry import Metrics
 from serve.server.workers import Workers
@@ -80,7 +83,8 @@ class House:
         registrar = Registrar(self._server, self.metrics, asyncio.Event(), max_requests=8, max_streams=64)
         self._workers = Workers(2)
         seal = StateSeal(b"0123456789abcdef", idle_seconds)
-        self.servicer = ControlServicer(self.served, self._limits, seal, self._workers, self.metrics)
+        shared_runs = SharedRuns(self.metrics.registry)
+        self.servicer = ControlServicer(self.served, self._limits, seal, self._workers, shared_runs, self.metrics)
         add_ControlServiceServicer_to_server(self.servicer, registrar)  # type: ignore[no-untyped-call]
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
@@ -179,6 +183,36 @@ def test_the_policy_is_kept_warm_for_a_robot_that_asks_at_a_steady_pace(house: H
         while not house.read("cvpo_serve_warming_runs_total"):  # a busy machine may be late a few times
             robot.step(next(steps))
             time.sleep(0.02)
+
+
+def test_robots_share_runs_and_each_is_answered_as_if_it_were_alone(house: House) -> None:
+    robots, steps = 6, 60
+    opening = pb.OpenSession(policy=GOAL, cost_budget=[4.0, 2.0], horizon_steps=steps)
+    opening.sampled.seed = 7
+    opening.fallback.hold_last.SetInParent()
+    opening.fallback.reasons.append(pb.FALLBACK_REASON_FLAGGED)
+    opening.fallback.recovery_steps = 2
+    observations = np.random.default_rng(1).normal(0, 1, (robots, steps, 3)).tolist()
+
+    def drive(number: int, start: threading.Barrier) -> list[pb.ControlResult]:
+        with Robot(house.address, opening) as robot:
+            robot.opened()
+            start.wait(PATIENCE_SECONDS)
+            results = [robot.step(step, seen, (step / 32, 0.0)) for step, seen in enumerate(observations[number])]
+        for result in results:
+            result.ClearField("timing")
+            result.ClearField("state")  # which is dated
+        return results
+
+    alone = [drive(number, threading.Barrier(1)) for number in range(robots)]
+    together = threading.Barrier(robots)
+    with ThreadPoolExecutor(robots) as pool:
+        answers = list(pool.map(lambda number: drive(number, together), range(robots)))
+    assert answers == alone
+    assert house.read("cvpo_serve_shared_requests_total") > 0
+    taken = [result.HasField("fallback") for results in alone for result in results]
+    assert any(taken)
+    assert not all(taken)
 
 
 def test_a_wrong_step_is_an_error_of_its_own_and_the_stream_goes_on(house: House) -> None:

@@ -312,4 +312,5 @@ def test_bytes_that_are_no_message_are_the_callers_fault(
     assert isinstance(caught.value, grpc.Call)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "is not the message" in str(caught.value.details())
-    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    # Of ours: grpc logs what becomes of streams of servers of earlier tests when these are collected.
+    assert [each for each in caplog.records if each.levelname == "ERROR" and each.name.startswith("serve.")] == []

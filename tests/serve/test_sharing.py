@@ -20,7 +20,7 @@ from serve.client import PolicyClient
 from serve.errors import InternalError
 from serve.local import LocalPolicy
 from serve.server.graph import SHARED_ROWS
-from serve.server.runtime import PolicyRuntime, load
+from serve.server.runtime import Asked, PolicyRuntime, load
 from serve.server.settings import Settings
 from serve.server.sharing import SharedRuns
 from serve.values import ActLists, Deterministic, Mode, Sampled, Situations
@@ -79,7 +79,7 @@ def same(answers: Sequence[ActLists | BaseException], expected: Sequence[ActList
 async def together(
     shared: SharedRuns, policy: PolicyRuntime, asked: Sequence[Situations]
 ) -> list[ActLists | BaseException]:
-    calls = (shared.act(policy, situations, Deterministic()) for situations in asked)
+    calls = (shared.answer(Asked(policy, situations, Deterministic())) for situations in asked)
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
@@ -121,7 +121,7 @@ def test_who_comes_a_little_later_is_waited_for(runtime: PolicyRuntime, runs: li
 
     async def late(count: int) -> ActLists:
         await turns(count)
-        return await shared.act(runtime, SITUATIONS[count], Deterministic())
+        return await shared.answer(Asked(runtime, SITUATIONS[count], Deterministic()))
 
     async def ask() -> None:
         await together(shared, runtime, SITUATIONS[:40])
@@ -137,7 +137,7 @@ def test_nobody_waits_long_for_others(runtime: PolicyRuntime) -> None:
 
     async def ask() -> None:
         await together(shared, runtime, SITUATIONS[:40])
-        call = asyncio.ensure_future(shared.act(runtime, SITUATIONS[0], Deterministic()))
+        call = asyncio.ensure_future(shared.answer(Asked(runtime, SITUATIONS[0], Deterministic())))
         await turns(10)
         assert call.done()
 
@@ -153,7 +153,7 @@ def test_a_full_run_waits_for_nobody(runtime: PolicyRuntime, runs: list[int]) ->
         runs.clear()
         calls = []
         for situations in SITUATIONS[: 3 * SHARED_ROWS]:  # one comes in each turn, without end
-            calls.append(asyncio.ensure_future(shared.act(runtime, situations, Deterministic())))
+            calls.append(asyncio.ensure_future(shared.answer(Asked(runtime, situations, Deterministic()))))
             await asyncio.sleep(0)
         assert runs == [SHARED_ROWS] * 2
         await asyncio.gather(*calls)
@@ -166,9 +166,9 @@ def test_who_is_alone_waits_once_in_a_while(runtime: PolicyRuntime, runs: list[i
 
     async def ask() -> None:
         await together(shared, runtime, SITUATIONS[:40])
-        await shared.act(runtime, SITUATIONS[0], Deterministic())  # nobody came any more
+        await shared.answer(Asked(runtime, SITUATIONS[0], Deterministic()))  # nobody came any more
         for number in range(100):
-            answer = at_once(shared.act(runtime, SITUATIONS[number], Deterministic()))
+            answer = at_once(shared.answer(Asked(runtime, SITUATIONS[number], Deterministic())))
             waits.append(answer is None)
             if answer is None:
                 await turns(10)  # until it is found that nobody is there
@@ -186,7 +186,7 @@ def test_one_that_cannot_be_answered_is_nobody_elses_failure(runtime: PolicyRunt
     asked[38] = situation(*OVERFLOWS), Sampled(38)
 
     async def ask() -> list[ActLists | BaseException]:
-        return await asyncio.gather(*(shared.act(runtime, *each) for each in asked), return_exceptions=True)
+        return await asyncio.gather(*(shared.answer(Asked(runtime, *each)) for each in asked), return_exceptions=True)
 
     answers = asyncio.run(ask())
     assert isinstance(answers.pop(38), InternalError)
@@ -194,7 +194,9 @@ def test_one_that_cannot_be_answered_is_nobody_elses_failure(runtime: PolicyRunt
     assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 0
 
 
-def test_what_is_no_error_of_ours_reaches_every_caller(runtime: PolicyRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_error_of_ours_reaches_every_caller_and_the_log(
+    runtime: PolicyRuntime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a defect")
 
@@ -206,6 +208,9 @@ def test_what_is_no_error_of_ours_reaches_every_caller(runtime: PolicyRuntime, m
         return await asyncio.wait_for(together(shared, runtime, SITUATIONS[:40]), PATIENCE_SECONDS)
 
     assert [str(answer) for answer in asyncio.run(ask())] == ["a defect"] * 40
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("serve.")] == [
+        "shared run failed"
+    ]
 
 
 def test_nothing_holds_a_policy_that_failed_when_it_is_retired(tmp_path: Path) -> None:
@@ -215,7 +220,7 @@ def test_nothing_holds_a_policy_that_failed_when_it_is_retired(tmp_path: Path) -
 
     async def fail(policy: PolicyRuntime) -> None:
         with suppress(InternalError):
-            await shared.act(policy, situation(*OVERFLOWS), Deterministic())
+            await shared.answer(Asked(policy, situation(*OVERFLOWS), Deterministic()))
 
     async def ask(policy: PolicyRuntime) -> None:
         await asyncio.gather(*(fail(policy) for _ in range(40)))
@@ -235,7 +240,7 @@ def test_for_a_caller_that_has_left_nothing_is_computed(runtime: PolicyRuntime, 
     async def ask() -> None:
         await together(shared, runtime, SITUATIONS[:40])
         runs.clear()
-        calls = [asyncio.ensure_future(shared.act(runtime, SITUATIONS[i], Deterministic())) for i in range(4)]
+        calls = [asyncio.ensure_future(shared.answer(Asked(runtime, SITUATIONS[i], Deterministic()))) for i in range(4)]
         await asyncio.sleep(0)
         calls[1].cancel()
         answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), PATIENCE_SECONDS)
@@ -256,7 +261,7 @@ def test_each_is_answered_by_the_policy_and_in_the_mode_that_it_asked_for(
     shared, registry = shared_runs()
 
     async def ask() -> list[ActLists]:
-        return await asyncio.gather(*(shared.act(*each) for each in asked))
+        return await asyncio.gather(*(shared.answer(Asked(*each)) for each in asked))
 
     assert same(asyncio.run(ask()), expected)
     assert registry.get_sample_value("cvpo_serve_shared_requests_total") == len(asked) - ALONE
@@ -270,8 +275,10 @@ def test_a_robot_of_another_policy_is_no_company(runtime: PolicyRuntime, tmp_pat
 
     async def ask() -> None:
         await together(shared, runtime, SITUATIONS[:40])  # in which each waits for others
-        await asyncio.gather(*(shared.act(policy, SITUATIONS[0], Deterministic()) for policy in (runtime, other)))
-        assert at_once(shared.act(runtime, SITUATIONS[0], Deterministic())) is not None
+        await asyncio.gather(
+            *(shared.answer(Asked(policy, SITUATIONS[0], Deterministic())) for policy in (runtime, other))
+        )
+        assert at_once(shared.answer(Asked(runtime, SITUATIONS[0], Deterministic()))) is not None
 
     asyncio.run(ask())
 
