@@ -9,6 +9,7 @@ removed.
 """
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -101,12 +102,18 @@ class ResumePoints:
         """Write a point, remove what is older than the one before it, and say how many bytes were written.
 
         Raises:
-            CheckpointError: the disk is full or the folder cannot be written; the points before stay.
+            CheckpointError: the disk is full, or a folder cannot be written or is gone; the points before stay.
         """
         end = self.log.files[-1].end if self.log.files else 0
         first, rows = self.replay.since(end)
         try:
             self.log.append(first, rows)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{self.log.folder}, or a file in it, was removed or moved while the run went on. Put it back, then go "
+                f"on from the newest checkpoint: cvpo train --resume {shlex.quote(str(self.run))}. If it is lost, "
+                "begin again; the checkpoints can still be evaluated and exported."
+            ) from error
         except OSError as error:
             raise CheckpointError(
                 f"Cannot write {self.log.folder}: {error.strerror or error}. Free space; the checkpoints before stay."

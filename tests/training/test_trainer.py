@@ -462,6 +462,24 @@ def test_a_folder_that_is_moved_in_mid_run_ends_it_with_what_to_do_and_it_goes_o
     assert_same_run(whole, moved)
 
 
+def test_transitions_that_are_moved_in_mid_run_end_it_with_their_folder_and_it_goes_on_when_they_are_back(
+    whole: Path, tmp_path: Path
+) -> None:
+    run, moved, reports = tmp_path / "run", tmp_path / "moved", Reports()
+
+    def move() -> bool:
+        if reports.last is not None and reports.last.steps == 300 and not moved.exists():
+            (run / "replay").rename(moved)
+        return False
+
+    with pytest.raises(CheckpointError, match=r"run/replay, .* was removed or moved .*--resume.*begin again") as caught:
+        train(small_config(steps=TOTAL), run, reports, move)
+    assert "Free space" not in str(caught.value)
+    moved.rename(run / "replay")
+    go_on(run)
+    assert_same_run(whole, run)
+
+
 # What is stored.
 
 
