@@ -28,6 +28,8 @@ GOLDEN = "golden.json"
 
 MOST_DEPTH = 32  # of lists and objects in one another; ours have about ten
 
+_NAMED = 3  # bundles of a repository, where one of them should have been
+
 _MIB = 2**20
 _MOST_BYTES: Mapping[str, int] = {
     MANIFEST: _MIB,
@@ -270,7 +272,7 @@ def _read(folder: int, path: Path, name: str) -> bytes:
             data = file.read(most + 1)
     except FileNotFoundError as error:
         if name == MANIFEST:
-            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}. `cvpo export` writes one.") from error
+            raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}. {_instead(path)}") from error
         raise BundleError(f"Cannot read {path / name}: {error.strerror}. Export the bundle again.") from error
     except OSError as error:
         reason = "it is a link" if (path / name).is_symlink() else error.strerror
@@ -278,6 +280,15 @@ def _read(folder: int, path: Path, name: str) -> bytes:
     if len(data) > most:
         raise BundleError(f"{path / name} is larger than {most:,} bytes, the most that a bundle's may be.")
     return data
+
+
+def _instead(path: Path) -> str:
+    """What to do about a folder that is no bundle: it may be a repository, with bundles at REPOSITORY/NAME/VERSION."""
+    held = [str(file.parent) for depth in ("", "[!.]*/") for file in path.glob(f"{depth}[!.]*/{MANIFEST}")]
+    if not held:
+        return "`cvpo export` writes one."
+    others = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
+    return f"Name one of the bundles in it: {', '.join(sorted(held)[:_NAMED])}{others}."
 
 
 def _read_verified(folder: int, path: Path, name: str, entry: FileEntry) -> bytes:

@@ -185,7 +185,18 @@ def test_a_bundle_may_itself_be_reached_by_a_link(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is not a bundle"):
+    with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest.json\. `cvpo export` writes one\.$"):
+        read_bundle(tmp_path)
+
+
+def test_a_folder_of_bundles_is_no_bundle_and_those_in_it_are_named(tmp_path: Path) -> None:
+    for name in ("goal/1", "goal/2", "goal/.3", "single"):
+        write(tmp_path / name)
+    named = ", ".join(str(tmp_path / name) for name in ("goal/1", "goal/2", "single"))
+    with pytest.raises(BundleError, match=f"is not a bundle: .*Name one of the bundles in it: {named}\\.$"):
+        read_bundle(tmp_path)
+    write(tmp_path / "goal" / "4")
+    with pytest.raises(BundleError, match=r"goal/4 and 1 more\.$"):
         read_bundle(tmp_path)
 
 
