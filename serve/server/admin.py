@@ -48,7 +48,11 @@ class AdminServicer(PolicyAdminServiceServicer):
             policy = await self._planned(request.name)
             plan = policy.plan.rolled_back(served=_version(policy), loaded=frozenset(policy.loaded))
             if plan is None:
-                raise PlanError(f"No version of {request.name!r} that is loaded was served before.")
+                raise PlanError(
+                    f"There is nothing to roll {request.name!r} back to: no version that is loaded was served before "
+                    "the present one, and none is lower. SetServing pins another; this server has "
+                    f"{', '.join(map(str, policy.loaded))}."
+                )
             return pb.RollbackResponse(policy=await self._change(request.name, plan, context))
 
     def _find(self, name: str) -> PolicyVersions:

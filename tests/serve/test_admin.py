@@ -131,7 +131,8 @@ def test_rollback_goes_back_step_by_step_and_never_forward(admin: PolicyAdminSer
     assert roll_back(admin) == 1
     code, message, _ = refused(lambda: roll_back(admin))
     assert code is grpc.StatusCode.FAILED_PRECONDITION
-    assert "was served before" in message
+    assert message.startswith("There is nothing to roll 'goal' back to: ")
+    assert message.endswith("SetServing pins another; this server has 1, 2, 3, 4.")
     assert read_plan(tmp_path / "goal" / PLAN).pinned == 1
 
 
