@@ -332,8 +332,10 @@ def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
     """Return an array of real numbers.
 
     Raises:
-        InvalidRequestError: it is none: ragged, or of text, times, complex or other things.
+        InvalidRequestError: it is none: ragged, or of text, times, complex or other things; or values of it are masked.
     """
+    if np.ma.is_masked(value):  # numpy would take what stands behind the mask, which nobody has observed
+        raise InvalidRequestError(name, "has masked values; give a number for each")
     try:
         array = np.asarray(value)
         if array.dtype != np.object_:

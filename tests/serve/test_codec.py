@@ -317,6 +317,21 @@ def test_what_is_not_of_real_numbers_is_named_and_not_converted(values: Any) -> 
         assert caught.value.field == "observation"
 
 
+def test_a_masked_value_is_no_number_and_is_refused() -> None:
+    masked = np.ma.masked_equal([1.0, 2.0, 3.0], 2.0)  # type: ignore[no-untyped-call]
+    for name, encode in (
+        ("observation", partial(encode_situations, masked, None, None)),
+        ("steps_left", partial(encode_situations, [1, 2, 3], np.ma.masked, None)),
+        ("cost_allowed", partial(encode_situations, [1, 2, 3], None, masked[:2])),
+        ("cost", partial(vector, "cost", np.ma.masked, 1)),
+    ):
+        with pytest.raises(InvalidRequestError, match=f"^{name}: has masked values; give a number for each$"):
+            encode()
+    whole = np.ma.masked_equal([1.0, 2.0, 3.0], 4.0)  # type: ignore[no-untyped-call]
+    messages, _ = encode_situations(whole, None, None)
+    assert list(messages[0].observation) == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     "values",
     [
