@@ -49,7 +49,7 @@ def stream_error(error: Any, where: str) -> PolicyServiceError:
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) and retry_after_seconds(details) is None:
         return UnavailableError(
             f"No server answers at {where}; start one with `cvpo serve BUNDLES`, or check the address, and that both "
-            f"sides use TLS or neither ({message})."
+            f"sides use TLS or neither, with a certificate of the client where the server asks for one ({message})."
         )
     return _error(code, message, details, where)
 
