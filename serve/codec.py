@@ -6,6 +6,7 @@ what cannot be put into a message. Paths of fields are those of the proto, such 
 
 import math
 from collections.abc import Sequence
+from ctypes import c_float
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -238,17 +239,15 @@ def encode_situations(
             raise InvalidRequestError("cost_allowed", "is empty; give one cost per constraint, or None for the default")
         if not for_all and len(allowed) != count:
             raise InvalidRequestError("cost_allowed", f"has {len(allowed)} rows for {count} observations")
-        rounded = _float32_below(np.broadcast_to(allowed, (count, allowed.shape[1])))
-        for situation, costs in zip(situations, rounded.tolist(), strict=True):
-            situation.cost_allowed.extend(costs)
+        for situation, costs in zip(situations, np.broadcast_to(allowed, (count, allowed.shape[1])), strict=True):
+            situation.cost_allowed.extend(map(float32_below, costs.tolist()))
     return situations, single
 
 
-def _float32_below(exact: NDArray[np.float64]) -> NDArray[np.float32]:
+def float32_below(exact: float) -> float:
     """The largest float32 that is not above: rounding never allows more than was said."""
-    with np.errstate(over="ignore"):
-        nearest = exact.astype(np.float32)
-    return np.where(nearest > exact, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+    nearest = c_float(exact).value
+    return float(np.nextafter(np.float32(nearest), np.float32(-np.inf))) if nearest > exact else nearest
 
 
 def encode_situated_actions(

@@ -10,14 +10,10 @@ import struct
 from collections.abc import Collection
 from typing import NamedTuple
 
-import numpy as np
-
+from serve.codec import float32_below
 from serve.control_values import REASONS_IN_ORDER, Account, FallbackReason
 
 Costs = tuple[float, ...]  # one per constraint
-
-_FLOAT32 = struct.Struct("f")
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 # --- budgets -------------------------------------------------------------------------------------------------------
@@ -75,13 +71,7 @@ def longest_window(constraints: int, history_bytes: int) -> int:
 
 def cost_allowed(account: Account) -> list[float]:
     """What is left as the policy's graphs take it, [C]: in float32, never rounded up."""
-    return [left if math.isinf(left) else _float32_below(left) for left in account.left]
-
-
-def _float32_below(exact: float) -> float:
-    """The largest float32 that is not above a finite number."""
-    nearest: float = _FLOAT32.unpack(_FLOAT32.pack(min(exact, _FLOAT32_MAX)))[0]
-    return nearest if nearest <= exact else float(np.nextafter(np.float32(nearest), np.float32(-np.inf)))
+    return [float32_below(left) for left in account.left]
 
 
 def _minus(a: float, b: float) -> float:

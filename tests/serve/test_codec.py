@@ -29,6 +29,7 @@ from serve.codec import (
     encode_situated_actions,
     encode_situations,
     fill_duration,
+    float32_below,
     vector,
 )
 from serve.errors import InvalidRequestError
@@ -222,6 +223,11 @@ def test_rounding_never_allows_more_than_was_said(allowed: float) -> None:
     assert unconstrained == np.inf
     assert finite <= allowed
     assert float(np.nextafter(np.float32(finite), np.float32(np.inf))) > allowed  # and hardly less
+
+
+def test_a_cost_beyond_all_float32_is_the_largest_of_them() -> None:
+    assert float32_below(1e300) == np.finfo(np.float32).max
+    assert float32_below(np.inf) == np.inf
 
 
 def test_what_a_situation_leaves_out_is_the_window_and_the_limits_share_of_it() -> None:
