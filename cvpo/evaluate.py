@@ -25,6 +25,7 @@ from serve.values import Mode as ServedMode
 
 Array = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
+ENVS = 10  # stepped together, where episodes are run for their own sake
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from cvpo.defaults import CANDIDATES
 from cvpo.envs import VectorEnv
 from cvpo.errors import ConfigError, ServiceError
 from cvpo.evaluate import (
+    ENVS,
     Actor,
     EpisodeRunner,
     OnProgress,
@@ -29,7 +30,6 @@ from serve.client.channel import Tls
 from serve.errors import NotFoundError, PolicyServiceError
 
 Array = NDArray[np.float64]
-ENVS = 10  # stepped together
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from cvpo.defaults import CALIBRATION_EPISODES, CONFIDENCE, EVALUATION_EPISODES,
 from cvpo.envs import VectorEnv
 from cvpo.evaluate import Episode, OnProgress, ServedActor, run_episodes, summarize
 
-ENVS = 10  # stepped together
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -17,11 +17,11 @@ from cvpo.calibration.frozen import frozen_after_steps
 from cvpo.calibration.shift import choose_threshold
 from cvpo.envs import EnvSpec, VectorEnv
 from cvpo.errors import ConfigError
-from cvpo.evaluate import OnProgress, ServedActor, no_progress, run_episodes
+from cvpo.evaluate import ENVS, OnProgress, ServedActor, no_progress, run_episodes
 from cvpo.exporting.export import write_graphs
 from cvpo.exporting.exported import ExportedAnswering, ExportedNetworks
 from cvpo.exporting.graphs import graph_again
-from cvpo.exporting.measure import ENVS, Plan, measure
+from cvpo.exporting.measure import Plan, measure
 from cvpo.exporting.release import Released, installed_packages, new_identity
 from cvpo.exporting.verify import verify_bundle
 

@@ -19,9 +19,9 @@ from cvpo.calibration.frozen import frozen_after_steps
 from cvpo.calibration.samples import learning_curve
 from cvpo.calibration.shift import FALSE_ALARM_RATE, choose_threshold, fit_shift_score
 from cvpo.errors import BundleError, CheckpointError, ConfigError
-from cvpo.evaluate import Episode, OnProgress, TorchActor, environments, no_progress, run_episodes
+from cvpo.evaluate import ENVS, Episode, OnProgress, TorchActor, environments, no_progress, run_episodes
 from cvpo.exporting.export import NamedPolicy, ShiftMonitor, export_bundle
-from cvpo.exporting.measure import ENVS, Plan, measure
+from cvpo.exporting.measure import Plan, measure
 from cvpo.learning.networks import Model
 from cvpo.training.checkpoint import TrainedPolicy, checkpoint_steps, checkpoint_written, load_policy
 from cvpo.training.metrics import read_evaluations
