@@ -64,12 +64,12 @@ class ServingPlan(_Model):
     def rolled_back(self, *, served: int | None, loaded: frozenset[int]) -> "ServingPlan | None":
         """Return the plan that pins the version served before, without canary or shadow; None where there is none.
 
-        A second rollback goes one version further back, never forward to the one that was left.
+        A second rollback goes one version further back, never to the one that was left, whenever that was served.
         """
-        history = list(self.history)
-        by_itself = self.pinned is None and history[-1:] != [served]  # as the highest, which a new bundle became
+        history = [version for version in self.history if version != served]
+        by_itself = self.pinned is None and self.history[-1:] != (served,)  # as the highest, which a new bundle became
         if not by_itself:
-            while history and (history[-1] == served or history[-1] not in loaded):
+            while history and history[-1] not in loaded:
                 history.pop()
         if by_itself or not history:
             served_to_all = loaded - self.on_trial

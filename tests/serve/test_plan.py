@@ -146,6 +146,16 @@ def test_a_rollback_goes_to_the_version_that_the_plan_before_served() -> None:
     assert further == ServingPlan(pinned=5, history=(5,))  # not forward to 4
 
 
+def test_a_second_rollback_does_not_serve_what_the_first_one_left() -> None:
+    # 7 arrived and was served at once; then 6 was pinned while 7 was tried, and 7 again.
+    loaded = frozenset({5, 6, 7})
+    plan = ServingPlan().followed_by(ServingPlan(pinned=6, canary=Canary(version=7, share=0.1)), served=7, then=6)
+    plan = plan.followed_by(ServingPlan(pinned=7), served=6, then=7)
+    back = plan.rolled_back(served=7, loaded=loaded)
+    assert back == ServingPlan(pinned=6, history=(6,))
+    assert back.rolled_back(served=6, loaded=loaded) == ServingPlan(pinned=5, history=(5,))
+
+
 def test_a_rollback_from_what_became_the_highest_by_itself_goes_to_the_next_below() -> None:
     plan = ServingPlan()
     back = plan.rolled_back(served=3, loaded=frozenset({1, 2, 3}))
