@@ -3,7 +3,7 @@
 Nothing of Gymnasium is imported: anything with its `reset` and `step` will do.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,12 +49,14 @@ class EpisodeResult:
     terminated: bool  # it ended for good, and was not cut
 
 
-def cost_of_info(info: Mapping[str, Any]) -> ArrayLike:
-    """The cost where Safety-Gymnasium has it.
+def costs_of_info(info: Mapping[str, Any], names: Sequence[str]) -> ArrayLike:
+    """The costs with the constraints' names, which are the keys that training took; else the one named cost.
 
     Raises:
-        InvalidRequestError: it is not there.
+        InvalidRequestError: neither is there.
     """
+    if all(name in info for name in names):
+        return np.concatenate([np.ravel(info[name]) for name in names])
     if "cost" not in info:
         raise InvalidRequestError(
             "cost", f"is not in the environment's info, which has {sorted(info)}; give cost=, a function that finds it"
@@ -67,7 +69,7 @@ def episode_steps(
     env: Env,
     session: ControlSession,
     *,
-    cost: Callable[[Mapping[str, Any]], ArrayLike] = cost_of_info,
+    cost: Callable[[Mapping[str, Any]], ArrayLike] | None = None,
     seed: int | None = None,
 ) -> Iterator[EpisodeStep]:
     """Run one episode, step by step.
@@ -77,19 +79,22 @@ def episode_steps(
     Args:
         env: is reset first.
         session: a fresh one, whose horizon is not shorter than the episode, or a rolling one.
-        cost: finds the cost of a step, [C], in its info; a number where there is one constraint.
+        cost: finds the cost of a step, [C], in its info; a number where there is one constraint. Without it,
+            `costs_of_info` does.
         seed: of the episode.
 
     Raises:
         PolicyServiceError: of `ControlSession.step` and `ControlSession.count_cost`.
     """
     observation, _ = env.reset(seed=seed)
-    counted = np.zeros(len(session.description.constraints))  # whatever was spent before a step
+    names = [constraint.name for constraint in session.description.constraints]
+    counted = np.zeros(len(names))  # whatever was spent before a step
     terminated = truncated = False
     while not (terminated or truncated):
         answer = session.step(observation, cost=counted)
         observation, reward, terminated, truncated, info = env.step(answer.action)
-        spent = np.atleast_1d(np.array(cost(info), np.float64))  # a copy: environments fill theirs anew
+        found = costs_of_info(info, names) if cost is None else cost(info)
+        spent = np.atleast_1d(np.array(found, np.float64))  # a copy: environments fill theirs anew
         session.count_cost(spent)
         yield EpisodeStep(answer, float(reward), spent, bool(terminated), bool(truncated), info)
 
@@ -98,7 +103,7 @@ def run_episode(
     env: Env,
     session: ControlSession,
     *,
-    cost: Callable[[Mapping[str, Any]], ArrayLike] = cost_of_info,
+    cost: Callable[[Mapping[str, Any]], ArrayLike] | None = None,
     seed: int | None = None,
 ) -> EpisodeResult:
     """Run one episode; arguments and errors are those of `episode_steps`."""

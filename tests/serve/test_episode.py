@@ -77,6 +77,17 @@ def test_the_cost_of_a_last_action_counts_for_the_next_episode(policy: LocalPoli
     assert last.cost_spent.tolist() == [5, 2.5]
 
 
+def test_costs_are_those_of_the_constraints_names_where_the_info_has_them(policy: LocalPolicy) -> None:
+    class Named(Walk):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            *outcome, _ = super().step(action)
+            return *outcome, {"cost": 7.0, "heat": 2.0, "wear": np.array([0.5])}
+
+    with policy.control(cost_budget=[99, 99]) as session:
+        assert [constraint.name for constraint in session.description.constraints] == ["heat", "wear"]
+        assert run_episode(Named(4), session).cost.tolist() == [8.0, 2.0]
+
+
 def test_an_environment_may_use_its_cost_array_again(policy: LocalPolicy) -> None:
     class Frugal(Walk):
         cost = np.zeros(2)
