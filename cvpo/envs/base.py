@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,7 +91,7 @@ class CostEnv:
         try:
             raw, _ = self._env.reset(seed=seed)
         except (Exception, SystemExit) as error:
-            raise self._failure(f"reset(seed={seed}) raised {describe(error)}") from error
+            raise self._failure(f"reset(seed={seed}) raised {describe(error)} ({place(error)})") from error
         return self._observation(raw)
 
     def step(self, action: NDArray[np.floating[Any]]) -> Step:
@@ -109,7 +111,7 @@ class CostEnv:
         try:
             raw, reward, terminated, truncated, info = self._env.step(native)
         except (Exception, SystemExit) as error:
-            raise self._failure(f"step raised {describe(error)}") from error
+            raise self._failure(f"step raised {describe(error)} ({place(error)})") from error
         if (value := as_number(reward)) is None or not abs(value) <= LARGEST:
             raise self._failure(f"the reward is {reward!r}, not a number within ±{LARGEST:g}")
         truncated = bool(truncated) or self._step >= self._horizon
@@ -199,3 +201,10 @@ def describe(error: BaseException) -> str:
     """Kind and text of an exception, on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def place(error: BaseException) -> str:
+    """File and line that an environment raised at: of its own code rather than of an installed package."""
+    frames = traceback.extract_tb(error.__traceback__)[1:] or traceback.extract_tb(error.__traceback__)  # first: ours
+    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts] or frames
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}"

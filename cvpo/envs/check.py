@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvpo.envs import snapshot
-from cvpo.envs.base import LARGEST, as_number, describe, flatten, missing_cost
+from cvpo.envs.base import LARGEST, as_number, describe, flatten, missing_cost, place
 from cvpo.envs.make import (
     DEFAULT_COST_NAMES,
     action_bounds,
@@ -25,6 +25,7 @@ from cvpo.envs.make import (
 from cvpo.errors import EnvError
 
 REPEATED_STEPS = 300  # how much of the rollout is repeated with the same seed
+LARGE_OBSERVATION = 2000  # values; a picture has more, and what is measured about a robot and its lidars has fewer
 
 T = TypeVar("T")
 Row = NDArray[np.float64]  # one step: observation, reward, costs
@@ -64,6 +65,12 @@ def check_env(
         size = report.errors_of(lambda: observation_size(env_id, env.observation_space))
         named = () if size is None else report.errors_of(lambda: closeness(env_id, env, size)) or ()
         length = report.errors_of(lambda: max_episode_steps or horizon(env_id, env)) or steps
+        if size is not None and size > LARGE_OBSERVATION:
+            report.warning(
+                "size",
+                f"The observation has {size:,} values, which dense networks see as one row: they learn little from "
+                f"pictures, and a million steps take {size * 8e-3:,.0f} GB of memory. Give what matters alone.",
+            )
         if bounds is None:
             return report.findings  # random actions would be none that a policy takes
         rows = _rollout(env, names, steps, length, seed, report)
@@ -138,14 +145,15 @@ def _rollout(
     rows: list[Row] = []
     start, episodes, ended = 0, 0, True
     for step in range(1, steps + 1):
-        where = f"at step {step}"
+        where = raising = f"at step {step}"
         try:
             if ended:
+                raising = "at a reset"
                 _check_reset(env, env.reset(seed=seed + episodes), report)
-                start, episodes = step, episodes + 1
+                start, episodes, raising = step, episodes + 1, where
             result = env.step(env.action_space.sample())
         except (Exception, SystemExit) as error:
-            report.error("raises", f"The environment raised {describe(error)} {where}.")
+            report.error("raises", f"The environment raised {describe(error)} {raising} ({place(error)}).")
             break
         if not isinstance(result, tuple) or len(result) != 5:
             got = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
@@ -189,25 +197,7 @@ def _check_reset(env: gymnasium.Env[Any, Any], result: object, report: _Report) 
 
 def _check_observation(space: gymnasium.Space[Any], raw: Any, where: str, report: _Report) -> Row | None:
     """The observation as a row [O], or None if it has no such form."""
-    if isinstance(space, gymnasium.spaces.Box):
-        array = np.asarray(raw)
-        if array.shape != space.shape or array.dtype.kind not in "biuf":
-            report.error(
-                "shape", f"The observation has shape {array.shape} of {array.dtype} {where}; its space is {space}."
-            )
-            return None
-        if not np.can_cast(array.dtype, space.dtype, "same_kind"):
-            report.warning("dtype", f"The observation is of {array.dtype} {where}, its space of {space.dtype}.")
-        outside = np.flatnonzero((array < space.low) | (array > space.high))
-        if outside.size:
-            index = outside[0]
-            report.warning(
-                "outside",
-                f"observation[{index}] is {array.flat[index]} {where}, outside its space "
-                f"({space.low.flat[index]} to {space.high.flat[index]}).",
-            )
-    elif not space.contains(raw):
-        report.error("shape", f"The observation does not fit its space {where}; the space is {space}.")
+    if not _fits(space, raw, "observation", where, report):
         return None
     row = flatten(space, raw).astype(np.float64)
     broken = np.flatnonzero(~(np.abs(row) <= LARGEST))
@@ -216,6 +206,36 @@ def _check_observation(space: gymnasium.Space[Any], raw: Any, where: str, report
             "finite", f"observation[{broken[0]}] is {row[broken[0]]} {where}; it must be a number within ±{LARGEST:g}."
         )
     return row
+
+
+def _fits(space: gymnasium.Space[Any], raw: Any, name: str, where: str, report: _Report) -> bool:
+    """Whether an observation, or a part of one, has the form of its space; report how it has not."""
+    if isinstance(space, gymnasium.spaces.Dict) and isinstance(raw, Mapping):
+        if raw.keys() != space.spaces.keys():
+            wanted, given = (", ".join(map(str, keys)) or "none" for keys in (space.spaces, raw))
+            report.error("shape", f"The {name} has the keys {given} {where}; its space has {wanted}.")
+            return False
+        return all(_fits(part, raw[key], f"{name}[{key!r}]", where, report) for key, part in space.spaces.items())
+    if not isinstance(space, gymnasium.spaces.Box):
+        if not space.contains(raw):
+            report.error("shape", f"The {name} does not fit its space {where}; the space is {space}.")
+            return False
+        return True
+    array = np.asarray(raw)
+    if array.shape != space.shape or array.dtype.kind not in "biuf":
+        report.error("shape", f"The {name} has shape {array.shape} of {array.dtype} {where}; its space is {space}.")
+        return False
+    if not np.can_cast(array.dtype, space.dtype, "same_kind"):
+        report.warning("dtype", f"The {name} is of {array.dtype} {where}, its space of {space.dtype}.")
+    outside = np.flatnonzero((array < space.low) | (array > space.high))
+    if outside.size:
+        index = outside[0]
+        report.warning(
+            "outside",
+            f"{name}[{index}] is {array.flat[index]} {where}, outside its space "
+            f"({space.low.flat[index]} to {space.high.flat[index]}).",
+        )
+    return True
 
 
 def _check_costs(info: Any, names: tuple[str, ...], where: str, report: _Report) -> Row | None:

@@ -108,7 +108,7 @@ def test_a_dict_observation_is_flattened_in_the_order_of_its_keys() -> None:
         ("NoReward", "the reward is None"),
         ("WrongShape", "the observation has 3 values instead of 2"),
         ("OldStep", "step raised ValueError"),
-        ("Raises", "step raised RuntimeError: the gripper is stuck"),
+        ("Raises", "step raised RuntimeError: the gripper is stuck (toys.py, line 154)"),
         ("Leaves", "step raised SystemExit: the viewer was closed"),
     ],
 )

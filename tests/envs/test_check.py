@@ -33,7 +33,10 @@ def test_nothing_is_found_in_a_sound_environment(env_id: str) -> None:
         ("NumberForFlag", "error", "terminated is 0.5 at step 3"),
         ("OldStep", "error", "step returns 4 values"),
         ("OldReset", "error", "reset returns ndarray"),
-        ("Raises", "error", "raised RuntimeError: the gripper is stuck at step 3"),
+        ("Raises", "error", "raised RuntimeError: the gripper is stuck at step 3 (toys.py, line 154)"),
+        ("RaisesAtReset", "error", "raised RuntimeError: no reset at a reset (toys.py, line "),
+        ("ForgetsAKey", "error", "The observation has the keys b at a reset; its space has a, b."),
+        ("LargeObservation", "warning", "The observation has 3,072 values, which dense networks see as one row"),
         ("Leaves", "error", "raised SystemExit: the viewer was closed at step 3"),
         ("Unseeded", "error", "The same seed (0) does not give the same episode"),
         ("UnboundedActions", "error", "each must be finite"),
@@ -73,6 +76,13 @@ def test_what_is_wrong_is_found(name: str, severity: str, says: str) -> None:
 )
 def test_nothing_else_is_found(name: str) -> None:
     assert len(toy(name)) == 1
+
+
+def test_parts_of_a_dict_are_checked_as_an_observation_is() -> None:
+    assert toy("DictOfDoubles") == []  # whose spaces are of float32: as good as in a Box
+    (finding,) = toy("PartOfAnotherShape")
+    assert finding.severity == "error"
+    assert "The observation['a'] has shape (2,) of float64 at a reset; its space is Box(" in finding.text
 
 
 def test_closeness_that_leaves_0_to_1_is_a_warning() -> None:

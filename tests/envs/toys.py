@@ -262,6 +262,11 @@ class OldReset(Drift):
         return super().reset(seed=seed)[0]
 
 
+class RaisesAtReset(Drift):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        raise RuntimeError("no reset")
+
+
 class Unseeded(Drift):
     noise = itertools.count()
 
@@ -400,6 +405,41 @@ class DictObservation(Drift):
 
     def observed(self, x: NDArray[np.float64]) -> dict[str, Any]:
         return {"b": x[:1].astype(np.float32), "a": x[None].astype(np.float32)}
+
+
+class ForgetsAKey(DictObservation):
+    def observed(self, x: NDArray[np.float64]) -> dict[str, Any]:
+        return {"b": x[:1]}
+
+
+class DictOfDoubles(DictObservation):
+    def observed(self, x: NDArray[np.float64]) -> dict[str, Any]:
+        return {"b": x[:1], "a": x[None]}
+
+
+class PartOfAnotherShape(DictObservation):
+    def observed(self, x: NDArray[np.float64]) -> dict[str, Any]:
+        return {"b": x[:1], "a": x}
+
+
+class LargeObservation(Drift):
+    """Observes a picture of the place: gray, but for the pixel that it is at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = Box(0.0, 1.0, (32, 32, 3))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return self.seen(super().reset(seed=seed)[0]), {}
+
+    def step(self, action: NDArray[np.float64]) -> Any:
+        observation, *rest = super().step(action)
+        return self.seen(observation), *rest
+
+    def seen(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        picture = np.full((32, 32, 3), 0.5)
+        picture[(*np.clip(x[:2] + 16, 0, 31).astype(int),)] = 1.0
+        return picture
 
 
 class SequenceObservation(Drift):
