@@ -67,9 +67,10 @@ def choose_level(episodes: Sequence[Sequence[Session]], lead_steps: int, confide
     if enough:
         return Alarm(level, f"{level:.3g}, chosen on {len(announced)} sessions over budget of {len(sizes)} episodes")
     level = min(level, round(1 - confidence, 9))
+    did = f"{len(sizes)} did, worth {worth:.3g}" if len(sizes) else "none did"
     return Alarm(
         level,
         f"{level:.3g}, kept low: the flag is raised at least wherever cost_upper exceeds what is allowed",
         f"No miss rate: {miss_rate:.0%} needs {needed} episodes that exceed budgets late enough to announce it, "
-        f"{lead_steps} steps before; there were {len(sizes)}, worth {worth:.3g}.",
+        f"{lead_steps} steps before; of the {len(episodes)} that choose the level {did}.",
     )

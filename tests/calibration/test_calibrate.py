@@ -107,7 +107,7 @@ def test_a_policy_without_cost_raises_no_flag() -> None:
     assert (result.coverage, result.missed_share, result.flagged_share) == (1, None, 0)
     (sentence,) = found.record.not_claimed
     assert "No miss rate: 5% needs 19 episodes that exceed budgets" in sentence
-    assert sentence.endswith("there were 0, worth 0.")
+    assert sentence.endswith("of the 10 that choose the level none did.")
 
 
 def test_a_critic_that_knows_separates_what_a_mean_would_mix() -> None:
@@ -297,7 +297,7 @@ def test_many_sessions_of_one_episode_are_no_more_evidence_than_a_few_episodes()
     # 19 episodes of which one has 20 sessions over budget and the others one: worth 38²/(20² + 18) = 3.45.
     uneven = choose_level([over(*[0.6] * 20), *[over(0.6)] * 18], 20, confidence=0.9, miss_rate=0.05)
     assert uneven.shortage is not None
-    assert uneven.shortage.endswith("there were 19, worth 3.45.")
+    assert uneven.shortage.endswith("of the 19 that choose the level 19 did, worth 3.45.")
     assert choose_level([over(*[0.6] * 20)] * 19, 20, confidence=0.9, miss_rate=0.05).shortage is None
 
 

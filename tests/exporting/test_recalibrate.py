@@ -127,7 +127,7 @@ def test_what_is_asked_for_is_claimed_or_said_not_to_be(bundle: Path, new: Path)
     warnings = [line for line in said if line.startswith("warning ")]
     assert warnings == [  # it has no limit
         "warning cost_fuel: No miss rate: 40% needs 2 episodes that exceed budgets late enough to announce it, 4 steps "
-        "before; there were 0, worth 0."
+        "before; of the 3 that choose the level none did."
     ]
     calibration = read_bundle(new).manifest.calibration
     assert calibration is not None
