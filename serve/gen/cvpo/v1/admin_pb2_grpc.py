@@ -84,7 +84,8 @@ class PolicyAdminServiceServicer(object):
 
     def Rollback(self, request, context):
         """Serves the version that was served before the present one, pinned, without canary or shadow. A second rollback goes
-        one version further back, never forward to the one that was left. FAILED_PRECONDITION where there is none before.
+        one version further back, never to one that was left. Where none was served before, the next lower one that is
+        loaded; FAILED_PRECONDITION where there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
