@@ -139,12 +139,16 @@ def describe_difference(difference: Difference) -> str:
         lines += [f"... and {more} more changes (--json has them all)"] if more > 0 else []
     if difference.why_not_asked:
         return "\n".join([*lines, "", f"They were not asked the same, for {difference.why_not_asked}."])
-    lines += ["", f"In the {difference.situations} situations that they hold, the candidates being the same noise:"]
+    lines += ["", f"In the {difference.situations} situations that they hold, acting deterministically:"]
     lines.append(f"{'output':<22} {'largest':>10} {'mean':>10} {'of at most':>10}   values that differ")
     lines += [
         f"{d.output:<22} {d.largest:>10.4g} {d.mean:>10.4g} {d.size:>10.4g}   {d.differing} of {d.values}"
         for d in difference.distances
     ]
+    lines.append(
+        f"As a shield of {difference.candidates} candidates, of the same noise, they choose different ones in "
+        f"{difference.chosen_otherwise} of {difference.situations}."
+    )
     return "\n".join(lines)
 
 

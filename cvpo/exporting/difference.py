@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cvpo.bundle import CRITIC_GRAPH, GRAPHS, OUTPUTS, POLICY_GRAPH, Bundle, scale
+from cvpo.bundle import OUTPUTS, POLICY_GRAPH, Bundle, scale
 from cvpo.exporting.record import ask
 from cvpo.exporting.runtime import open_graph
 
@@ -42,8 +42,10 @@ class Difference:
     """All that differs."""
 
     changes: tuple[Change, ...]
-    distances: tuple[Distance, ...]  # empty where they cannot be asked the same
+    distances: tuple[Distance, ...]  # of deterministic actions; empty where they cannot be asked the same
     situations: int
+    candidates: int  # of a shield
+    chosen_otherwise: int  # situations in which the two shields choose different ones of the same candidates
     why_not_asked: str
 
     def document(self) -> dict[str, object]:
@@ -52,25 +54,31 @@ class Difference:
 
 
 def compare_bundles(a: Bundle, b: Bundle) -> Difference:
-    """Compare two verified bundles. Both are asked what both golden requests ask, at the first one's alarm level."""
+    """Compare two verified bundles. Both are asked what both golden requests ask, at the first one's alarm level: for
+    the deterministic action, and for a shield's choice of the candidates, which depends on what is predicted."""
     before, after = (bundle.manifest.model_dump(mode="json") for bundle in (a, b))
     changes = tuple(_changes(before, after))
     if a.manifest.sizes != b.manifest.sizes:
-        return Difference(changes, (), 0, "their observations, actions or constraints differ in number")
-    inputs = {graph: _joined(a, b, graph) for graph in GRAPHS}
-    asked = [ask({graph: open_graph(bundle.graph(graph)) for graph in GRAPHS}, inputs) for bundle in (a, b)]
-    answers = [answer[POLICY_GRAPH] for answer in asked]
-    distances = tuple(_distance(name, *(answer[name] for answer in answers)) for name in OUTPUTS[POLICY_GRAPH])
-    return Difference(changes, distances, len(inputs[CRITIC_GRAPH]["action"]), "")
+        return Difference(changes, (), 0, 0, 0, "their observations, actions or constraints differ in number")
+    shielded = _joined(a, b)
+    noise = shielded["noise"]
+    sessions = [open_graph(bundle.graph(POLICY_GRAPH)) for bundle in (a, b)]
+    chosen, answers = (
+        [ask({POLICY_GRAPH: session}, {POLICY_GRAPH: inputs})[POLICY_GRAPH] for session in sessions]
+        for inputs in (shielded, {**shielded, "noise": noise[:, :1]})
+    )
+    names = [name for name in OUTPUTS[POLICY_GRAPH] if name != "chosen"]  # which there is one of
+    distances = tuple(_distance(name, *(answer[name] for answer in answers)) for name in names)
+    otherwise = int((chosen[0]["chosen"] != chosen[1]["chosen"]).sum())
+    return Difference(changes, distances, len(noise), noise.shape[1], otherwise, "")
 
 
-def _joined(a: Bundle, b: Bundle, graph: str) -> dict[str, NDArray[Any]]:
-    """The inputs of both golden requests, of as many candidates as both have."""
-    one, other = dict(a.golden.inputs[graph]), dict(b.golden.inputs[graph])
+def _joined(a: Bundle, b: Bundle) -> dict[str, NDArray[Any]]:
+    """What both golden requests ask the policy, with as many candidates as both have, of which the first is certain."""
+    one, other = dict(a.golden.inputs[POLICY_GRAPH]), dict(b.golden.inputs[POLICY_GRAPH])
     alarm_level = one.pop("alarm_level")
-    if graph == POLICY_GRAPH:
-        K = min(one["noise"].shape[1], other["noise"].shape[1])
-        one["noise"], other["noise"] = one["noise"][:, :K], other["noise"][:, :K]
+    K = min(one["noise"].shape[1], other["noise"].shape[1])
+    one["noise"], other["noise"] = one["noise"][:, :K], other["noise"][:, :K]
     return {**{name: np.concatenate([one[name], other[name]]) for name in one}, "alarm_level": alarm_level}
 
 

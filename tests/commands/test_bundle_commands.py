@@ -201,6 +201,27 @@ def test_diff_names_what_changed_and_measures_how_far(bundle: Path, tmp_path: Pa
     assert same.startswith("The manifests say the same.")
 
 
+def test_bundles_that_act_alike_and_shield_otherwise_are_told_apart_from_those_that_act_otherwise(
+    bundle: Path, tmp_path: Path
+) -> None:
+    # Costs predicted a hundredth as high: hardly a flag is raised, so the shield stays with the first candidate.
+    calm = bundles.policy_graph(
+        lambda text: text.replace(
+            "to_go_k = Mul(magnitude, steps_11)",
+            "hundredth = Constant <value = float {0.01}> ()"
+            "  much = Mul(magnitude, steps_11)  to_go_k = Mul(much, hundredth)",
+        )
+    )
+    other = bundles.write(tmp_path / "other", policy=calm)
+    document = json.loads(succeed("diff", bundle, other, "--json").out)
+    distances = {entry["output"]: entry["largest"] for entry in document["distances"]}
+    assert distances["action"] == 0
+    assert distances["cost_to_go"] > 0
+    assert 0 < document["chosen_otherwise"] <= 32
+    said = succeed("diff", bundle, other).out
+    assert f"they choose different ones in {document['chosen_otherwise']} of 32" in said
+
+
 def test_bundles_that_hold_other_numbers_of_candidates_are_asked_with_as_many_as_both_have(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,7 +231,8 @@ def test_bundles_that_hold_other_numbers_of_candidates_are_asked_with_as_many_as
     for pair in ((bundle, other), (other, bundle)):
         document = json.loads(succeed("diff", *pair, "--json").out)
         assert document["situations"] == 32
-        assert [entry["largest"] for entry in document["distances"]] == [0.0] * 10
+        assert [entry["largest"] for entry in document["distances"]] == [0.0] * 9
+        assert (document["candidates"], document["chosen_otherwise"]) == (2, 0)
 
 
 def test_a_distance_without_end_is_null_in_json(bundle: Path, tmp_path: Path) -> None:
