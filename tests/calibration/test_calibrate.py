@@ -376,8 +376,8 @@ def test_with_too_few_violations_the_level_stays_where_the_bound_meets_what_is_a
     chosen = choose_level([over(0.6)] * 3, 20, confidence=0.9, miss_rate=0.05)
     assert chosen.level == 0.1
     assert chosen.shortage == (
-        "No miss rate: 5% needs 19 episodes that exceed budgets late enough to announce it, 20 steps before; there "
-        "were 3, worth 3."
+        "No miss rate: 5% needs 19 episodes that exceed budgets late enough to announce it, 20 steps before; of "
+        "the 3 that choose the level 3 did, worth 3."
     )
     assert choose_level([over(0.04)] * 3, 20, confidence=0.9, miss_rate=0.05).level == pytest.approx(0.04)
     # A tenth is announced with no more than 0.04, and may be missed where that is the miss rate.

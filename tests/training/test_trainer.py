@@ -638,7 +638,7 @@ def test_checkpoints_have_their_critics_at_the_level_of_the_measured_episodes(tm
         (
             "LateRaise",
             EnvError,
-            r":LateRaise, at step \d of .*the gripper is stuck\. Mend the environment, then",
+            r":LateRaise, at step \d of .*the gripper is stuck \(toys\.py, line \d+\)\. Mend the environment, then",
         ),
         ("LateShape", EnvError, r":LateShape, at step \d of .*3 values instead of 2\. Mend the environment, then"),
         ("LateNan", EnvError, r":LateNan, at step \d of .*observation\[0\] is nan, .* Mend the environment, then"),
