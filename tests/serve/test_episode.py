@@ -88,6 +88,16 @@ def test_costs_are_those_of_the_constraints_names_where_the_info_has_them(policy
         assert run_episode(Named(4), session).cost.tolist() == [8.0, 2.0]
 
 
+def test_the_cost_is_taken_where_the_info_has_not_all_of_the_constraints_names(policy: LocalPolicy) -> None:
+    class Warm(Walk):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            *outcome, info = super().step(action)
+            return *outcome, {**info, "heat": 36.6}
+
+    with policy.control(cost_budget=[99, 99]) as session:
+        assert run_episode(Warm(4), session).cost.tolist() == [4.0, 2.0]
+
+
 def test_an_environment_may_use_its_cost_array_again(policy: LocalPolicy) -> None:
     class Frugal(Walk):
         cost = np.zeros(2)

@@ -172,7 +172,11 @@ def test_a_shadow_is_compared_and_never_answers(tmp_path: Path, serve_process: S
     with PolicyClient(server.address, "goal", timeout_seconds=PATIENCE_SECONDS) as client:
         for mode in (Deterministic(), Sampled(), Shielded(64)):  # the last one is computed in a thread
             assert client.act([1, 2, -1], mode=mode).policy.version == 1
-    compared = 'cvpo_serve_shadow_comparisons_total{outcome="compared",policy="goal",version="2"} 3.0'
+        with client.control() as session:  # and so is a step of a stream
+            answer = session.step([1, 2, -1], cost=[0, 0])
+            assert answer.policy is not None
+            assert answer.policy.version == 1
+    compared = 'cvpo_serve_shadow_comparisons_total{outcome="compared",policy="goal",version="2"} 4.0'
     eventually(lambda: compared in metrics_of(server))
 
 
