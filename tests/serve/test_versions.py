@@ -89,8 +89,10 @@ def test_a_server_without_a_bundle_waits_for_one(tmp_path: Path, serve_process: 
         assert served(client) == 1
     assert server.terminate() == 0
     assert server.process.stderr is not None
-    events = [json.loads(line)["event"] for line in server.process.stderr.read().splitlines()]
+    lines = [json.loads(line) for line in server.process.stderr.read().splitlines()]
+    events = [line["event"] for line in lines]
     assert events.index("nothing to serve yet") < events.index("bundle loaded") < events.index("serving")
+    assert lines[events.index("bundle loaded")]["shares_runs"] is True
 
 
 def test_a_new_version_is_served_and_a_plan_takes_it_back(following: PolicyClient, tmp_path: Path) -> None:
