@@ -126,6 +126,9 @@ class SettleConfig(_Group):
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.3  # of the planned steps
     floor: Annotated[float, Field(gt=0, le=1)] = 0.03  # of the policy's learning rate and KL bounds, at the last step
+    # The last part of the planned steps, in which the policy is held as it is while its measured cost is within the
+    # limits: a proof of it, in which the critics go on learning (cvpo/training/proof.py).
+    proof: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class ComputeConfig(_Group):

@@ -116,7 +116,9 @@ def _measured_age(config: TrainConfig, horizon_steps: int) -> float:
     return window / 2 * config.schedule.updates_per_step
 
 
-def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, config: TrainConfig) -> UpdateMetrics:
+def update(
+    state: LearnerState, batch: Batch, measured_cost: Array, steps: int, config: TrainConfig, *, held: bool = False
+) -> UpdateMetrics:
     """Advance the state by one update: E-step, then a gradient step of the critics and of the policy (M-step).
 
     Args:
@@ -126,6 +128,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         measured_cost: undiscounted episode cost of the newest episodes, [C], environment units.
         steps: of the environment so far; limits that are scheduled and the pace of the policy depend on it.
         config: of the run.
+        held: the policy stays as it is; the critics learn what it is worth and what it costs.
 
     Raises:
         NonFiniteError: a network has diverged. The state is of no use any more.
@@ -138,7 +141,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
     share = state.controller.share(present_gap, config.limit)
     dual, asked = _solve(state, judged, share, cost_limit, pace * config.estep.kl_bound, config)
     weights = _weights(dual, judged.reward_value, judged.cost_value)
-    loss = _descend(state, batch, judged, weights, pace, config)
+    loss = _descend(state, batch, judged, weights, 0.0 if held else pace, config)
 
     state.updates += 1
     state.infeasible_updates += not dual.feasible
@@ -156,7 +159,7 @@ def update(state: LearnerState, batch: Batch, measured_cost: Array, steps: int, 
         cost_value=judged.mean_cost,
         standard_deviation=judged.old.standard_deviation().mean().item(),
     )
-    if state.updates % config.mstep.period:
+    if held or state.updates % config.mstep.period:
         return metrics
     moved_mean, moved_covariance, kept = _end_period(state, judged.observation, pace)
     recent = (value[: batch.recent] for value in (judged.observation, judged.sample, weights, judged.noise))

@@ -20,14 +20,16 @@ Float32Array = NDArray[np.float32]
 class LevelWatch:
     """Compares what the cost critics say with what came, where an episode ends, and sets the model's cost factor."""
 
-    def __init__(self, config: TrainConfig, num_costs: int, measured_envs: int) -> None:
-        """Begin with nothing seen. `measured_envs`: the first environments, which act as the served policy will."""
+    def __init__(self, config: TrainConfig, num_costs: int, num_envs: int) -> None:
+        """Begin with nothing seen."""
         self.config = config
         self.meter = LevelMeter.start(num_costs)
         # Observation, action in [-1, 1] and cost of the episodes under way; empty where the level stays.
-        self.steps: list[list[tuple[Float32Array, Float32Array, Array]]] = [[] for _ in range(measured_envs)]
+        self.steps: list[list[tuple[Float32Array, Float32Array, Array]]] = [[] for _ in range(num_envs)]
 
-    def take_in(self, state: LearnerState, observation: Float32Array, action: Float32Array, step: VectorStep) -> None:
+    def take_in(
+        self, state: LearnerState, observation: Float32Array, action: Float32Array, step: VectorStep, measured: int
+    ) -> None:
         """Take in a step of all environments; where a measured episode ends, the state's model gets a new factor.
 
         Args:
@@ -35,10 +37,13 @@ class LevelWatch:
             observation: before the step, [N, O].
             action: in [-1, 1], [N, A].
             step: what came of them.
+            measured: how many environments, the first ones, acted as the policy does whose level is meant.
         """
         if not state.updates or self.config.estep.constraint == "critic":
             return  # random actions; the paper's own form takes the critics as they are
-        for i, steps in enumerate(self.steps):
+        for steps in self.steps[measured:]:
+            steps.clear()
+        for i, steps in enumerate(self.steps[:measured]):
             steps.append((observation[i].copy(), action[i].copy(), step.cost[i].copy()))
             if step.terminated[i] or step.truncated[i]:
                 observations, actions, cost = map(np.array, zip(*steps, strict=True))
@@ -49,8 +54,13 @@ class LevelWatch:
 
     def forget(self, env: int) -> None:
         """Leave out the episode that is under way in an environment."""
-        if env < len(self.steps):
-            self.steps[env].clear()
+        self.steps[env].clear()
+
+    def begin_anew(self) -> None:
+        """Forget all episodes: they were of other policies than the one that is held from now on."""
+        self.meter = LevelMeter.start(len(self.meter.realized))
+        for steps in self.steps:
+            steps.clear()
 
     def state(self) -> dict[str, Any]:
         """What was seen, as tensors and plain values."""

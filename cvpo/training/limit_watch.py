@@ -46,18 +46,19 @@ class LimitWatch:
         feasible = update.infeasibility <= 0
         self._feasible = feasible if self._feasible is None else self._feasible | feasible
 
-    def take_in(self, state: LearnerState, cost: Array, steps: int) -> None:
-        """Take in the costs of one step, [N, C], of the environments whose cost is held.
+    def take_in(self, state: LearnerState, cost: Array, steps: int, *, held: bool = False) -> None:
+        """Take in the costs of one step, [N, C], of the environments whose cost is measured.
 
         Args:
             state: its controller is moved.
             cost: in environment units.
             steps: of the environments, with this one.
+            held: the policy stays as it is, and so does the controller.
         """
         self.meter.add(cost)
         measured = self.measured()
         state.controller = state.controller.having_seen(cost, measured if self.meter.full else None)
-        if not state.updates:
+        if not state.updates or held:
             return
         limit = limit_at(self.config, steps)
         gap = state.controller.gap(measured, held_at(limit, self.config))

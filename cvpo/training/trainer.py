@@ -31,6 +31,7 @@ from cvpo.training.limit_watch import LimitWatch
 from cvpo.training.lock import locked
 from cvpo.training.metrics import MetricsWriter
 from cvpo.training.progress import ROW_EVERY, Clock, Progress, Reporter, Rows, Waits
+from cvpo.training.proof import Proof
 from cvpo.training.resume import ResumePoint, ResumePoints, load_resume_point
 
 Array = NDArray[np.float64]
@@ -167,10 +168,11 @@ class _Loop:
         self.collector = NStepCollector(
             self.replay, num_envs, critic.n_step, critic.discount, config.cost_discounts, critic.after_time_limit
         )
-        self.deterministic = min(config.limit.deterministic_envs, num_envs - 1)
-        self.measured = slice(0, self.deterministic or num_envs)  # environments whose cost is held
+        self.deterministic = min(config.limit.deterministic_envs, num_envs - 1)  # while the policy learns
+        self.measured = slice(0, self.deterministic or num_envs)  # environments whose cost is held at the limit
         self.watch = LimitWatch(config, spec, num_envs, self.measured.stop)
-        self.level = LevelWatch(config, num_costs, self.measured.stop)
+        self.level = LevelWatch(config, num_costs, num_envs)
+        self.proof = Proof(config, spec)
         self.generator = np.random.default_rng(config.seed)
         self.recent_size = max(1, round(config.replay.recent_episodes * spec.max_episode_steps))
         self.steps = 0
@@ -214,7 +216,7 @@ class _Loop:
                         if (left := updates - i - 1) and left % SHOWN_UPDATES == 0:
                             reporter.progress(self._progress(clock, self._waited(evaluator).since(waited), left))
                 observation = self._take_in(observation, action)
-                for sentence in self.watch.newly_unmet(self.steps):
+                for sentence in self.watch.newly_unmet(self.steps) + self.proof.news:
                     reporter.say(sentence)
                 if device:
                     reporter.say(device)
@@ -241,7 +243,7 @@ class _Loop:
         if self.steps < self.config.schedule.warmup_steps:
             return self.generator.uniform(-1, 1, (len(observation), self.spec.action_size))
         with self._dated():
-            return learner.act(self.learner, observation, self.deterministic)
+            return learner.act(self.learner, observation, self._acting_as_served())
 
     @contextmanager
     def _dated(self) -> Iterator[None]:
@@ -264,7 +266,8 @@ class _Loop:
     def _update(self, writer: MetricsWriter) -> None:
         with self._dated(), room("an update", UPDATE_SIZES):
             batch = self.replay.sample(self.generator, self.config.replay.batch_size, self.recent_size)
-            metrics = learner.update(self.learner, batch, self.watch.measured(), self.steps, self.config)
+            measured, held = self.watch.measured(), self.proof.held
+            metrics = learner.update(self.learner, batch, measured, self.steps, self.config, held=held)
         writer.residual(
             self.learner.updates,
             metrics.feasible,
@@ -282,18 +285,27 @@ class _Loop:
             step = self.env.step_wait()
         self.collector.add(observation, action.astype(np.float32), step)
         normalizer, observed = self.learner.model.normalizer, self.learner.tensor(step.observation)
-        if learner.pace_at(self.config, self.steps) < 1:
-            normalizer.widen(observed)  # a policy that settles is not to be moved by another scale of what it sees
+        if self.proof.held or learner.pace_at(self.config, self.steps) < 1:
+            normalizer.widen(observed)  # such a policy is not to be moved by another scale of what it sees
         else:
             normalizer.update(observed)
-        self.level.take_in(self.learner, observation, action.astype(np.float32), step)
+        acted = self._acting_as_served() or self.env.num_envs
+        self.level.take_in(self.learner, observation, action.astype(np.float32), step, acted)
         self.running_return += step.reward
         for i in np.flatnonzero(step.terminated | step.truncated):
             self.returns.append(float(self.running_return[i]))
             self.running_return[i] = 0.0
         self.steps += self.env.num_envs
-        self.watch.take_in(self.learner, step.cost[self.measured], self.steps)
+        self.watch.take_in(self.learner, step.cost[self.measured], self.steps, held=self.proof.held)
+        costs_count = self.watch.meter.full and self.learner.updates
+        self.proof.take_in(step.cost, self.watch.measured() if costs_count else None, self.steps)
+        if self.proof.begun:
+            self.level.begin_anew()
         return step.observation
+
+    def _acting_as_served(self) -> int:
+        """Environments, the first ones, that take the deterministic action: all of them while the policy is held."""
+        return self.env.num_envs if self.proof.held and self.deterministic else self.deterministic
 
     def _waited(self, evaluator: Evaluator) -> Waits:
         """Since the environments were made; for differences."""
@@ -342,6 +354,7 @@ class _Loop:
             "generator": self.generator.bit_generator.state,
             **self.watch.state(),
             **self.level.state(),
+            **self.proof.state(),
             "running_return": torch.from_numpy(self.running_return.copy()),
             "returns": list(self.returns),
             "rows": self.rows.state(),
@@ -357,6 +370,7 @@ class _Loop:
         self.generator.bit_generator.state = state["generator"]
         self.watch.restore(state)
         self.level.restore(state)
+        self.proof.restore(state)
         self.running_return = state["running_return"].numpy()
         self.returns.extend(state["returns"])
         self.rows.restore(state["rows"])

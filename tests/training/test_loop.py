@@ -53,22 +53,47 @@ def test_of_environments_that_begin_anew_the_episode_under_way_is_forgotten() ->
             observation = take_in(loop, observation, 1.0, 1.0, 1.0, 1.0)
     before = loop.running_return.copy()
     assert (before >= 2).all()  # each step is worth 1 or 3
-    assert [len(steps) for steps in loop.level.steps] == [2, 2]
+    assert [len(steps) for steps in loop.level.steps] == [2, 2, 0, 0]  # the last two explore
     loop.begin_anew(np.array([True, False, True, False]))
     assert loop.running_return.tolist() == [0, before[1], 0, before[3]]
-    assert [len(steps) for steps in loop.level.steps] == [0, 2]
+    assert [len(steps) for steps in loop.level.steps] == [0, 2, 0, 0]
     assert [len(steps) for steps in loop.collector.pending] == [0, 2, 0, 2]
 
 
-def test_a_policy_that_settles_sees_its_observations_as_it_did() -> None:
+@pytest.mark.parametrize("held", [False, True])
+def test_a_policy_that_settles_or_is_held_sees_its_observations_as_it_did(held: bool) -> None:
     with a_loop() as loop:
         observation, normalizer = loop.env.reset(), loop.learner.model.normalizer
         observation = take_in(loop, observation, 0.5, 0.5, 0.5, 0.5)
         assert normalizer.count == 4
-        loop.steps = loop.config.schedule.steps - 4  # in the part that settles
+        loop.proof.held = held
+        loop.steps = 200 if held else loop.config.schedule.steps - 4  # in the part that settles
         before = normalizer.mean.clone(), normalizer.variance.clone()
         normalizer.high.fill_(0.0)
         take_in(loop, observation, 0.5, 0.5, 0.5, 0.5)
     assert normalizer.count == 4
     assert (normalizer.mean, normalizer.variance) == before
     assert normalizer.high > 0  # how far observations went is told all the same
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_nothing_more_is_asked_for_while_the_policy_is_held(held: bool) -> None:
+    with a_loop() as loop:
+        loop.learner.updates, loop.proof.held = 1, held
+        take_in(loop, loop.env.reset(), 1.0, 1.0, 1.0, 1.0)  # twice the limit
+    assert (loop.learner.controller.integral > 0).all() != held
+    assert (loop.watch.meter.measured(STEPS) == STEPS).all()  # but it is measured
+
+
+def test_explorers_come_to_the_level_when_the_policy_is_held_and_what_was_before_does_not() -> None:
+    with a_loop() as loop:
+        loop.learner.updates = 1
+        observation = take_in(loop, loop.env.reset(), 0.0, 0.0, 0.0, 0.0)
+        assert [len(steps) for steps in loop.level.steps] == [1, 1, 0, 0]
+        loop.watch.meter.count = len(loop.watch.meter.window)  # as if it were full, of nothing that cost
+        loop.steps, loop.proof.steps = loop.config.schedule.steps - 8, loop.config.schedule.steps - 8
+        observation = take_in(loop, observation, 0.0, 0.0, 0.0, 0.0)
+        assert loop.proof.held
+        assert [len(steps) for steps in loop.level.steps] == [0] * 4
+        take_in(loop, observation, 0.0, 0.0, 0.0, 0.0)
+    assert [len(steps) for steps in loop.level.steps] == [1] * 4

@@ -627,7 +627,7 @@ def test_checkpoints_have_their_critics_at_the_level_of_the_measured_episodes(tm
             ends = np.full(4, t % STEPS == STEPS - 1)
             cost = np.array([[1.0], [1.0], [99.0], [99.0]]) * 10 * (1 - discount) * said  # the last two explore
             step = VectorStep(observation, observation, np.zeros(4), cost, np.zeros(4, bool), ends)
-            loop.level.take_in(loop.learner, observation, action, step)
+            loop.level.take_in(loop.learner, observation, action, step, measured=2)
         factor = loop._model().cost_factor.tolist()
     assert factor == ([1.0] if constraint == "critic" else [pytest.approx(5.0)])  # the bound of it
 
@@ -692,8 +692,8 @@ def test_a_network_that_diverges_ends_the_run_and_leaves_the_checkpoints_before(
 ) -> None:
     plain: Callable[..., UpdateMetrics] = learner.update
 
-    def poisoned(state: LearnerState, *arguments: Any) -> UpdateMetrics:
-        metrics = plain(state, *arguments)
+    def poisoned(state: LearnerState, *arguments: Any, held: bool) -> UpdateMetrics:
+        metrics = plain(state, *arguments, held=held)
         if state.updates == update:
             with torch.no_grad():
                 operator.attrgetter(network)(state).fill_(float("nan"))
