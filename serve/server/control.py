@@ -24,6 +24,7 @@ from serve.control_codec import (
 from serve.control_values import Step, StepAnswer
 from serve.errors import (
     RETRY_AFTER_SECONDS,
+    DeadlineExceededError,
     InternalError,
     InvalidRequestError,
     SessionStateError,
@@ -35,8 +36,7 @@ from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceServicer
 from serve.server.decision import Policies
 from serve.server.inbox import Arrival, Inbox
 from serve.server.interceptors import Context, code_of, request_id, status_of
-from serve.server.runtime import Asked
-from serve.server.session import Session, open_session, resume_session
+from serve.server.session import Begun, Session, open_session, resume_session
 from serve.server.session_metrics import SessionMetrics, SessionRecord
 from serve.server.shadow import Shadow
 from serve.server.sharing import SharedRuns
@@ -246,7 +246,7 @@ class _Conversation:
                 result = await self._workers.run(compute, step, _no_check)
             else:
                 begun = session.begin(step, time.perf_counter() - arrived)
-                result = session.finish(begun, await self._ask(begun.asked))
+                result = session.finish(begun, await self._ask(begun))
         except Exception as error:
             await self._context.write(self._refuse(step.number, error))
             return
@@ -263,10 +263,10 @@ class _Conversation:
         finally:  # the robot does not wait for what is counted
             self._count(result, seconds)
 
-    async def _ask(self, asked: Asked) -> ActLists | InternalError:
+    async def _ask(self, begun: Begun) -> ActLists | InternalError | DeadlineExceededError:
         try:
-            return await self._shared_runs.answer(asked)
-        except InternalError as error:
+            return await self._shared_runs.answer(begun.asked, begun.until)
+        except (InternalError, DeadlineExceededError) as error:
             return error
 
     def _count(self, result: StepAnswer, seconds: float) -> None:

@@ -57,6 +57,7 @@ class Begun(NamedTuple):
     queued_seconds: float
     checked_seconds: float
     checked: float  # when, of time.perf_counter
+    until: float  # when it is too old to begin to compute, of time.perf_counter
 
 
 class Session:
@@ -78,7 +79,7 @@ class Session:
         self._pilot = Pilot(opening, terms, policies, versions)
         self.rows = self._pilot.rows  # of the network that a step asks for at once, at most
         self._strict_observations = strict_observations
-        self._max_age_seconds = opening.max_age_seconds
+        self._max_age_seconds = math.inf if opening.max_age_seconds is None else opening.max_age_seconds
         self._terms = terms
         self._progress = progress
         self._seal = seal
@@ -166,12 +167,9 @@ class Session:
         started = time.perf_counter()
         observation, cost_total = self._check(step, self._progress)
         repeats = self._progress.repeats.after(observation)
-        max_age = self._max_age_seconds
-        if max_age is not None and queued_seconds > max_age:
+        if queued_seconds > self._max_age_seconds:
             self._count(cost_total, repeats)
-            raise DeadlineExceededError(
-                f"Step {step.number} waited {queued_seconds * 1e3:.1f} ms; the session allows {max_age * 1e3:g} ms."
-            )
+            raise self._too_old(step.number, queued_seconds)
         progress = self._progress
         account = self._account(cost_total)
         situation = Situation(
@@ -179,19 +177,24 @@ class Session:
         )
         asked = self._pilot.ask(situation)
         checked = time.perf_counter()
-        return Begun(situation, asked, cost_total, repeats, queued_seconds, checked - started, checked)
+        until = started - queued_seconds + self._max_age_seconds
+        return Begun(situation, asked, cost_total, repeats, queued_seconds, checked - started, checked, until)
 
-    def finish(self, begun: Begun, own: ActLists | InternalError) -> StepAnswer:
+    def finish(self, begun: Begun, own: ActLists | InternalError | DeadlineExceededError) -> StepAnswer:
         """Answer the step that was begun last.
 
         Args:
             begun: what `begin` returned.
-            own: what the policy gave when it was asked.
+            own: what the policy gave when it was asked, or why it was not asked after all.
 
         Raises:
             InternalError: nothing was computed that may be sent, nor by a fallback. The session is as it was before.
+            DeadlineExceededError: it grew too old. It counts, and so does its cost.
         """
         situation, progress = begun.situation, self._progress
+        if isinstance(own, DeadlineExceededError):
+            self._count(begun.cost_total, begun.repeats)
+            raise self._too_old(situation.step, begun.queued_seconds + time.perf_counter() - begun.checked)
         decision = self._pilot.decide(situation, begun.asked, own)
         computed_seconds = time.perf_counter() - begun.checked
         policy = self.policy.served
@@ -290,6 +293,12 @@ class Session:
             for ahead in (terms.steps_ahead, 1)
         )
         return rolling_account(terms.cost_budget, terms.steps_ahead, cost_total, then, first)
+
+    def _too_old(self, number: int, waited_seconds: float) -> DeadlineExceededError:
+        allowed_seconds = self._max_age_seconds
+        return DeadlineExceededError(
+            f"Step {number} waited {waited_seconds * 1e3:.1f} ms; the session allows {allowed_seconds * 1e3:g} ms."
+        )
 
     def _count(self, cost_total: Costs, repeats: Repeats) -> None:
         """Go on without an answer."""

@@ -5,12 +5,14 @@ A run reads all of the network's weights from memory, for one robot as for sixte
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter
 
-from serve.errors import InternalError
+from serve.errors import DeadlineExceededError, InternalError
 from serve.server.graph import SHARED_ROWS
 from serve.server.runtime import Asked, PolicyRuntime
 from serve.server.telemetry import log
@@ -28,6 +30,7 @@ _TRY_EVERY = 32
 @dataclass(frozen=True)
 class _Waiting:
     asked: Asked
+    until: float  # when it is too late to begin
     answer: "asyncio.Future[ActLists | None]"  # None: there is none that is shared
 
 
@@ -44,22 +47,31 @@ class SharedRuns:
             registry=registry,
         )
 
-    async def answer(self, asked: Asked) -> ActLists:
+    async def answer(self, asked: Asked, until: float = math.inf) -> ActLists:
         """Return `asked.answer()`, equal to the bit; it waits only where one action is asked for, of one candidate.
+
+        Args:
+            asked: what is asked. A caller that leaves meanwhile has it computed no more.
+            until: when it is too late to begin, of time.perf_counter.
 
         Raises:
             InternalError: as `PolicyRuntime.act` does.
+            DeadlineExceededError: it was too late after the wait for others; nothing was computed.
         """
         one = len(asked.situations.observation) == 1 and not isinstance(asked.mode, Shielded)
         if not one or not asked.policy.shares or not self._waits():
             return asked.answer()
         loop = asyncio.get_running_loop()
-        own = _Waiting(asked, loop.create_future())
+        own = _Waiting(asked, until, loop.create_future())
         self._waiting.append(own)
         if len(self._waiting) == 1:
             loop.call_soon(self._turn, 1, 0)
         answer = await own.answer
-        return asked.answer() if answer is None else answer
+        if answer is not None:
+            return answer
+        if time.perf_counter() > until:
+            raise DeadlineExceededError("It had grown too old while it waited for others; nothing was computed.")
+        return asked.answer()
 
     def _waits(self) -> bool:
         if self._in_company or self._waiting:
@@ -86,6 +98,10 @@ class SharedRuns:
 
     def _run(self, policy: PolicyRuntime, waiting: list[_Waiting]) -> None:
         """Answer those who wait for one policy, or have each ask by itself."""
+        now = time.perf_counter()
+        for late in [each for each in waiting if each.until < now]:
+            waiting.remove(late)
+            late.answer.set_result(None)
         answers: Sequence[ActLists | None] = [None] * len(waiting)
         if len(waiting) > 1:
             try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +19,14 @@ from hypothesis import strategies as st
 
 from cvpo.bundle import read_bundle
 from serve.codec import Limits
+from serve.errors import DeadlineExceededError
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1 import policy_pb2
 from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceStub, add_ControlServiceServicer_to_server
 from serve.server.control import ControlServicer
 from serve.server.inbox import MAX_WAITING
 from serve.server.interceptors import Registrar
-from serve.server.runtime import PolicyRuntime, load
+from serve.server.runtime import Asked, PolicyRuntime, load
 from serve.server.sharing import SharedRuns
 from serve.server.state import StateSeal
 from serve.server.telemetry import Metrics
@@ -549,6 +551,33 @@ def test_a_step_that_waited_too_long_is_late_and_counts(house: House, gate: Gate
         assert (error.step, error.next_step) == (1, 2)
         assert error.status.code == code_pb2.DEADLINE_EXCEEDED
     house.wait_for("cvpo_serve_steps_total", 1, policy="goal", code="DEADLINE_EXCEEDED")
+
+
+def test_a_step_that_grew_too_old_while_it_waited_for_others_is_late_and_counts(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = SharedRuns.answer
+    allowed: list[float] = []
+
+    async def slow(self: SharedRuns, asked: Asked, until: float = math.inf) -> ActLists:
+        allowed.append(until - time.perf_counter())
+        if len(allowed) == 2:
+            raise DeadlineExceededError("after a wait for others")
+        return await answer(self, asked, until)
+
+    monkeypatch.setattr(SharedRuns, "answer", slow)
+    opening = pb.OpenSession()
+    opening.CopyFrom(OPEN)
+    opening.max_age.FromSeconds(60)
+    with Robot(house.address, opening) as robot:
+        robot.opened()
+        robot.step(0)
+        robot.send(1, CALM, (0.5, 0.0))
+        error = robot.error()
+        assert (error.step, error.next_step) == (1, 2)
+        assert error.status.code == code_pb2.DEADLINE_EXCEEDED
+        assert robot.step(2, CALM, (0.5, 0.0)).step == 2
+    assert all(30 < seconds <= 60 for seconds in allowed)
 
 
 def test_a_robot_that_does_not_read_is_held_back_and_disturbs_nobody(house: House) -> None:

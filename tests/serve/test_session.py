@@ -1,6 +1,7 @@
 """One robot's session without a transport: openings, steps, budgets, fallbacks, versions, and going on elsewhere."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -492,6 +493,20 @@ def test_a_late_step_is_not_computed_but_counts_with_its_cost(served: Served, se
     with pytest.raises(InvalidRequestError):  # what is wrong is wrong, however late it comes
         session.step(Step(3, CALM, (0.5, 0.0)), queued_seconds=1.0)
     assert session.next_step == 3
+
+
+def test_a_step_that_grows_too_old_once_it_is_begun_counts_as_one_that_came_late(
+    served: Served, seal: StateSeal
+) -> None:
+    session = begin(served, seal, Opening(max_age_seconds=0.02, cost_budget=(4.0, 4.0)))
+    before = time.perf_counter()
+    begun = session.begin(Step(0, CALM, (1.0, 0.0)), queued_seconds=0.015)
+    assert 0.0049 < begun.until - before < 0.0051 + time.perf_counter() - before
+    with pytest.raises(DeadlineExceededError, match=r"^Step 0 waited \d+\.\d ms; the session allows 20 ms\.$"):
+        session.finish(begun, DeadlineExceededError("after a wait for others"))
+    assert session.next_step == 1
+    assert take(session, CALM, (1.5, 0.0)).account.left == (2.5, 4.0)
+    assert begin(served, seal).begin(Step(0, CALM, (0.0, 0.0))).until == math.inf
 
 
 def test_steps_passed_over_count_with_their_cost_also_in_a_rolling_window(served: Served, seal: StateSeal) -> None:

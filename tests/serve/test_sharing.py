@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 import urllib.request
 import weakref
 from collections.abc import Coroutine, Sequence
@@ -17,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from cvpo.bundle import read_bundle
 from serve.client import PolicyClient
-from serve.errors import InternalError
+from serve.errors import DeadlineExceededError, InternalError
 from serve.local import LocalPolicy
 from serve.server.graph import SHARED_ROWS
 from serve.server.runtime import Asked, PolicyRuntime, load
@@ -249,6 +250,32 @@ def test_for_a_caller_that_has_left_nothing_is_computed(runtime: PolicyRuntime, 
 
     asyncio.run(ask())
     assert runs[0] == 3
+
+
+def test_for_one_that_grew_too_old_while_it_waited_nothing_is_computed(runtime: PolicyRuntime, runs: list[int]) -> None:
+    shared, _ = shared_runs()
+
+    async def ask() -> None:
+        await together(shared, runtime, SITUATIONS[:40])
+        runs.clear()
+        untils = [time.perf_counter() + seconds for seconds in (PATIENCE_SECONDS, 0.01, PATIENCE_SECONDS)]
+        calls = [
+            asyncio.ensure_future(shared.answer(Asked(runtime, SITUATIONS[i], Deterministic()), until))
+            for i, until in enumerate(untils)
+        ]
+        await asyncio.sleep(0)  # they wait
+        time.sleep(0.02)  # and something holds up the loop
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(answers.pop(1), DeadlineExceededError)
+        assert runs == [2]
+        assert same(answers, [runtime.act(SITUATIONS[i], Deterministic()) for i in (0, 2)])
+        runs.clear()
+        late = asyncio.ensure_future(shared.answer(Asked(runtime, SITUATIONS[0], Deterministic()), untils[1]))
+        with pytest.raises(DeadlineExceededError, match="nothing was computed"):  # nor where it was alone
+            await late
+        assert runs == []
+
+    asyncio.run(ask())
 
 
 def test_each_is_answered_by_the_policy_and_in_the_mode_that_it_asked_for(
