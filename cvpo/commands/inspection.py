@@ -1,5 +1,8 @@
 """A bundle in words, for a terminal."""
 
+import re
+from collections.abc import Sequence
+
 from cvpo.bundle import (
     Bundle,
     Calibration,
@@ -14,6 +17,9 @@ from cvpo.exporting.difference import Change, Difference
 
 _MOST_CHANGES = 60
 _WIDTH = 60
+_OF_CONSTRAINT = re.compile(
+    r"\b(?:constraints|results|alarm_levels|episode_cost|cost_cvar90|over_limit_share)\[(\d+)\]"
+)
 
 
 def plain(text: object) -> str:
@@ -134,7 +140,8 @@ def _shift(statistics: ObservationStatistics) -> str:
 
 def describe_difference(difference: Difference) -> str:
     """What changed, in words."""
-    lines = [_change(change) for change in difference.changes[:_MOST_CHANGES]] or ["The manifests say the same."]
+    lines = [_change(change, difference.constraints) for change in difference.changes[:_MOST_CHANGES]]
+    lines = lines or ["The manifests say the same."]
     if more := len(difference.changes) - _MOST_CHANGES:
         lines += [f"... and {more} more changes (--json has them all)"] if more > 0 else []
     if difference.why_not_asked:
@@ -152,8 +159,22 @@ def describe_difference(difference: Difference) -> str:
     return "\n".join(lines)
 
 
-def _change(change: Change) -> str:
-    return f"{plain(change.where)}: {_short(change.before)} -> {_short(change.after)}"
+def _change(change: Change, constraints: Sequence[str]) -> str:
+    found = _OF_CONSTRAINT.search(change.where)
+    index = len(constraints) if found is None else int(found[1])
+    of = f" ({constraints[index]})" if index < len(constraints) else ""
+    before, after = _in_few_digits(change.before, change.after)
+    return f"{plain(change.where + of)}: {_short(before)} -> {_short(after)}"
+
+
+def _in_few_digits(before: object, after: object) -> tuple[object, object]:
+    """Two numbers in as few digits as tell them apart."""
+    if isinstance(before, float) and isinstance(after, float):
+        for digits in (5, 10):
+            short = float(f"{before:.{digits}g}"), float(f"{after:.{digits}g}")
+            if short[0] != short[1]:
+                return short
+    return before, after
 
 
 def _short(value: object) -> str:

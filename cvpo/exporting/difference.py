@@ -47,6 +47,7 @@ class Difference:
     candidates: int  # of a shield
     chosen_otherwise: int  # situations in which the two shields choose different ones of the same candidates
     why_not_asked: str
+    constraints: tuple[str, ...]  # of the first bundle
 
     def document(self) -> dict[str, object]:
         """As JSON."""
@@ -57,9 +58,10 @@ def compare_bundles(a: Bundle, b: Bundle) -> Difference:
     """Compare two verified bundles. Both are asked what both golden requests ask, at the first one's alarm level: for
     the deterministic action, and for a shield's choice of the candidates, which depends on what is predicted."""
     before, after = (bundle.manifest.model_dump(mode="json") for bundle in (a, b))
-    changes = tuple(_changes(before, after))
+    changes, constraints = tuple(_changes(before, after)), tuple(each.name for each in a.manifest.constraints)
     if a.manifest.sizes != b.manifest.sizes:
-        return Difference(changes, (), 0, 0, 0, "their observations, actions or constraints differ in number")
+        why = "their observations, actions or constraints differ in number"
+        return Difference(changes, (), 0, 0, 0, why, constraints)
     shielded = _joined(a, b)
     noise = shielded["noise"]
     sessions = [open_graph(bundle.graph(POLICY_GRAPH)) for bundle in (a, b)]
@@ -70,7 +72,7 @@ def compare_bundles(a: Bundle, b: Bundle) -> Difference:
     names = [name for name in OUTPUTS[POLICY_GRAPH] if name != "chosen"]  # which there is one of
     distances = tuple(_distance(name, *(answer[name] for answer in answers)) for name in names)
     otherwise = int((chosen[0]["chosen"] != chosen[1]["chosen"]).sum())
-    return Difference(changes, distances, len(noise), noise.shape[1], otherwise, "")
+    return Difference(changes, distances, len(noise), noise.shape[1], otherwise, "", constraints)
 
 
 def _joined(a: Bundle, b: Bundle) -> dict[str, NDArray[Any]]:

@@ -191,7 +191,7 @@ def test_diff_names_what_changed_and_measures_how_far(bundle: Path, tmp_path: Pa
     other = bundles.write(tmp_path / "other", bundles.manifest(version=2, cost_limit=(25.0, 8.0)), policy=spoiled)
     said = succeed("diff", bundle, other).out
     assert "version: 1 -> 2" in said
-    assert "constraints[0].cost_limit: 20.0 -> 25.0" in said
+    assert "constraints[0].cost_limit (heat): 20.0 -> 25.0" in said
     document = json.loads(succeed("diff", bundle, other, "--json").out)
     distances = {entry["output"]: entry for entry in document["distances"]}
     assert document["situations"] == 32
@@ -199,6 +199,29 @@ def test_diff_names_what_changed_and_measures_how_far(bundle: Path, tmp_path: Pa
     assert distances["cost_value"]["largest"] == pytest.approx(0.05 * distances["cost_value"]["size"], rel=1e-5)
     same = succeed("diff", bundle, bundle).out
     assert same.startswith("The manifests say the same.")
+
+
+def test_a_change_is_told_in_few_digits_and_with_the_name_of_its_constraint(bundle: Path, tmp_path: Path) -> None:
+    document = json.loads(bundles.manifest().model_dump_json())
+    document["calibration"]["results"][1]["cost_to_go_mean"] = 88.61327362060547
+    document["evaluations"][0]["cost_cvar90"] = [1.0000021234, 2.0]
+    one = bundles.write(tmp_path / "one", Manifest.model_validate(document))
+    document["calibration"]["results"][1]["cost_to_go_mean"] = 88.71479034423828
+    document["evaluations"][0]["cost_cvar90"] = [1.0, 2.0]
+    other = bundles.write(tmp_path / "other", Manifest.model_validate(document))
+    names = [each.name for each in bundles.manifest().constraints]
+    assert len(set(names)) == 2
+    told = [line for line in succeed("diff", one, other).out.splitlines() if " -> " in line]
+    assert told == [
+        f"calibration.results[1].cost_to_go_mean ({names[1]}): 88.613 -> 88.715",
+        f"evaluations[0].cost_cvar90[0] ({names[0]}): 1.000002123 -> 1.0",  # of which five would not tell
+    ]
+    changes = json.loads(succeed("diff", one, other, "--json").out)["changes"]
+    assert changes[0] == {
+        "where": "calibration.results[1].cost_to_go_mean",
+        "before": 88.61327362060547,
+        "after": 88.71479034423828,
+    }
 
 
 def test_bundles_that_act_alike_and_shield_otherwise_are_told_apart_from_those_that_act_otherwise(
@@ -257,7 +280,7 @@ def test_another_learning_curve_is_one_change(tmp_path: Path) -> None:
     one = bundles.write(tmp_path / "one", drawn)
     other = bundles.write(tmp_path / "other", Manifest.model_validate(document))
     told = [line.split(":")[0] for line in succeed("diff", one, other).out.splitlines() if " -> " in line]
-    assert told == ["calibration.results[0].example", "evaluations[0].costs", "provenance.learning_curve"]
+    assert told == ["calibration.results[0].example (heat)", "evaluations[0].costs", "provenance.learning_curve"]
     assert succeed("diff", other, other).out.startswith("The manifests say the same.")
 
 
