@@ -136,6 +136,12 @@ def _make(env_id: str, max_episode_steps: int | None, render: bool) -> Any:
 
 
 def _import(module_name: str, env_id: str) -> object:
+    if "/" in module_name or module_name.endswith(".py"):
+        module = Path(module_name).stem
+        raise EnvError(
+            f"{env_id} names a file. Name its module, as Python imports it, in the folder of {module}.py: "
+            f"{module}:{env_id.rpartition(':')[2]}."
+        )
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)  # last, so that nothing installed is hidden

@@ -118,6 +118,8 @@ def test_an_unknown_id_is_answered_with_the_closest_names() -> None:
         ("qqqqqqqq", "Nothing known is similar"),
         ("no_such_module:Env", "there is no module no_such_module"),
         ("tests.no_such_module:Env", "there is no module tests.no_such_module"),
+        ("corridor.py:make", "in the folder of corridor.py: corridor:make."),
+        ("./envs/corridor.py:make", "in the folder of corridor.py: corridor:make."),
         ("tests.envs.toys:Drfit", "the module has no Drfit"),
         ("tests.envs.toys:number", "the module has a int as number"),
         ("tests.envs.toys:not_an_environment", "makes dict, not a gymnasium.Env"),
