@@ -1,6 +1,8 @@
 """The `cvpo` command: runs the command line, and turns what a user can act on into one sentence and an exit code."""
 
 import contextlib
+import errno
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ def main() -> None:
         if received:
             print("cvpo: stopped.", file=sys.stderr)
             code = 128 + received[0]
-    sys.exit(code)
+    sys.exit(_printed(code))
 
 
 @contextlib.contextmanager
@@ -61,7 +63,10 @@ def _run() -> int:
         return 130
     except OSError as error:
         if error.filename is None:
-            raise
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(_incomplete(error), file=sys.stderr)
+            return 1
         print(f"cvpo: {error.filename}: {error.strerror}. Check the path and its permissions.", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
@@ -83,6 +88,22 @@ def _run() -> int:
         )
         return 1
     return 0
+
+
+def _printed(code: int) -> int:
+    """Print what waits to be; return the exit code, of a failure where that cannot be, silent if nobody reads it."""
+    try:
+        print(end="", flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written at exit
+        if code == 0 and not isinstance(error, BrokenPipeError):  # else it was told
+            print(_incomplete(error), file=sys.stderr)
+        return code or 1
+    return code
+
+
+def _incomplete(error: OSError) -> str:
+    return f"cvpo: {error.strerror}: what was to be written is incomplete. Free space, or write elsewhere."
 
 
 if __name__ == "__main__":

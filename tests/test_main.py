@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -145,6 +146,38 @@ def test_a_pipe_that_is_closed_early_is_no_error() -> None:
     )
     assert closed.stdout.startswith("Usage: cvpo")
     assert closed.stderr == ""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", ["presets", "presets --json", "--help"])
+def test_a_full_disk_under_what_is_printed_is_one_sentence(arguments: str, unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        outcome = printing_to(full, arguments, unbuffered)
+    assert outcome.returncode == 1
+    assert outcome.stderr == (
+        "cvpo: No space left on device: what was to be written is incomplete. Free space, or write elsewhere.\n"
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_nobody_reads_is_told_by_the_exit_status_alone(unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        outcome = printing_to(pipe, "presets", unbuffered)
+    assert (outcome.returncode, outcome.stderr) == (1, "")
+
+
+def printing_to(file: IO[str], arguments: str, unbuffered: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "cvpo", *arguments.split()],
+        stdout=file,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
