@@ -45,6 +45,7 @@ from serve.values import (
 UINT32_MAX = 2**32 - 1
 UINT64_MAX = 2**64 - 1
 _DAY_SECONDS = 86_400
+_MASKED = "has masked values; give a number for each"
 
 
 @dataclass(frozen=True)
@@ -334,9 +335,11 @@ def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
         InvalidRequestError: it is none: ragged, or of text, times, complex or other things; or values of it are masked.
     """
     if np.ma.is_masked(value):  # numpy would take what stands behind the mask, which nobody has observed
-        raise InvalidRequestError(name, "has masked values; give a number for each")
+        raise InvalidRequestError(name, _MASKED)
     try:
         array = np.asarray(value)
+        if array.ndim > 1 and isinstance(value, Sequence) and any(map(np.ma.is_masked, value)):
+            raise InvalidRequestError(name, _MASKED)
         if array.dtype != np.object_:
             return array.astype(np.float64, casting="same_kind", copy=False)
         for each in array.flat:

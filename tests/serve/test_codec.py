@@ -327,6 +327,7 @@ def test_a_masked_value_is_no_number_and_is_refused() -> None:
     masked = np.ma.masked_equal([1.0, 2.0, 3.0], 2.0)  # type: ignore[no-untyped-call]
     for name, encode in (
         ("observation", partial(encode_situations, masked, None, None)),
+        ("observation", partial(encode_situations, [[1.0, 2.0, 3.0], masked], None, None)),
         ("steps_left", partial(encode_situations, [1, 2, 3], np.ma.masked, None)),
         ("cost_allowed", partial(encode_situations, [1, 2, 3], None, masked[:2])),
         ("cost", partial(vector, "cost", np.ma.masked, 1)),
