@@ -1,5 +1,6 @@
 """`cvpo loadtest`: how long a policy service makes its robots wait, measured on the user's own server."""
 
+import io
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from cvpo.commands.latency import bins, histogram, milliseconds, percentile
 from cvpo.commands.load import Asker, Load, StreamAsker, UnaryAsker, act_request, control_messages, on_schedule
 from cvpo.errors import ConfigError, ServiceError
+from cvpo.files import write_file
 from serve.client import PolicyClient
 from serve.client.channel import Tls
 from serve.errors import PolicyServiceError
@@ -123,9 +125,11 @@ class LoadReport:
             axis.axvline(self.policy.control_period_seconds * 1e3, color="tab:red", label="control period")
             axis.legend()
         axis.spines[["top", "right"]].set_visible(False)
+        picture = io.BytesIO()
         try:
+            figure.savefig(picture, dpi=150, format=out.suffix.removeprefix(".") or "png")
             out.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(out, dpi=150)
+            write_file(out, picture.getvalue())
         except (OSError, ValueError) as error:
             raise ConfigError(f"The picture {out} cannot be written: {error}") from error
         finally:

@@ -1,5 +1,6 @@
 """`cvpo loadtest` against a real server: figures, errors by code, pictures, and what a user gets wrong."""
 
+import errno
 import json
 import time
 from collections.abc import Iterator
@@ -70,6 +71,21 @@ def test_the_histogram_becomes_a_picture(address: str, tmp_path: Path) -> None:
     picture = tmp_path / "new" / "waits.png"
     succeed("loadtest", address, "--policy", "goal", *SHORT, "--figure", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    picture = tmp_path / "waits.png"
+    picture.write_text("before")
+    monkeypatch.setattr("cvpo.files.os.fsync", fail)
+    said = cvpo("loadtest", address, "--policy", "goal", *SHORT, "--figure", picture)
+    assert "No space left" in said.err
+    assert said.code == 1
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
 @pytest.fixture
