@@ -30,6 +30,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.errors import BenchmarkError, run
 from cvpo.bundle import (
     CRITIC_GRAPH,
     GOLDEN,
@@ -440,11 +441,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file to write")
     arguments = parser.parse_args()
+    try:
+        read_bundle(arguments.bundle)
+    except BundleError as error:
+        raise BenchmarkError(str(error)) from error
     result = fuzz(arguments.bundle, arguments.seconds, arguments.seed)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
-    sys.exit(bool(result["failures"]))
+    if result["failures"]:
+        raise BenchmarkError(f"{len(result['failures'])} of the tries failed; {arguments.out} has them.")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

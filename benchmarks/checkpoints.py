@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.contestant import versions
+from benchmarks.errors import run
 from benchmarks.rounds import Ratio, finish, interleave
 from cvpo.envs import VectorEnv
 from cvpo.errors import CheckpointError
@@ -149,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

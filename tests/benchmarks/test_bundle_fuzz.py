@@ -1,6 +1,8 @@
 """The fuzzer of bundles: for seconds here; what ten minutes of it found is committed."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from benchmarks import bundle_fuzz
 from cvpo.bundle import TrustedKeys
 from cvpo.errors import BundleError
+from tests.command import ROOT
 from tests.serve import bundles
 
 
@@ -59,3 +62,12 @@ def test_what_was_committed_ran_for_ten_minutes_without_a_failure() -> None:
     assert result["tries"].keys() == bundle_fuzz.DAMAGES.keys()
     for kind in ("bytes", "folder"):
         assert result["refused"][kind] == result["tries"][kind]
+
+
+def test_a_folder_that_is_no_bundle_is_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.bundle_fuzz", str(tmp_path), "--out", str(tmp_path / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path} is not a bundle")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out.json").exists()
