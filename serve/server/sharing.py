@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 # Turns of the event loop in which nobody comes any more. A request takes some four from its arrival to here.
 _PATIENCE_TURNS = 4
 
-# Where nobody came the last time, nobody is waited for, but for one request in so many.
-_TRY_EVERY = 32
+# Where nobody ever comes, one request in so many waits for others.
+_TRY_EVERY_AT_MOST = 32
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,14 @@ class _Waiting:
 
 
 class SharedRuns:
-    """Who waits for others on an event loop, and for how long: as long as some come, and not at all where none did."""
+    """Who waits for others on an event loop, and for how long: as long as some come, and ever less often where none do.
+
+    Where others came, each request waits for some; each time that nobody comes, half as many do.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._waiting: list[_Waiting] = []
-        self._in_company = False  # whether others came when they were waited for last
+        self._try_every = 1  # one request in so many waits, where nobody does yet
         self._alone = 0  # requests since that did not wait
         self._shared = Counter(
             "cvpo_serve_shared_requests",
@@ -74,9 +77,9 @@ class SharedRuns:
         return asked.answer()
 
     def _waits(self) -> bool:
-        if self._in_company or self._waiting:
+        if self._waiting:
             return True
-        self._alone = (self._alone + 1) % _TRY_EVERY
+        self._alone = (self._alone + 1) % self._try_every
         return self._alone == 0
 
     def _turn(self, known: int, turns: int) -> None:
@@ -92,7 +95,8 @@ class SharedRuns:
         for each in first:
             if not each.answer.done():  # its caller has not left
                 groups.setdefault(id(each.asked.policy), []).append(each)
-        self._in_company = any(len(group) > 1 for group in groups.values())
+        in_company = any(len(group) > 1 for group in groups.values())
+        self._try_every = 1 if in_company else min(2 * self._try_every, _TRY_EVERY_AT_MOST)
         for group in groups.values():
             self._run(group[0].asked.policy, group)
 

@@ -30,7 +30,6 @@ from tests.serve.running import ServerThread
 
 PATIENCE_SECONDS = 30.0
 OVERFLOWS = [1e20, 0.0, 0.0]  # of which the network makes what is no number
-ALONE = 31  # requests that do not wait where nobody came before
 
 
 def situation(*observation: float) -> Situations:
@@ -107,14 +106,11 @@ def test_who_comes_together_is_answered_by_one_run_as_each_alone(runtime: Policy
 
     async def ask() -> None:
         runs.clear()
-        assert same(await together(shared, runtime, SITUATIONS[:40]), expected[:40])
-        assert runs == [1] * ALONE + [40 - ALONE]  # the first that waits finds the others
-        runs.clear()
-        assert same(await together(shared, runtime, SITUATIONS[40:]), expected[40:])
-        assert runs == [SHARED_ROWS] * 10  # and from then on it pays to wait
+        assert same(await together(shared, runtime, SITUATIONS), expected)
+        assert runs == [SHARED_ROWS] * 12 + [8]  # the first waits, and finds the others
 
     asyncio.run(ask())
-    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 40 - ALONE + 160
+    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 200
 
 
 def test_who_comes_a_little_later_is_waited_for(runtime: PolicyRuntime, runs: list[int]) -> None:
@@ -143,7 +139,7 @@ def test_nobody_waits_long_for_others(runtime: PolicyRuntime) -> None:
         assert call.done()
 
     asyncio.run(ask())
-    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 40 - ALONE  # and it shared with nobody
+    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 40  # and it shared with nobody
 
 
 def test_a_full_run_waits_for_nobody(runtime: PolicyRuntime, runs: list[int]) -> None:
@@ -162,23 +158,31 @@ def test_a_full_run_waits_for_nobody(runtime: PolicyRuntime, runs: list[int]) ->
     asyncio.run(ask())
 
 
-def test_who_is_alone_waits_once_in_a_while(runtime: PolicyRuntime, runs: list[int]) -> None:
+def test_who_is_alone_waits_less_and_less_often_until_others_come(runtime: PolicyRuntime, runs: list[int]) -> None:
     shared, _ = shared_runs()
 
-    async def ask() -> None:
-        await together(shared, runtime, SITUATIONS[:40])
-        await shared.answer(Asked(runtime, SITUATIONS[0], Deterministic()))  # nobody came any more
-        for number in range(100):
+    async def alone(count: int) -> list[int]:
+        """How many requests did not wait before each of those that did, and after the last."""
+        found = [0]
+        for number in range(count):
             answer = at_once(shared.answer(Asked(runtime, SITUATIONS[number], Deterministic())))
-            waits.append(answer is None)
             if answer is None:
+                found.append(0)
                 await turns(10)  # until it is found that nobody is there
             else:
+                found[-1] += 1
                 assert same([answer], [runtime.act(SITUATIONS[number], Deterministic())])
+        return found
 
-    waits: list[bool] = []
+    async def ask() -> None:
+        # One in 1, 2, 4, 8, 16, 32, 32 waits, the last of them: 95 in all.
+        assert await alone(95 + 10) == [0, 1, 3, 7, 15, 31, 31, 10]
+        runs.clear()
+        await together(shared, runtime, SITUATIONS[:30])
+        assert runs == [1] * 21 + [9]  # the next that waits finds the others
+        assert await alone(1 + 2 + 4 + 5) == [0, 1, 3, 5]  # and from then on it pays to wait
+
     asyncio.run(ask())
-    assert waits == ([False] * ALONE + [True]) * 3 + [False] * 4
 
 
 def test_one_that_cannot_be_answered_is_nobody_elses_failure(runtime: PolicyRuntime, runs: list[int]) -> None:
@@ -192,7 +196,7 @@ def test_one_that_cannot_be_answered_is_nobody_elses_failure(runtime: PolicyRunt
     answers = asyncio.run(ask())
     assert isinstance(answers.pop(38), InternalError)
     assert same(answers, [runtime.act(*each) for each in [*asked[:38], asked[39]]])
-    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 0
+    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 2 * SHARED_ROWS  # and nobody of its run
 
 
 def test_what_is_no_error_of_ours_reaches_every_caller_and_the_log(
@@ -211,7 +215,7 @@ def test_what_is_no_error_of_ours_reaches_every_caller_and_the_log(
     assert [str(answer) for answer in asyncio.run(ask())] == ["a defect"] * 40
     assert [record.getMessage() for record in caplog.records if record.name.startswith("serve.")] == [
         "shared run failed"
-    ]
+    ] * 3  # of 16, 16 and 8
 
 
 def test_nothing_holds_a_policy_that_failed_when_it_is_retired(tmp_path: Path) -> None:
@@ -291,7 +295,7 @@ def test_each_is_answered_by_the_policy_and_in_the_mode_that_it_asked_for(
         return await asyncio.gather(*(shared.answer(Asked(*each)) for each in asked))
 
     assert same(asyncio.run(ask()), expected)
-    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == len(asked) - ALONE
+    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == len(asked)
     assert len({str(answer.action) for answer in expected[:6]}) == 3
     assert len({answer.policy.version for answer in expected}) == 2
 
