@@ -106,6 +106,7 @@ class CostHistory:
         self._none: Costs = (0.0,) * constraints
         self._steps_back = steps_back
         self._packed = bytearray(packed)
+        self._steps = [step for step, *_ in self._record.iter_unpack(packed)]  # one a record
 
     @property
     def packed(self) -> bytes:
@@ -121,10 +122,8 @@ class CostHistory:
         """
         if steps == 0:
             return cost_total
-        size = self._record.size
-        records = range(0, len(self._packed), size)
-        later = bisect.bisect_right(records, step - steps, key=lambda at: self._record.unpack_from(self._packed, at)[0])
-        return tuple(self._record.unpack_from(self._packed, records[later - 1])[1:]) if later else self._none
+        last = bisect.bisect_right(self._steps, step - steps) - 1
+        return self._none if last < 0 else self._record.unpack_from(self._packed, last * self._record.size)[1:]
 
     def add(self, step: int, before: Costs, cost_total: Costs) -> None:
         """Record the total at a step, `before` that of the step before; forget what no later step looks back to."""
@@ -132,9 +131,9 @@ class CostHistory:
             return
         if cost_total != before:
             self._packed += self._record.pack(step, *cost_total)
-        size, oldest = self._record.size, step + 1 - self._steps_back
-        while len(self._packed) >= 2 * size and self._record.unpack_from(self._packed, size)[0] <= oldest:
-            del self._packed[:size]
+            self._steps.append(step)
+        while len(self._steps) > 1 and self._steps[1] <= step + 1 - self._steps_back:
+            del self._packed[: self._record.size], self._steps[0]
 
 
 # --- who has control -----------------------------------------------------------------------------------------------

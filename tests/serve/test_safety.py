@@ -119,6 +119,10 @@ def test_a_history_goes_on_from_its_packed_form_and_keeps_no_more_than_its_windo
         undisturbed.add(step, before, total)
         before = total
     assert history.packed == undisturbed.packed
+    for back in range(5):
+        assert history.cost_total_then(len(step_costs), back, total) == undisturbed.cost_total_then(
+            len(step_costs), back, total
+        )
 
 
 @given(budget=costs | st.just(math.inf), total=costs, then=costs)
