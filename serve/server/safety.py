@@ -23,7 +23,7 @@ def horizon_account(budget: Costs, horizon_steps: int, step: int, cost_total: Co
     """Tell what is spent and left at a step of a session that ends; this step is among those left."""
     return Account(
         spent=cost_total,
-        left=_left(budget, cost_total),
+        left=tuple(map(_left, budget, cost_total)),
         steps_left=horizon_steps - step,
     )
 
@@ -43,20 +43,19 @@ def rolling_account(
         cost_total_then: observed up to W - h steps ago, [C].
         cost_total_first: observed up to W - 1 steps ago, [C].
     """
-    spent = _spent(cost_total, cost_total_then)
-    at_once = _left(budget, _spent(cost_total, cost_total_first))
-    left = tuple(
-        [ahead if next_step > 0 else 0.0 for ahead, next_step in zip(_left(budget, spent), at_once, strict=True)]
-    )
+    spent = tuple(map(_spent, cost_total, cost_total_then))
+    at_once = map(_left, budget, map(_spent, cost_total, cost_total_first))
+    ahead = map(_left, budget, spent)
+    left = tuple([room if next_step > 0 else 0.0 for room, next_step in zip(ahead, at_once, strict=True)])
     return Account(spent, left, steps_ahead)
 
 
-def _spent(total: Costs, then: Costs) -> Costs:
-    return tuple([0.0 - _minus(before, now) for now, before in zip(total, then, strict=True)])
+def _spent(total: float, then: float) -> float:
+    return 0.0 - _minus(then, total)
 
 
-def _left(budget: Costs, spent: Costs) -> Costs:
-    return tuple([max(0.0, _minus(allowed, cost)) for allowed, cost in zip(budget, spent, strict=True)])
+def _left(budget: float, spent: float) -> float:
+    return max(0.0, _minus(budget, spent))
 
 
 def steps_ahead(rolling_window_steps: int, policy_window_steps: int) -> int:
