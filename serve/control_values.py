@@ -160,7 +160,7 @@ class Account(NamedTuple):
 class StepTiming(NamedTuple):
     """Where the time of one step went, in the server."""
 
-    queued_seconds: float  # from its arrival to the beginning of its computation
+    queued_seconds: float  # waiting: for its turn, and for others to share a run of the network with
     checked_seconds: float  # the step, and what is allowed
     computed_seconds: float  # the policy, and the fallback
 

@@ -195,8 +195,10 @@ class Session:
         if isinstance(own, DeadlineExceededError):
             self._count(begun.cost_total, begun.repeats)
             raise self._too_old(situation.step, begun.queued_seconds + time.perf_counter() - begun.checked)
+        since = time.perf_counter() - begun.checked
+        waited_seconds = 0.0 if isinstance(own, InternalError) else max(0.0, since - own.compute_seconds)
         decision = self._pilot.decide(situation, begun.asked, own)
-        computed_seconds = time.perf_counter() - begun.checked
+        computed_seconds = time.perf_counter() - begun.checked - waited_seconds
         policy = self.policy.served
         self._advance(
             Progress(
@@ -219,7 +221,7 @@ class Session:
             self._constraints,
             situation.account,
             policy,
-            StepTiming(begun.queued_seconds, begun.checked_seconds, computed_seconds),
+            StepTiming(begun.queued_seconds + waited_seconds, begun.checked_seconds, computed_seconds),
             self.state(),
         )
 

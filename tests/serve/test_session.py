@@ -509,6 +509,16 @@ def test_a_step_that_grows_too_old_once_it_is_begun_counts_as_one_that_came_late
     assert begin(served, seal).begin(Step(0, CALM, (0.0, 0.0))).until == math.inf
 
 
+def test_what_a_begun_step_waits_for_others_is_no_time_of_computing(served: Served, seal: StateSeal) -> None:
+    session = begin(served, seal)
+    begun = session.begin(Step(0, CALM, (0.0, 0.0)), queued_seconds=0.015)
+    own = begun.asked.answer()
+    time.sleep(0.05)
+    timing = session.finish(begun, own).timing
+    assert timing.queued_seconds >= 0.065
+    assert own.compute_seconds <= timing.computed_seconds <= time.perf_counter() - begun.checked - 0.05
+
+
 def test_steps_passed_over_count_with_their_cost_also_in_a_rolling_window(served: Served, seal: StateSeal) -> None:
     session = begin(served, seal, Opening(cost_budget=(4.0, 4.0), extent=RollingWindow(4)))  # two back, two ahead
     session.pass_over(Step(0, CALM, (0.0, 0.0)))
