@@ -25,8 +25,11 @@ class Proof:
         self.spec, self.limit = spec, np.array(config.cost_limits)
         # What was measured is of the policies before, too; so some of the room between the limit and what the cost is
         # held at is left.
-        self.threshold = (held_at(self.limit, config) + self.limit) / 2
+        aim = held_at(self.limit, config)
+        self.threshold = (aim + self.limit) / 2
+        self.far_below = aim / 2
         self.first_step = (1 - config.settle.proof) * config.schedule.steps
+        self.middle_step = (1 - config.settle.proof / 2) * config.schedule.steps
         # Without a limit there is nothing to prove.
         self.wanted = config.settle.proof > 0 and bool(np.isfinite(self.limit).any())
         self.held = False
@@ -46,16 +49,20 @@ class Proof:
         self.cost, self.steps = self.cost + cost.sum(0), self.steps + len(cost)
         due = steps >= self.first_step  # not any more where a run goes on that was to end here
         enough = self.steps >= len(cost) * self.spec.max_episode_steps
-        if self.held and not (due and (not enough or (self.episode_cost() <= self.limit).all())):
+        if self.held and not (due and (not enough or self._fits(self.episode_cost(), self.limit, steps))):
             pairs = zip(self.spec.cost_names, self.episode_cost(), strict=True)
             spent = ", ".join(f"{name} {value:.3g}" for name, value in pairs)
-            self.news = [f"proof   From step {steps:,} on the policy learns again: an episode of it has cost {spent}."]
+            self.news = [f"proof   From step {steps:,} on the policy learns again: its episodes came to {spent}."]
             self._turn()
         elif not self.held and self.wanted and due and enough and measured is not None:
-            self.begun = bool((measured <= self.threshold).all())
+            self.begun = self._fits(measured, self.threshold, steps)
             if self.begun:
                 self.news = [f"proof   From step {steps:,} on the policy stays as it is: its cost is within its limit."]
                 self._turn()
+
+    def _fits(self, cost: Array, most: Array, steps: int) -> bool:
+        """Whether a cost of an episode, [C], is one to stay at: not too high, nor, while there is time, far too low."""
+        return bool((cost <= most).all() and (steps >= self.middle_step or (cost >= self.far_below).any()))
 
     def _turn(self) -> None:
         self.held = not self.held

@@ -16,7 +16,7 @@ from cvpo.training import trainer
 from cvpo.training.checkpoint import checkpoint_steps, load_policy
 from cvpo.training.proof import Proof
 from cvpo.training.trainer import resume, train
-from tests.budget import STEPS, Reports, never, small_config
+from tests.budget import Reports, never, small_config
 from tests.small_policies import spec
 
 EPISODE = 10
@@ -58,11 +58,33 @@ def test_a_policy_over_a_limit_is_not_held_nor_one_that_was_not_measured_nor_one
     assert not held.held
 
 
-@pytest.mark.parametrize(("measured", "begins"), [(4.0, True), (4.1, False)])
-def test_half_of_the_room_below_the_limit_is_left_when_it_is_held(measured: float, begins: bool) -> None:
-    held = proof(aim=0.6)
-    held.take_in(costs(0.0), np.array([measured]), 900)
+@pytest.mark.parametrize(
+    ("measured", "steps", "begins"),
+    [(4.0, 900, True), (4.1, 900, False), (4.1, 960, False), (1.5, 900, True), (1.4, 948, False), (1.4, 952, True)],
+)
+def test_half_of_the_room_below_the_limit_is_left_and_far_below_it_a_policy_learns_for_half_the_time(
+    measured: float, steps: int, begins: bool
+) -> None:
+    held = proof(aim=0.6)  # of 5
+    held.take_in(costs(0.0), np.array([measured]), steps)
     assert held.held == begins
+
+
+@pytest.mark.parametrize(("limits", "begins"), [((5.0, 5.0), True), ((5.0, np.inf), False), ((5.0, 0.0), True)])
+def test_no_more_than_one_cost_need_come_near_its_limit(limits: tuple[float, ...], begins: bool) -> None:
+    held = proof(limits, aim=0.6)
+    held.take_in(costs(0.0, 0.0), np.array([0.0, 5.0 if limits[1] == np.inf else min(4.0, limits[1])]), 900)
+    assert held.held == begins
+
+
+@pytest.mark.parametrize(("end", "stays"), [(940, False), (960, True)])
+def test_a_held_policy_that_turns_out_far_below_its_limit_learns_on_while_there_is_time(end: int, stays: bool) -> None:
+    held = proof()
+    held.take_in(costs(0.0), np.array([5.0]), end - 40)
+    for step in range(1, EPISODE + 1):
+        assert held.held
+        held.take_in(costs(0.24), np.array([5.0]), end - 40 + 4 * step)
+    assert held.held == stays
 
 
 def test_without_a_part_for_it_no_policy_is_held() -> None:
@@ -80,7 +102,7 @@ def test_a_held_policy_that_costs_too_much_over_an_episode_learns_again(cost: fl
         held.take_in(costs(cost), np.array([99.0]), 900 + 4 * step)
     assert held.held == stays
     assert held.news == (
-        [] if stays else ["proof   From step 940 on the policy learns again: an episode of it has cost cost_0 5.1."]
+        [] if stays else ["proof   From step 940 on the policy learns again: its episodes came to cost_0 5.1."]
     )
 
 
@@ -124,7 +146,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_the_last_policy_of_a_run_is_the_one_that_was_held_and_its_critics_have_learned_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    reports = whole_run(run, small_config(cost_limit=STEPS, steps=800, settle={"proof": 0.6}))  # any cost is allowed
+    reports = whole_run(run, small_config(cost_limit=30.0, steps=800, settle={"proof": 0.6}))
     assert [text for text in reports.said if text.startswith("proof")] == [
         "proof   From step 320 on the policy stays as it is: its cost is within its limit."
     ]
@@ -143,7 +165,7 @@ def test_a_run_over_its_limit_learns_to_its_end(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_stopped_while_its_policy_is_held_goes_on_with_the_proof(tmp_path: Path) -> None:
-    config = small_config(cost_limit=STEPS, steps=800, settle={"proof": 0.6})
+    config = small_config(cost_limit=30.0, steps=800, settle={"proof": 0.6})
     whole_run(tmp_path / "whole", config)
     train(config, tmp_path / "run", (reports := Reports()), reports.stop_at(500))
     resume(tmp_path / "run", Reports(), never)
