@@ -182,6 +182,7 @@ def choose_checkpoint(run: Path) -> tuple[int, str]:
     """The evaluated checkpoint with the highest return among those under every limit; its steps, and how it was chosen.
 
     "Under" is judged by the upper end of the cost's 95 % interval where any checkpoint passes that, else by the mean.
+    Of equals the newest is taken: while a run holds its policy, evaluations are all the same, and the critics learn on.
 
     Raises:
         CheckpointError: none was evaluated, or none is under the limit.
@@ -197,7 +198,7 @@ def choose_checkpoint(run: Path) -> tuple[int, str]:
     for end, judged in (("high", "the upper end of its cost's interval"), ("mean", "its mean cost")):
         safe = {s: e for s, e in evaluations.items() if under(e, end)}
         if safe:
-            steps = max(safe, key=lambda s: safe[s].episode_return.mean)
+            steps = max(safe, key=lambda s: (safe[s].episode_return.mean, s))
             return steps, (
                 f"the one with the highest return of {len(safe)} checkpoints under the limit by {judged}, "
                 f"of {len(evaluations)} evaluated on {evaluations[steps].episodes} episodes each"

@@ -67,6 +67,11 @@ def test_the_best_of_those_safely_under_the_limit_is_chosen(run: Path) -> None:
     )
 
 
+def test_of_equals_the_newest_is_chosen_since_its_critics_have_learned_the_most(run: Path) -> None:
+    evaluated(run, (5, 4, 8), (7, 6, 10), (7, 6, 10))
+    assert choose_checkpoint(run)[0] == checkpoint_steps(run)[2]
+
+
 def test_where_none_is_safely_under_the_limit_the_mean_decides(run: Path) -> None:
     evaluated(run, (5, 9, 12), (9, 11, 15), (7, 10, 13))
     steps, why = choose_checkpoint(run)
