@@ -47,9 +47,12 @@ class Proof:
         """
         self.begun, self.news = False, []
         self.cost, self.steps = self.cost + cost.sum(0), self.steps + len(cost)
-        due = steps >= self.first_step  # not any more where a run goes on that was to end here
+        due = steps >= self.first_step
         enough = self.steps >= len(cost) * self.spec.max_episode_steps
-        if self.held and not (due and (not enough or self._fits(self.episode_cost(), self.limit, steps))):
+        if self.held and not due:
+            self.news = [f"proof   From step {steps:,} on the policy learns again: the run is longer now."]
+            self._turn()
+        elif self.held and enough and not self._fits(self.episode_cost(), self.limit, steps):
             pairs = zip(self.spec.cost_names, self.episode_cost(), strict=True)
             spent = ", ".join(f"{name} {value:.3g}" for name, value in pairs)
             self.news = [f"proof   From step {steps:,} on the policy learns again: its episodes came to {spent}."]

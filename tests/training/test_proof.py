@@ -128,6 +128,7 @@ def test_a_run_that_is_made_longer_learns_again_until_its_new_end() -> None:
     longer.first_step = 1_800.0
     longer.take_in(costs(0.0), np.array([5.0]), 908)
     assert not longer.held
+    assert longer.news == ["proof   From step 908 on the policy learns again: the run is longer now."]
 
 
 def whole_run(run: Path, config: TrainConfig) -> Reports:
