@@ -297,7 +297,8 @@ class _Loop:
             self.running_return[i] = 0.0
         self.steps += self.env.num_envs
         self.watch.take_in(self.learner, step.cost[self.measured], self.steps, held=self.proof.held)
-        costs_count = self.watch.meter.full and self.learner.updates
+        learned = self.steps - self.config.schedule.warmup_steps  # what random actions cost tells nothing of a policy
+        costs_count = learned >= len(self.watch.meter.window) * self.env.num_envs
         self.proof.take_in(step.cost, self.watch.measured() if costs_count else None, self.steps)
         if self.proof.begun:
             self.level.begin_anew()

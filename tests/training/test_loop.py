@@ -86,11 +86,10 @@ def test_nothing_more_is_asked_for_while_the_policy_is_held(held: bool) -> None:
 
 
 def test_explorers_come_to_the_level_when_the_policy_is_held_and_what_was_before_does_not() -> None:
-    with a_loop() as loop:
+    with a_loop(window_episodes=1.0) as loop:
         loop.learner.updates = 1
         observation = take_in(loop, loop.env.reset(), 0.0, 0.0, 0.0, 0.0)
         assert [len(steps) for steps in loop.level.steps] == [1, 1, 0, 0]
-        loop.watch.meter.count = len(loop.watch.meter.window)  # as if it were full, of nothing that cost
         loop.steps, loop.proof.steps = loop.config.schedule.steps - 8, loop.config.schedule.steps - 8
         observation = take_in(loop, observation, 0.0, 0.0, 0.0, 0.0)
         assert loop.proof.held

@@ -58,6 +58,15 @@ def test_a_policy_over_a_limit_is_not_held_nor_one_that_was_not_measured_nor_one
     assert not held.held
 
 
+def test_a_cost_without_a_limit_says_nothing_against_a_policy() -> None:
+    held = proof((5.0, np.inf))
+    held.take_in(costs(0.0, 99.0), np.array([5.0, 990.0]), 900)
+    for step in range(1, EPISODE + 1):
+        assert held.held
+        held.take_in(costs(0.5, 99.0), np.array([5.0, 990.0]), 900 + 4 * step)
+    assert held.held
+
+
 @pytest.mark.parametrize(
     ("measured", "steps", "begins"),
     [(4.0, 900, True), (4.1, 900, False), (4.1, 960, False), (1.5, 900, True), (1.4, 948, False), (1.4, 952, True)],
@@ -147,7 +156,8 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_the_last_policy_of_a_run_is_the_one_that_was_held_and_its_critics_have_learned_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    reports = whole_run(run, small_config(cost_limit=30.0, steps=800, settle={"proof": 0.6}))
+    config = small_config(cost_limit=30.0, steps=800, settle={"proof": 0.6}, limit={"window_episodes": 1})
+    reports = whole_run(run, config)
     assert [text for text in reports.said if text.startswith("proof")] == [
         "proof   From step 320 on the policy stays as it is: its cost is within its limit."
     ]
@@ -156,6 +166,14 @@ def test_the_last_policy_of_a_run_is_the_one_that_was_held_and_its_critics_have_
     assert all(same(others[0], other) for other in others)
     critics = [load_policy(run, steps).model.critics.state_dict() for steps in checkpoint_steps(run)]
     assert not same(critics[-2], critics[-1])
+
+
+def test_what_random_actions_cost_counts_for_no_proof(tmp_path: Path) -> None:
+    # The window is of 320 steps, and the first 160 are the warm-up.
+    reports = whole_run(tmp_path / "run", small_config(cost_limit=STEPS, steps=600, settle={"proof": 0.9}))
+    assert [text for text in reports.said if text.startswith("proof")] == [
+        "proof   From step 480 on the policy stays as it is: its cost is within its limit."
+    ]
 
 
 def test_a_run_over_its_limit_learns_to_its_end(tmp_path: Path) -> None:
