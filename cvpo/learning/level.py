@@ -48,6 +48,16 @@ class LevelMeter:
             kept * self.episodes + 1,
         )
 
+    def as_one_episode(self) -> "LevelMeter":
+        """The same level, as if it had been seen in one episode: something for the pieces that come first to count by.
+
+        A piece of a few steps would give a factor of a half or of `BOUND`, by whether one of them costs.
+        """
+        episodes = np.maximum(self.episodes, 1.0)
+        return LevelMeter(
+            self.predicted / episodes, self.realized / episodes, self.said / episodes, self.episodes / episodes
+        )
+
     def factor(self) -> Array:
         """What the critics' costs are to be multiplied by, [C]: realized over predicted.
 

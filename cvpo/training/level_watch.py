@@ -57,8 +57,8 @@ class LevelWatch:
         self.steps[env].clear()
 
     def begin_anew(self) -> None:
-        """Forget all episodes: they were of other policies than the one that is held from now on."""
-        self.meter = LevelMeter.start(len(self.meter.realized))
+        """Let all episodes so far count as one: they were of other policies than the one that is held from now on."""
+        self.meter = self.meter.as_one_episode()
         for steps in self.steps:
             steps.clear()
 

@@ -73,3 +73,22 @@ def test_each_cost_has_its_own_factor_and_discount() -> None:
     for _ in range(200):
         meter = meter.seeing(np.full((10, 2), [4.0, 1.0]), np.full((10, 2), 1.0), np.array([0.5, 0.1]))
     assert meter.factor() == pytest.approx([0.5, 1 / 0.9], rel=0.12)
+
+
+@pytest.mark.parametrize(("cost", "alone"), [(0.0, 0.5), (1.0, BOUND)])
+def test_a_piece_of_an_episode_moves_no_level_that_was_seen_before_it(cost: float, alone: float) -> None:
+    def piece(meter: LevelMeter) -> float:  # two steps, of which one costs or none does
+        return float(meter.seeing(np.array([[0.02], [0.02]]), np.array([[cost], [0.0]]), DISCOUNTS).factor()[0])
+
+    before = LevelMeter.start(1)
+    for _ in range(50):
+        before = before.seeing(np.full((1_000, 1), 0.02), np.full((1_000, 1), 0.01), DISCOUNTS)
+    assert piece(LevelMeter.start(1)) == pytest.approx(alone)
+    assert piece(before.as_one_episode()) == pytest.approx(before.factor()[0], rel=0.1)
+
+
+def test_a_level_of_before_counts_as_one_episode() -> None:
+    before = seeing(100, cost_value=4.0, cost=1.0).as_one_episode()
+    assert before.episodes == 1.0
+    assert before.factor() == seeing(1, cost_value=4.0, cost=1.0).factor()
+    assert LevelMeter.start(2).as_one_episode().factor().tolist() == [1.0, 1.0]

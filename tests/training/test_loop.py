@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,14 +86,16 @@ def test_nothing_more_is_asked_for_while_the_policy_is_held(held: bool) -> None:
     assert (loop.watch.meter.measured(STEPS) == STEPS).all()  # but it is measured
 
 
-def test_explorers_come_to_the_level_when_the_policy_is_held_and_what_was_before_does_not() -> None:
+def test_explorers_come_to_the_level_when_the_policy_is_held_and_all_that_was_before_is_one_episode() -> None:
     with a_loop(window_episodes=1.0) as loop:
         loop.learner.updates = 1
         observation = take_in(loop, loop.env.reset(), 0.0, 0.0, 0.0, 0.0)
         assert [len(steps) for steps in loop.level.steps] == [1, 1, 0, 0]
+        loop.level.meter = replace(loop.level.meter, episodes=np.array([9.0]))
         loop.steps, loop.proof.steps = loop.config.schedule.steps - 8, loop.config.schedule.steps - 8
         observation = take_in(loop, observation, 0.0, 0.0, 0.0, 0.0)
         assert loop.proof.held
         assert [len(steps) for steps in loop.level.steps] == [0] * 4
+        assert loop.level.meter.episodes.tolist() == [1.0]
         take_in(loop, observation, 0.0, 0.0, 0.0, 0.0)
     assert [len(steps) for steps in loop.level.steps] == [1] * 4
