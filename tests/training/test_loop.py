@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from tests.budget import STEPS, small_config
 
 
 @contextmanager
-def a_loop(window_episodes: float = 2.0) -> Iterator[trainer._Loop]:
-    """Of four environments, of which the first two act as the served policy will."""
-    config = small_config(limit={"window_episodes": window_episodes})
+def a_loop(**limit: Any) -> Iterator[trainer._Loop]:
+    """Of four environments, of which the first two act as the served policy will, if `limit` does not say otherwise."""
+    config = small_config(limit=limit)
     with VectorEnv("tests.budget:make", num_envs=4, workers=0, seed=0) as env:
         yield trainer._Loop(config, trainer.constraints_of(config, env.spec), env)
 
@@ -44,6 +45,14 @@ def test_costs_of_explorers_are_no_part_of_what_a_step_of_the_served_policy_cost
             observation = take_in(loop, observation, 0.25, 0.25, 1.0, 1.0)
     assert loop.learner.controller.step_cost == pytest.approx([0.25])
     assert loop.learner.controller.costly_steps.tolist() == [6]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_where_none_acts_as_the_served_policy_will_all_come_to_the_level_as_they_explore(held: bool) -> None:
+    with a_loop(deterministic_envs=0) as loop:
+        loop.learner.updates, loop.proof.held, loop.proof.first_step = 1, held, 0.0
+        take_in(loop, loop.env.reset(), 0.0, 0.0, 0.0, 0.0)
+    assert [len(steps) for steps in loop.level.steps] == [1] * 4
 
 
 def test_of_environments_that_begin_anew_the_episode_under_way_is_forgotten() -> None:
