@@ -45,7 +45,8 @@ METRICS = {
     "estep/infeasible_share": "share of updates whose thresholds no q in the KL ball could meet",
     "estep/share/NAME": "share of the reachable cost change that was asked for; negative: allowed to grow; "
     "not with estep.constraint=critic",
-    "mstep/kl_mean": "achieved KL of the mean over the bound that held, less what was pulled back, mean over periods",
+    "mstep/kl_mean": "achieved KL of the mean over the bound that held, less what was pulled back, mean over periods; "
+    "not while the policy is held (settle.proof), nor are mstep/kl_covariance and mstep/gap",
     "mstep/kl_covariance": "the same of the covariance",
     "mstep/gap/NAME": "|E[Q_c] of the policy − of q| on recent states after a period, mean over periods, cost units",
     "mstep/pulled_back": "periods so far that ended over twice a bound and were pulled back",

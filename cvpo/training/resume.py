@@ -29,7 +29,7 @@ from cvpo.training.checkpoint import from_bytes, read_spec, spec_document, step_
 from cvpo.training.rowlog import RowFile, RowLog, read_rows
 
 # 1 had the whole replay in its state; 2 no factors of the cost values that follow a transition; 3 no measured level in
-# the controller; 4 none of the critics; 5 nothing of what steps and episodes cost
+# the controller; 4 none of the critics; 5 nothing of what steps and episodes cost; 7 nothing of a proof
 FORMAT = 8
 KEPT = 2
 REPLAY = "replay"
