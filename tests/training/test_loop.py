@@ -95,6 +95,13 @@ def test_nothing_more_is_asked_for_while_the_policy_is_held(held: bool) -> None:
     assert (loop.watch.meter.measured(STEPS) == STEPS).all()  # but it is measured
 
 
+def test_what_a_held_policy_costs_is_measured_in_all_environments() -> None:
+    with a_loop() as loop:
+        loop.proof.held, loop.proof.first_step = True, 0.0
+        take_in(loop, loop.env.reset(), 0.0, 0.0, 1.0, 0.0)
+    assert (loop.proof.cost.tolist(), loop.proof.steps) == ([1.0], 4)
+
+
 def test_explorers_come_to_the_level_when_the_policy_is_held_and_all_that_was_before_is_one_episode() -> None:
     with a_loop(window_episodes=1.0) as loop:
         loop.learner.updates = 1
