@@ -104,8 +104,8 @@ def test_without_a_part_for_it_no_policy_is_held() -> None:
 
 @pytest.mark.parametrize(("cost", "stays"), [(0.5, True), (0.51, False)])
 def test_a_held_policy_that_costs_too_much_over_an_episode_learns_again(cost: float, stays: bool) -> None:
-    held = proof()
-    held.take_in(costs(99.0), np.array([5.0]), 900)  # what comes before it is held does not count
+    held = proof(aim=0.6)  # which says when it is begun, but not how much it may cost from then on
+    held.take_in(costs(99.0), np.array([4.0]), 900)  # what comes before it is held does not count
     for step in range(1, EPISODE + 1):
         assert held.held
         held.take_in(costs(cost), np.array([99.0]), 900 + 4 * step)
