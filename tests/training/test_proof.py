@@ -170,7 +170,7 @@ def test_the_last_policy_of_a_run_is_the_one_that_was_held_and_its_critics_have_
 
 def test_what_random_actions_cost_counts_for_no_proof(tmp_path: Path) -> None:
     # The window is of 320 steps, and the first 160 are the warm-up.
-    reports = whole_run(tmp_path / "run", small_config(cost_limit=STEPS, steps=600, settle={"proof": 0.9}))
+    reports = whole_run(tmp_path / "run", small_config(cost_limit=30.0, steps=600, settle={"proof": 0.9}))
     assert [text for text in reports.said if text.startswith("proof")] == [
         "proof   From step 480 on the policy stays as it is: its cost is within its limit."
     ]
