@@ -1,13 +1,16 @@
 """One episode as a film, and what stands in its way."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from imageio_ffmpeg import read_frames
+from imageio_ffmpeg import get_ffmpeg_exe, read_frames
 from numpy.typing import NDArray
 
+from cvpo.commands import video
 from cvpo.commands.target import Target
 from cvpo.commands.video import film_episode
 from cvpo.envs import EnvSpec, make_env
@@ -55,6 +58,27 @@ def test_an_episode_is_filmed_at_the_speed_of_the_simulated_time(tmp_path: Path)
     assert about["size"] == (160, 120)
     assert len({int(frame.mean()) for frame in frames}) > 5
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["drift.mp4"]
+
+
+def test_nothing_of_this_process_is_run_in_the_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As handlers of forks are, of which a child may die: gRPC has some."""
+    at_forks: list[Callable[[], None]] = []
+    os.register_at_fork(after_in_child=lambda: [each() for each in at_forks])
+    get_ffmpeg_exe()  # which starts one to see whether it works, once
+    at_forks.append(lambda: os._exit(3))
+    film(tmp_path / "drift.mp4")
+    at_forks.clear()
+    assert (tmp_path / "drift.mp4").stat().st_size > 0
+
+
+def test_an_encoder_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = video._encoder(tmp_path / "no" / "drift.mp4", 160, 120, 25.0)
+    with pytest.raises(OSError, match="No such file or directory"):
+        video._finish(encoder)
+    monkeypatch.setattr(video, "get_ffmpeg_exe", lambda: "/bin/false")
+    with pytest.raises(ConfigError, match=r"Cannot write .*drift\.mp4: the encoder ended with status 1\. Choose"):
+        film(tmp_path / "drift.mp4")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_environment_without_frames_is_named_and_leaves_nothing(tmp_path: Path) -> None:
