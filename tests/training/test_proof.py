@@ -214,7 +214,7 @@ def test_an_update_of_a_held_policy_moves_the_critics_alone() -> None:
             observation = loop._take_in(observation, np.zeros((4, 1)))
     batch = loop.replay.sample(loop.generator, 64, loop.recent_size)
     with torch.no_grad():  # some updates into a period: what was learned in it is not yet what acts, nor shall it be
-        loop.learner.model.policy.mean.bias += 0.1
+        loop.learner.model.policy.mean.bias.add_(0.1)
     before = {name: {k: v.clone() for k, v in part.state_dict().items()} for name, part in parts(loop).items()}
     learner.update(loop.learner, batch, np.array([1.0]), 400, config, held=True)
     moved = {name for name, part in parts(loop).items() if not same(before[name], part.state_dict())}
