@@ -441,6 +441,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file to write")
     arguments = parser.parse_args()
+    if not arguments.out.parent.is_dir():
+        raise BenchmarkError(f"--out {arguments.out}: there is no folder {arguments.out.parent}.")
     try:
         read_bundle(arguments.bundle)
     except BundleError as error:

@@ -64,10 +64,14 @@ def test_what_was_committed_ran_for_ten_minutes_without_a_failure() -> None:
         assert result["refused"][kind] == result["tries"][kind]
 
 
-def test_a_folder_that_is_no_bundle_is_one_sentence(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.bundle_fuzz", str(tmp_path), "--out", str(tmp_path / "out.json")]
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [("out.json", "error: {root} is not a bundle"), ("nowhere/out.json", "error: --out {root}/nowhere/out.json: ")],
+)
+def test_what_cannot_work_is_said_in_one_sentence_at_once(tmp_path: Path, out: str, said: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.bundle_fuzz", str(tmp_path), "--out", str(tmp_path / out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {tmp_path} is not a bundle")
+    assert done.stderr.startswith(said.format(root=tmp_path))
     assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "out.json").exists()
+    assert not (tmp_path / out).exists()
