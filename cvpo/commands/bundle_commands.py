@@ -64,6 +64,8 @@ def verify(bundle: BundleFolder, trusted_key: TrustedKey = []) -> None:  # noqa:
     typer.echo("graphs     inputs, outputs, operators, memory and work as our exporter writes them")
     count = len(read.golden.inputs["policy.onnx"]["observation"])
     typer.echo(f"golden     {count} situations answered as at export, within {manifest.golden_tolerance:g}")
+    if manifest.calibration is None:
+        typer.echo("calibrated NO: a server refuses it unless it is started with --allow-uncalibrated")
     weights = manifest.stored_weights.precision if manifest.stored_weights else "float32"
     typer.echo(
         f"latency    {call_microseconds(read):.0f} us a call with one observation, in a loop of them, with weights in "
@@ -80,7 +82,7 @@ def diff(
     """Say what changed between two bundles.
 
     What they say of themselves, and how far they act and predict otherwise: both are asked about the observations that
-    are stored in them.
+    are stored in them, for deterministic actions. How often a shield would choose otherwise is counted apart.
     """
     from cvpo.commands.document import json_text
     from cvpo.commands.inspection import describe_difference

@@ -282,7 +282,9 @@ def export(
     select: Annotated[
         bool,
         typer.Option(
-            "--select", help="Take the checkpoint with the highest return among those under the limit, not the last."
+            "--select",
+            help="Take the checkpoint with the highest return among those under the limit (of equals the newest), not "
+            "the last.",
         ),
     ] = False,
     step: Annotated[int | None, typer.Option(help="Take the checkpoint of this step.")] = None,
@@ -472,7 +474,7 @@ def query(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the random draws; a deterministic policy has none.")
     ] = None,
-    timeout_seconds: Annotated[float, typer.Option(min=0.001)] = 2.0,
+    timeout_seconds: Annotated[float, typer.Option(min=0.001, help="Longest wait for the answer.")] = 2.0,
     tls_ca: TlsCa = None,
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
@@ -577,7 +579,7 @@ def check_env(
     env: EnvId,
     cost: CostNames = [],  # noqa: B006
     steps: Annotated[int, typer.Option(min=1, max=MOST, help="Random steps to try.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Seed of actions and episodes.")] = 0,
     max_episode_steps: EpisodeSteps = None,
 ) -> None:
     """Say what is wrong with an environment."""
@@ -598,7 +600,7 @@ def demo(
         Path | None,
         typer.Option(help="New folder for run, bundle and pictures.  [default: runs/demo, runs/demo-2, ...]"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Seed of everything random.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Learn, export, serve and drive a policy in five minutes."""

@@ -148,6 +148,13 @@ def shown(page: str) -> list[str]:
     return [next(begin for begin in begins if caption.startswith(begin)) for caption in captions]
 
 
+def test_verify_says_that_a_server_refuses_a_bundle_without_calibration(bundle: Path, tmp_path: Path) -> None:
+    other = bundles.write(tmp_path / "other", bundles.manifest(calibration=None))
+    told = "calibrated NO: a server refuses it unless it is started with --allow-uncalibrated"
+    assert told in succeed("verify", other).out.splitlines()
+    assert "calibrated" not in succeed("verify", bundle).out
+
+
 def test_verify_says_what_a_server_would(bundle: Path, tmp_path: Path) -> None:
     said = succeed("verify", bundle).out.splitlines()
     assert said[0] == f"{bundle}: goal, version 1: verified"
