@@ -53,7 +53,7 @@ class ControlServiceServicer(object):
         NOT_FOUND or FAILED_PRECONDITION for an opening that cannot be met, among them a state that is forged, stale, or of
         another server's key; RESOURCE_EXHAUSTED for more streams than the server takes (google.rpc.RetryInfo), or a message
         that is too large; DEADLINE_EXCEEDED for a stream on which nothing came for the idle timeout; UNAVAILABLE when the
-        server has stopped.
+        server is stopping, or has no version of the policy to serve.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

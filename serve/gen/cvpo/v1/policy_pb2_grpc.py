@@ -30,9 +30,10 @@ class PolicyServiceStub(object):
 
     Errors common to all calls: INVALID_ARGUMENT, and NOT_FOUND for an unknown policy or version, name the field
     (google.rpc.BadRequest); FAILED_PRECONDITION for a fingerprint that is not the policy's; UNAVAILABLE while the server is
-    stopping (google.rpc.RetryInfo); DEADLINE_EXCEEDED when the answer would be late; RESOURCE_EXHAUSTED for a message
-    over the server's size limit, or more calls at once than it takes; INTERNAL when no answer could be computed that may
-    be sent. Every answer and error carries `x-request-id` in its trailing metadata: the caller's, or one made here.
+    stopping, or has no version of the policy to serve (google.rpc.RetryInfo); DEADLINE_EXCEEDED when the answer would be
+    late; RESOURCE_EXHAUSTED for a message over the server's size limit, or more calls at once than it takes; INTERNAL when
+    no answer could be computed that may be sent. Every answer and error carries `x-request-id` in its trailing metadata:
+    the caller's, or one made here.
     """
 
     def __init__(self, channel):
@@ -68,9 +69,10 @@ class PolicyServiceServicer(object):
 
     Errors common to all calls: INVALID_ARGUMENT, and NOT_FOUND for an unknown policy or version, name the field
     (google.rpc.BadRequest); FAILED_PRECONDITION for a fingerprint that is not the policy's; UNAVAILABLE while the server is
-    stopping (google.rpc.RetryInfo); DEADLINE_EXCEEDED when the answer would be late; RESOURCE_EXHAUSTED for a message
-    over the server's size limit, or more calls at once than it takes; INTERNAL when no answer could be computed that may
-    be sent. Every answer and error carries `x-request-id` in its trailing metadata: the caller's, or one made here.
+    stopping, or has no version of the policy to serve (google.rpc.RetryInfo); DEADLINE_EXCEEDED when the answer would be
+    late; RESOURCE_EXHAUSTED for a message over the server's size limit, or more calls at once than it takes; INTERNAL when
+    no answer could be computed that may be sent. Every answer and error carries `x-request-id` in its trailing metadata:
+    the caller's, or one made here.
     """
 
     def Act(self, request, context):
@@ -137,9 +139,10 @@ class PolicyService(object):
 
     Errors common to all calls: INVALID_ARGUMENT, and NOT_FOUND for an unknown policy or version, name the field
     (google.rpc.BadRequest); FAILED_PRECONDITION for a fingerprint that is not the policy's; UNAVAILABLE while the server is
-    stopping (google.rpc.RetryInfo); DEADLINE_EXCEEDED when the answer would be late; RESOURCE_EXHAUSTED for a message
-    over the server's size limit, or more calls at once than it takes; INTERNAL when no answer could be computed that may
-    be sent. Every answer and error carries `x-request-id` in its trailing metadata: the caller's, or one made here.
+    stopping, or has no version of the policy to serve (google.rpc.RetryInfo); DEADLINE_EXCEEDED when the answer would be
+    late; RESOURCE_EXHAUSTED for a message over the server's size limit, or more calls at once than it takes; INTERNAL when
+    no answer could be computed that may be sent. Every answer and error carries `x-request-id` in its trailing metadata:
+    the caller's, or one made here.
     """
 
     @staticmethod
