@@ -62,6 +62,13 @@ def test_distance_is_counted_in_standard_deviations_of_the_direction() -> None:
     assert found[2].item() == pytest.approx(3 * (1 / 2 / 0.001) ** 0.5 - MARGIN, rel=1e-4)
 
 
+def test_distance_is_counted_from_what_the_policy_saw_wherever_that_is() -> None:
+    # Around (5, 5), which training saw, too: the sum is 8 to 12 at a deviation of sqrt(2), of the unit vector.
+    fitted = fit_shift_score(training(2, 10.0), torch.tensor([[6.0, 6.0], [4.0, 4.0]]))
+    found = fitted(torch.tensor([[5.0, 5.0], [8.0, 8.0], [1.0, 1.0]]))
+    assert found.tolist() == pytest.approx([0, 2 - MARGIN, 3 - MARGIN], abs=2e-3)
+
+
 def test_one_value_outside_of_what_training_saw_is_noticed_among_many() -> None:
     values = torch.from_numpy(np.random.default_rng(0).normal(size=(5000, 60)).clip(-4, 4)).float()
     fitted = fit_shift_score(training(60, 4.0), values)

@@ -1,6 +1,7 @@
 """The E-step's solver: what it reports, slack and active thresholds, starts, refusals. See also tests/theory."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,13 +89,17 @@ def test_values_that_do_not_vary_over_actions_leave_the_old_policy() -> None:
 
 def test_a_solution_that_ends_over_its_threshold_is_not_called_feasible(monkeypatch: pytest.MonkeyPatch) -> None:
     # SciPy, which takes over where Newton's method does not converge, may end early: here where it asks no price of
-    # the cost. What is answered is the q with the least excess, as where nothing meets the threshold.
-    problem = case(tightness=0.6)
+    # the costs, of which the second is under its threshold. What is answered is the q with the least excess, as where
+    # nothing meets the thresholds.
+    base = case(tightness=0.6, costs=2)
+    problem = replace(base, threshold=base.threshold + np.array([0.0, 10.0]))
     least = least_excess(problem.cost, problem.threshold, problem.kl_bound)[1]
     solve: Callable[[estep._Problem, NDArray[np.float64]], estep._Minimum] = estep._minimize
 
     def ending_early(scaled: estep._Problem, start: NDArray[np.float64]) -> estep._Minimum:
-        return solve(scaled, start) if not len(scaled.cost) else estep._Minimum(np.array([start[0], 0.0]), 0.0, 1000)
+        with_reward_and_costs = len(scaled.cost) and scaled.allowance is None
+        free = np.append(start[:1], np.zeros(len(scaled.cost)))
+        return estep._Minimum(free, 0.0, 1000) if with_reward_and_costs else solve(scaled, start)
 
     assert problem.solve().feasible
     monkeypatch.setattr(estep, "_minimize", ending_early)
@@ -125,6 +130,14 @@ def test_starting_at_the_solution_saves_steps() -> None:
     start = (cold.temperature, cold.cost_multiplier)
     warm = solve_dual(problem.reward, problem.cost, problem.threshold, problem.kl_bound, start)
     assert warm.newton_steps < cold.newton_steps / 2
+
+
+def test_a_start_is_in_the_callers_units_and_of_the_constraint_that_it_is_for() -> None:
+    base = case(states=64, actions=16, costs=2, tightness=0.6)
+    threshold = 1000 * np.array([np.inf, base.threshold[1]])
+    cold = solve_dual(base.reward, 1000 * base.cost, threshold, base.kl_bound)
+    start = (cold.temperature, cold.cost_multiplier)
+    assert solve_dual(base.reward, 1000 * base.cost, threshold, base.kl_bound, start).newton_steps <= 1
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -163,6 +163,16 @@ def test_a_rollback_from_what_became_the_highest_by_itself_goes_to_the_next_belo
     # The plan that unpinned served 5; then 6 and 7 arrived.
     plan = ServingPlan(history=(1, 5))
     assert plan.rolled_back(served=7, loaded=frozenset({1, 5, 6, 7})) == ServingPlan(pinned=6, history=(1, 5, 6))
+    # Before any arrived it goes to what was served before the plan.
+    assert plan.rolled_back(served=5, loaded=frozenset({1, 3, 5})) == ServingPlan(pinned=1, history=(1,))
+
+
+def test_a_version_that_was_served_again_is_the_one_before() -> None:
+    plan = ServingPlan(pinned=1, history=(1,))
+    for served, then in ((1, 2), (2, 1), (1, 3)):
+        plan = plan.followed_by(ServingPlan(pinned=then), served=served, then=then)
+    back = plan.rolled_back(served=3, loaded=frozenset({1, 2, 3}))
+    assert back == ServingPlan(pinned=1, history=(1, 2, 1))
 
 
 def test_a_rollback_passes_over_versions_that_are_gone() -> None:

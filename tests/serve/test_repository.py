@@ -81,6 +81,7 @@ def test_a_pinned_version_that_is_not_there_at_first_is_not_guessed(versions: di
     assert numbers(policy) == (None, None, None)
     goal = repository(goal=policy)
     assert not goal.snapshot.ready
+    assert repository(goal=policy, reach=follow(only(versions, 1), ServingPlan(), None)).snapshot.ready
     with pytest.raises(UnavailableError, match="Version 2, pinned, is not loaded: nothing is served"):
         goal.select("goal", None, "")
     assert goal.select("goal", 3, "").served.version == 3  # whoever names a version knows what they ask
@@ -141,6 +142,18 @@ def test_a_key_keeps_its_version_and_a_larger_share_moves_no_one_back(versions: 
     assert on_canary(0.3) < on_canary(0.6)
 
 
+def test_other_keys_try_another_version_or_policy(versions: dict[int, PolicyRuntime]) -> None:
+    def on_canary(name: str, version: int) -> set[int]:
+        plan = ServingPlan(pinned=1, canary=Canary(version=version, share=0.5))
+        policies = repository(**{name: follow(only(versions, 1, 2, 3), plan, None)})
+        return {key for key in range(400) if policies.select(name, None, "", str(key)).served.version == version}
+
+    # Of 200 a half by chance: four standard deviations. The same ones would bear the risk of every trial.
+    first = on_canary("goal", 2)
+    for others in (on_canary("goal", 3), on_canary("reach", 2)):
+        assert 72 < len(first & others) < 128
+
+
 def test_processes_agree_who_gets_the_canary() -> None:
     code = "from serve.server.repository import _share_of; print([_share_of(str(key)) for key in range(9)])"
     said = {
@@ -191,6 +204,8 @@ def test_another_fingerprint_is_refused(versions: dict[int, PolicyRuntime]) -> N
     assert goal.select("goal", None, fingerprint).served.fingerprint == fingerprint
     with pytest.raises(FingerprintError, match=fingerprint):
         goal.select("goal", None, "0" * 16)
+    with pytest.raises(FingerprintError, match="version 1 has the fingerprint"):
+        goal.select("goal", 1, "0" * 16)
 
 
 def test_metrics_tell_what_is_served_as_it_is_when_they_are_read(versions: dict[int, PolicyRuntime]) -> None:

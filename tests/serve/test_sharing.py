@@ -24,7 +24,7 @@ from serve.server.graph import SHARED_ROWS
 from serve.server.runtime import Asked, PolicyRuntime, load
 from serve.server.settings import Settings
 from serve.server.sharing import SharedRuns
-from serve.values import ActLists, Deterministic, Mode, Sampled, Situations
+from serve.values import ActLists, Deterministic, Mode, Sampled, Shielded, Situations
 from tests.serve import bundles
 from tests.serve.running import ServerThread
 
@@ -300,6 +300,29 @@ def test_each_is_answered_by_the_policy_and_in_the_mode_that_it_asked_for(
     assert len({answer.policy.version for answer in expected}) == 2
 
 
+def test_who_asks_for_several_actions_or_candidates_shares_no_run(runtime: PolicyRuntime) -> None:
+    first, second = SITUATIONS[:2]
+    two = Situations(
+        [*first.observation, *second.observation],
+        [*first.steps_left, *second.steps_left],
+        [*first.cost_allowed, *second.cost_allowed],
+    )
+    asked: list[tuple[Situations, Mode]] = [
+        (first, Deterministic()),
+        (two, Deterministic()),
+        (second, Shielded(4, 7)),
+        (second, Sampled(8)),
+    ]
+    expected = [runtime.act(*each) for each in asked]
+    shared, registry = shared_runs()
+
+    async def ask() -> list[ActLists]:
+        return await asyncio.gather(*(shared.answer(Asked(runtime, *each)) for each in asked))
+
+    assert same(asyncio.run(ask()), expected)
+    assert registry.get_sample_value("cvpo_serve_shared_requests_total") == 2
+
+
 def test_a_robot_of_another_policy_is_no_company(runtime: PolicyRuntime, tmp_path: Path) -> None:
     other = load(read_bundle(bundles.write(tmp_path / "other", bundles.manifest(version=2))))
     shared, _ = shared_runs()
@@ -310,6 +333,21 @@ def test_a_robot_of_another_policy_is_no_company(runtime: PolicyRuntime, tmp_pat
             *(shared.answer(Asked(policy, SITUATIONS[0], Deterministic())) for policy in (runtime, other))
         )
         assert at_once(shared.answer(Asked(runtime, SITUATIONS[0], Deterministic()))) is not None
+
+    asyncio.run(ask())
+
+
+def test_company_of_one_policy_is_company_though_a_robot_of_another_is_alone(
+    runtime: PolicyRuntime, tmp_path: Path
+) -> None:
+    other = load(read_bundle(bundles.write(tmp_path / "other", bundles.manifest(version=2))))
+    shared, _ = shared_runs()
+
+    async def ask() -> None:
+        await asyncio.gather(
+            *(shared.answer(Asked(policy, SITUATIONS[0], Deterministic())) for policy in (runtime, runtime, other))
+        )
+        assert at_once(shared.answer(Asked(runtime, SITUATIONS[0], Deterministic()))) is None
 
     asyncio.run(ask())
 

@@ -150,6 +150,11 @@ def test_of_opposed_costs_nothing_can_be_asked() -> None:
     assert share == pytest.approx(0, abs=1e-5)  # the temperature's floor of 1e-4, times the bound
 
 
+def test_of_changes_that_are_nothing_beside_what_actions_differ_by_all_is_within_reach() -> None:
+    advantage, _ = advantages(0, 2)
+    assert reachable_share(advantage, np.array([-1e-13, -1e-14]), 0.1) == 1
+
+
 def largest_feasible_share(advantage: Array, change: Array) -> float:
     """By bisection."""
     low, high = 0.0, 20.0
