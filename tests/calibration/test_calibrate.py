@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from cvpo.bundle import CalibratedMode, CalibrationResult, Constraint
+from cvpo.calibration import results
 from cvpo.calibration.alarm import choose_level, lead
 from cvpo.calibration.budgets import BUDGETS, budget_sessions, sessions
 from cvpo.calibration.calibrate import DETERMINISTIC, MINIMUM_EPISODES, CalibratedMap, calibrate_also, least_episodes
@@ -347,6 +348,10 @@ def test_a_share_has_the_interval_of_resampled_episodes() -> None:
     assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.402, 0.598), abs=0.015)
     # With ten sessions of each episode, which are alike, it is as wide.
     assert resampled([10.0, 0.0] * 50, [10.0] * 100) == resampled([1.0, 0.0] * 50, [1.0] * 100)
+    # What is too much in one episode and too little in another is right of both together.
+    apart = resampled(np.array([[0.5], [-0.5]]), [1.0, 1.0])
+    assert apart is not None
+    assert (apart.mean, apart.low, apart.high) == (0, 0, 0.5)
     assert resampled([0.0], [0.0]) is None
 
 
@@ -370,6 +375,28 @@ def test_the_record_has_an_interval_for_each_share_that_it_has() -> None:
     assert list(result.intervals) == [*names, "calibration_error"]
     for name, (low, high) in result.intervals.items():
         assert low <= getattr(result, name) <= high, name
+
+
+def test_coverage_is_of_every_bound_that_was_seen_to_its_end_of_windows_and_of_what_is_left() -> None:
+    # The bound is always 3 of the first cost, which is never spent, and 1.5 of the second: 2 in the first step of one
+    # episode, in the last of the other. One window of ten is over it in each; of what is left one of twelve, and all.
+    grid = horizon_grid(T, W, 12)
+    atoms = np.broadcast_to(np.array([3.0, 1.5])[:, None, None, None], (2, len(grid), 1, 1))
+    cost_map = CostMap(grid, np.zeros((2, 1)), atoms, atoms[..., 0] / 2, np.full((2, len(grid), 1), 0.9), 0.9)
+    forecast = CostForecast(1, T, np.ones(2)).eval()
+    costs = np.zeros((2, T, 2))
+    costs[0, 0, 1] = costs[1, -1, 1] = 2.0
+    episodes = [ForecastEpisode(episode(cost, np.zeros((T, 2))), forecast, as_it_is) for cost in costs]
+    found = [
+        results.result_of(cost_map, results.Tested(DETERMINISTIC, {}, episodes), index, constraint(), alarm_level=0.5)
+        for index in (0, 1)
+    ]
+    assert [(r.coverage, r.window_coverage, r.rest_coverage) for r in found] == [
+        (1, 1, 1),
+        (pytest.approx((20 + 9) / 44), 0.9, pytest.approx(11 / 24)),
+    ]
+    assert [r.cost_to_go_mean for r in found] == [1.5, 0.75]
+    assert [r.episode_cost_mean for r in found] == [0, 2]
 
 
 def test_with_too_few_violations_the_level_stays_where_the_bound_meets_what_is_allowed() -> None:

@@ -48,6 +48,15 @@ def test_of_the_cell_of_the_window_the_lesser_share_of_windows_and_of_what_is_le
     assert at[W - 1] == pytest.approx([0.8 * rest, 0.8])  # which no windows speak of
 
 
+def test_where_nothing_was_seen_to_its_end_windows_speak_and_of_more_steps_than_any_nothing_is_known() -> None:
+    # Four episodes that were cut after six steps, of which the first costs: one window in six, in five, ... to one.
+    found = covered([episode([1.0] + [0.0] * 5)] * 4, with_atoms(GRID, 0.0, 1.0), CONSTRAINT)
+    for row, steps in enumerate(GRID):
+        windows = 7 - steps
+        expected = [0.8 * (windows - 1) / windows, 0.8] if windows > 0 else [0, 0]
+        assert found[0, row] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("off", [-1e-6, 0.0, 1e-6])
 def test_a_cost_that_rounding_puts_beside_an_atom_counts_as_equal_to_it(off: float) -> None:
     # At two equal atoms: half of it at the first, all at the second. One episode and the fresh one: shares of a half.

@@ -89,16 +89,23 @@ def test_under_the_critics_thresholds_one_update_that_meets_a_costs_own_is_enoug
     assert watch.unmet_steps.tolist() == [4, 0]
 
 
+def test_a_cost_at_its_limit_or_between_that_and_what_it_is_held_at_is_not_over_it() -> None:
+    watch, state = begin((10.0, 10.0, 1.0), limit={"aim": 0.5}, estep={"constraint": "critic"})
+    watch.see(update(1.0, 1.0, 1.0))
+    take_in(watch, state, 2.0, 1.6, 1.0)
+    assert watch.unmet_steps.tolist() == [0, 0, 4]
+
+
 def test_a_limit_that_changes_counts_as_it_is_at_the_step() -> None:
     points = [{"steps": 100, "cost_limits": [20.0]}, {"steps": 200, "cost_limits": [1.0]}]
     watch, state = begin((1.0,), limit={"integral_gain": 100.0, "schedule": points})
     take_in(watch, state, 2.0, steps=100)
     assert watch.unmet_steps.tolist() == [0]
     for _ in range(5):
-        take_in(watch, state, 2.0, steps=200)
+        take_in(watch, state, 4.0, steps=150)
     assert watch.unmet_steps.tolist() == [20]
-    (said,) = watch.newly_unmet(200)
-    assert "over its limit of 1," in said
+    (said,) = watch.newly_unmet(150)
+    assert "over its limit of 10.5," in said
 
 
 def test_the_controller_goes_by_what_the_cost_is_held_at_and_stays_while_the_policy_does() -> None:
