@@ -78,6 +78,16 @@ def test_infeasible_weights_do_not_depend_on_the_reward() -> None:
     np.testing.assert_allclose(problem.solve().weights, other.solve().weights, atol=1e-9)
 
 
+def test_only_what_is_over_its_threshold_is_infeasible() -> None:
+    base = case(tightness=2.0, costs=3)
+    threshold = np.array([np.inf, base.threshold[1] + 100.0, base.threshold[2]])
+    solution = replace(base, threshold=threshold).solve()
+    assert not solution.feasible
+    assert solution.infeasibility[:2].tolist() == [0.0, 0.0]
+    assert solution.infeasibility[2] == pytest.approx(solution.cost[2] - threshold[2])
+    assert solution.infeasibility[2] > 0
+
+
 def test_values_that_do_not_vary_over_actions_leave_the_old_policy() -> None:
     flat = solve_dual(np.ones((3, 4)), np.ones((3, 4, 1)), np.array([1.0]), 0.1)
     np.testing.assert_allclose(flat.weights, 0.25)
