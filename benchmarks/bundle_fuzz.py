@@ -443,10 +443,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.out.parent.is_dir():
         raise BenchmarkError(f"--out {arguments.out}: there is no folder {arguments.out.parent}.")
-    try:
-        read_bundle(arguments.bundle)
-    except BundleError as error:
-        raise BenchmarkError(str(error)) from error
+    read_bundle(arguments.bundle)  # says what is wrong with it before it is damaged
     result = fuzz(arguments.bundle, arguments.seconds, arguments.seed)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -5,6 +5,8 @@ import select
 import sys
 from collections.abc import Callable
 
+from cvpo.errors import CvpoError  # of the standard library alone, as all that a peer's environment imports
+
 
 class BenchmarkError(Exception):
     """A benchmark cannot be run here, or a contestant failed; says what to do."""
@@ -18,7 +20,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
-    except BenchmarkError as error:
+    except (BenchmarkError, CvpoError) as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:
         if not _unread():  # it is a contestant's

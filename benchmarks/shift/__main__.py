@@ -24,7 +24,6 @@ from benchmarks.shift.disturbances import Detection, Disturbance, Observations, 
 from cvpo import seeds
 from cvpo.bundle import Manifest, read_bundle
 from cvpo.envs import VectorEnv
-from cvpo.errors import CvpoError
 from cvpo.evaluate import Decision, run_episodes
 from serve.client import PolicyCaller
 from serve.client.control_client import ControlSession
@@ -117,13 +116,9 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    try:
-        tasks = {
-            read_bundle(bundle).manifest.provenance.environment: measure(bundle, given.episodes)
-            for bundle in given.bundles
-        }
-    except CvpoError as error:
-        raise errors.BenchmarkError(str(error)) from error
+    tasks = {
+        read_bundle(bundle).manifest.provenance.environment: measure(bundle, given.episodes) for bundle in given.bundles
+    }
     headline = {
         name: {task: each["detection"][name]["share_of_steps"] for task, each in tasks.items()}
         for name in ("undisturbed", "two dimensions swapped", "scaled by 2")

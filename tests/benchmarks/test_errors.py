@@ -35,3 +35,7 @@ def test_a_pipe_of_a_contestant_that_breaks_is_no_end_without_a_word() -> None:
 
 def test_what_cannot_be_done_is_one_sentence() -> None:
     assert ended("raise BenchmarkError('There is no peer.')", unread=False) == (1, "error: There is no peer.\n")
+    read = "from pathlib import Path; from cvpo.training.checkpoint import read_config; read_config(Path('nowhere'))"
+    code, said = ended(read, unread=False)
+    assert (code, said.splitlines()) == (1, [said.strip()])
+    assert said.startswith("error: nowhere is not a run:")
