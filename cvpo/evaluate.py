@@ -97,7 +97,7 @@ class EpisodeRunner:
         num_envs = env.num_envs
         self.quota = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
         self.episodes: list[list[Episode]] = [[] for _ in range(num_envs)]
-        self.steps: list[list[tuple[Float32Array, float, Array, Decision, int]]] = [[] for _ in range(num_envs)]
+        self.steps: list[list[tuple[Float32Array, float, Array, Decision]]] = [[] for _ in range(num_envs)]
         self.spent = np.zeros((num_envs, len(env.spec.cost_names)))
         self._act(observation)
 
@@ -115,10 +115,10 @@ class EpisodeRunner:
         step = self.env.step_wait()
         self.spent += step.cost
         for i, steps in enumerate(self.steps):
-            steps.append((self.observation[i].copy(), float(step.reward[i]), step.cost[i].copy(), self.decision, i))
+            steps.append((self.observation[i].copy(), float(step.reward[i]), step.cost[i].copy(), self.decision))
             if step.terminated[i] or step.truncated[i]:
                 if len(self.episodes[i]) < self.quota[i]:
-                    self.episodes[i].append(_episode(steps, bool(step.terminated[i])))
+                    self.episodes[i].append(_episode(steps, i, bool(step.terminated[i])))
                 steps.clear()
                 self.spent[i] = 0.0
         if not self.finished:
@@ -327,20 +327,20 @@ def to_environment(action: Array, low: Array, high: Array) -> Array:
     return low + (action + 1) / 2 * (high - low)
 
 
-def _episode(steps: Sequence[tuple[Float32Array, float, Array, Decision, int]], terminated: bool) -> Episode:
-    observation, reward, cost = (np.array([step[j] for step in steps]) for j in range(3))
-    decisions = [(decision, i) for _, _, _, decision, i in steps]
+def _episode(steps: Sequence[tuple[Float32Array, float, Array, Decision]], env: int, terminated: bool) -> Episode:
+    """The steps of an environment, whose place it has in each decision."""
+    observation, reward, cost, decisions = zip(*steps, strict=True)
     return Episode(
-        observation,
-        reward,
-        cost,
+        np.array(observation),
+        np.array(reward),
+        np.array(cost),
         terminated,
-        _rows([(decision.cost_value, i) for decision, i in decisions]),
-        _rows([(decision.cost_to_go, i) for decision, i in decisions]),
-        _rows([(decision.violation, i) for decision, i in decisions]),
+        _rows([decision.cost_value for decision in decisions], env),
+        _rows([decision.cost_to_go for decision in decisions], env),
+        _rows([decision.violation for decision in decisions], env),
     )
 
 
-def _rows(values: Sequence[tuple[NDArray[Any] | None, int]]) -> NDArray[Any] | None:
-    rows = [value[i] for value, i in values if value is not None]
+def _rows(values: Sequence[NDArray[Any] | None], env: int) -> NDArray[Any] | None:
+    rows = [value[env] for value in values if value is not None]
     return np.array(rows) if rows else None
