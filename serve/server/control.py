@@ -21,7 +21,7 @@ from serve.control_codec import (
     opening_digest,
     state_room,
 )
-from serve.control_values import Step, StepAnswer
+from serve.control_values import StepAnswer
 from serve.errors import (
     RETRY_AFTER_SECONDS,
     DeadlineExceededError,
@@ -238,12 +238,12 @@ class _Conversation:
         message = _step(request)
         session, step = self._session, decode_step(message)
 
-        def compute(step: Step) -> StepAnswer:
+        def compute() -> StepAnswer:  # which itself refuses a step that has grown too old
             return session.step(step, time.perf_counter() - arrived)
 
         try:
             if session.rows > INLINE_ROWS:
-                result = await self._workers.run(compute, step, _no_check)
+                result = await self._workers.run(compute)
             else:
                 begun = session.begin(step, time.perf_counter() - arrived)
                 result = session.finish(begun, await self._ask(begun))
@@ -318,7 +318,3 @@ def _step(request: pb.ControlRequest) -> pb.ControlStep:
     if request.WhichOneof("request") != "step":
         raise InvalidRequestError("step", "is missing; every message but the first of a stream is a step")
     return request.step
-
-
-def _no_check() -> None:
-    """The session itself refuses a step that has grown too old."""

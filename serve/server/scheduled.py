@@ -56,7 +56,7 @@ class ScheduledPolicyServicer(PolicyServiceServicer):
             answer = ask(request, named)
         else:
             answer = await self._workers.run(
-                lambda request: ask(request, named), request, functools.partial(check_deadline, context)
+                functools.partial(ask, request, named), functools.partial(check_deadline, context)
             )
         self._answers.count_pace(answer.policy, time.perf_counter() - started)
         return answer

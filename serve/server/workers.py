@@ -5,7 +5,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-Q = TypeVar("Q")
 A = TypeVar("A")
 
 # Rows of the network that the event loop computes itself: that takes less than the way to a thread and back, and is
@@ -20,18 +19,18 @@ class Workers:
         self._turns = asyncio.Semaphore(threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="request")
 
-    async def run(self, function: Callable[[Q], A], argument: Q, check: Callable[[], None]) -> A:
-        """Return function(argument), computed in a thread.
+    async def run(self, compute: Callable[[], A], check: Callable[[], None] | None = None) -> A:
+        """Return compute(), called in a thread.
 
         Args:
-            function: what is computed.
-            argument: what it is given.
+            compute: what is computed.
             check: called when the turn comes; what it raises is raised here, and nothing is computed.
         """
         await self._turns.acquire()
         try:
-            check()
-            work = self._pool.submit(function, argument)
+            if check is not None:
+                check()
+            work = self._pool.submit(compute)
         except BaseException:
             self._turns.release()
             raise

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -27,11 +28,11 @@ def test_what_is_too_late_when_its_turn_comes_is_not_computed() -> None:
 
     async def ask() -> None:
         workers = Workers(threads=1)
-        first = asyncio.create_task(workers.run(compute, 1, lambda: None))
+        first = asyncio.create_task(workers.run(partial(compute, 1)))
         await asyncio.to_thread(begun.wait, PATIENCE_SECONDS)
-        hasty = asyncio.create_task(workers.run(compute, 2, late))
-        given_up = asyncio.create_task(workers.run(compute, 3, lambda: None))
-        last = asyncio.create_task(workers.run(compute, 4, lambda: None))
+        hasty = asyncio.create_task(workers.run(partial(compute, 2), late))
+        given_up = asyncio.create_task(workers.run(partial(compute, 3)))
+        last = asyncio.create_task(workers.run(partial(compute, 4)))
         await asyncio.sleep(0)
         given_up.cancel()
         release.set()
@@ -61,7 +62,7 @@ def test_a_thread_is_not_free_before_it_is_even_when_its_caller_has_left() -> No
         pool = ThreadPoolExecutor(8)  # has room: the turns alone keep order
         workers = Workers(threads=2)
         workers._pool = pool
-        tasks = [asyncio.create_task(workers.run(compute, number, lambda: None)) for number in range(6)]
+        tasks = [asyncio.create_task(workers.run(partial(compute, number))) for number in range(6)]
         while len(at_work) < 2:
             await asyncio.sleep(0.01)
         tasks[0].cancel()
