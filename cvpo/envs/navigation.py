@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from cvpo.envs import safety_tasks
 from cvpo.envs.layout import sample_layout
 from cvpo.envs.lidar import Lidar
+from cvpo.envs.physics import leave_out_islands, set_state, state_of
 from cvpo.envs.rules import COSTS, REWARDS
 from cvpo.envs.scene import BODIES, Scene, Senses
-from cvpo.envs.world import World, leave_out_islands, places
+from cvpo.envs.world import World, places
 
 AGENTS = {"Point", "Car", "Doggo", "Racecar", "Ant"}
-INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION  # all that decides how a simulation goes on
 
 
 def is_known(task: Any) -> bool:
@@ -212,14 +212,12 @@ class NavigationTask(gymnasium.Wrapper[Any, Any, Any, Any]):
             "random": task.random_generator.random_generator,
         }
         if self._steps is not None:
-            physics = np.empty(mujoco.mj_stateSize(task.model, INTEGRATION))
-            mujoco.mj_getState(task.model, task.data, physics, INTEGRATION)
             state |= {
                 "layout": {name: place.tolist() for name, place in task.world_info.layout.items()},
                 "stand": self._stand,
                 "numbers": [_numbers(thing) for thing in (task, task.agent, *task._obstacles)],
                 "bodies": task.model.body_pos.copy(),  # goals are moved in the model
-                "physics": physics,
+                "physics": state_of(task.model, task.data),
             }
         return state
 
@@ -236,8 +234,7 @@ class NavigationTask(gymnasium.Wrapper[Any, Any, Any, Any]):
             assert self._world is not None
             self._set_model(self._world.compile(self._stand))
             task.model.body_pos[:] = state["bodies"]
-            mujoco.mj_setState(task.model, task.data, state["physics"], INTEGRATION)
-            mujoco.mj_forward(task.model, task.data)
+            set_state(task.model, task.data, state["physics"])
             for thing, numbers in zip((task, task.agent, *task._obstacles), state["numbers"], strict=True):
                 vars(thing).update(numbers)
         task.random_generator.random_generator = state["random"]

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from cvpo.envs import safety_tasks
 from cvpo.envs.base import all_usable
-from cvpo.envs.world import leave_out_islands
+from cvpo.envs.physics import leave_out_islands, set_state, state_of
 
-INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION  # all that decides how a simulation goes on
 Result = tuple[NDArray[np.float64], Any, float, bool, dict[str, Any]]
 """Observation, reward, cost, terminated, info."""
 
@@ -61,12 +60,10 @@ class VelocityTask(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         stock: Any = self.env
-        physics = np.empty(mujoco.mj_stateSize(stock.model, INTEGRATION))
-        mujoco.mj_getState(stock.model, stock.data, physics, INTEGRATION)
         state = {
             "steps": self._steps,
             "random": stock.np_random,
-            "physics": physics,
+            "physics": state_of(stock.model, stock.data),
             # A step begins by reading where bodies are, which is where the last one's forward pass saw them.
             "bodies": (stock.data.xpos.copy(), stock.data.xipos.copy()),
         }
@@ -76,8 +73,7 @@ class VelocityTask(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         stock: Any = self.env
         self._steps, stock.np_random = state["steps"], state["random"]
-        mujoco.mj_setState(stock.model, stock.data, state["physics"], INTEGRATION)
-        mujoco.mj_forward(stock.model, stock.data)
+        set_state(stock.model, stock.data, state["physics"])
         stock.data.xpos[:], stock.data.xipos[:] = state["bodies"]
 
     def _choose(self) -> Callable[[NDArray[Any]], Result]:

@@ -66,13 +66,3 @@ class World:
         self._camera.pos = [0 * np.cos(theta) - 2 * np.sin(theta), 0 * -np.sin(theta) - 2 * np.cos(theta), 2]
         self._camera.alt.xyaxes = [np.cos(theta), -np.sin(theta), 0, np.sin(theta), np.cos(theta), 1]
         return self._spec.compile()
-
-
-def leave_out_islands(model: Any) -> None:
-    """Let the solver take a model of one kinematic tree as a whole, which saves a tenth of a simulator's step.
-
-    MuJoCo looks for islands, groups of trees that touch, and solves each by itself. One tree is one island at most, and
-    its constraints, their order and the arithmetic are the same without the search.
-    """
-    if model.ntree == 1:
-        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
