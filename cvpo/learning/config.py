@@ -12,7 +12,7 @@ from cvpo.errors import ConfigError
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0, lt=2**31)]  # beyond, sizes of arrays and dates overflow
-CountOrNone = Annotated[int, Field(ge=0, lt=2**31)]
+CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
 Discount = Annotated[float, Field(gt=0, lt=1)]
 CostLimit = Annotated[float, Field(ge=0)]  # per episode, undiscounted; inf: unconstrained
 
@@ -30,7 +30,7 @@ class EnvironmentConfig(_Group):
     # Needed where the environment has no time limit of its own; bundles hold none of 2**31 or more.
     max_episode_steps: Count | None = None
     num_envs: Annotated[int, Field(gt=0, le=100_000)] = 5  # each is an object, and takes its steps by itself
-    workers: CountOrNone = 1  # simulator processes; 0: none, simulate in the learner's process
+    workers: CountOrZero = 1  # simulator processes; 0: none, simulate in the learner's process
     step_timeout_seconds: Positive = STEP_TIMEOUT_SECONDS  # one that takes longer for a step counts as hung
 
 
@@ -39,11 +39,11 @@ class ScheduleConfig(_Group):
 
     steps: Count
     warmup_steps: Count = 5_000  # of uniform random actions
-    warmup_updates: CountOrNone = 500  # when the warm-up ends
+    warmup_updates: CountOrZero = 500  # when the warm-up ends
     updates_per_step: Annotated[float, Field(gt=0, le=1e6)] = 0.2
     checkpoint_every: Count = 10_000  # steps; each checkpoint is evaluated
     evaluation_episodes: Count = 10
-    evaluation_workers: CountOrNone = 1
+    evaluation_workers: CountOrZero = 1
 
 
 class ReplayConfig(_Group):
@@ -89,7 +89,7 @@ class LimitConfig(_Group):
     # Environments (at most all but one) that take the deterministic action, as the served policy will, and whose cost
     # alone is measured; 0: all are measured as they explore. A swimmer held at its limit as it explores did nothing
     # when served: return -0.9 and cost 0.2, against 36 and 24 with two (20,000 steps, limit 25, one seed).
-    deterministic_envs: CountOrNone = 2
+    deterministic_envs: CountOrZero = 2
     aim: Annotated[float, Field(gt=0, le=1)] = 0.7  # share of the limit that the cost is held at: room for error
     # The measured cost is that of an episode, mean over so many episodes' worth of each environment's newest steps.
     # Fewer tell of a change sooner, with more noise; more tell of it later, with less.
