@@ -17,6 +17,7 @@ M = TypeVar("M")
 
 UNARY = ("Act", "EvaluateAction", "ListPolicies", "GetPolicy")
 PATIENCE_SECONDS = 60.0
+LISTEN_SECONDS = 0.02  # to what is said to wrong bytes
 
 # What may be answered to a message: the caller is told what is wrong, or it was not wrong after all.
 BLAMELESS = frozenset(
@@ -253,7 +254,7 @@ class Connections:
                 return opened + frame(_GOAWAY, 0, 0, struct.pack(">II", 2**31 - 1, 0)) + good
 
 
-def send_bytes(host: str, port: int, sent: Iterable[bytes], listen_seconds: float = 0.02) -> int:
+def send_bytes(host: str, port: int, sent: Iterable[bytes]) -> int:
     """Open a connection for each, send it, listen for a moment, and hang up; return how many could be opened."""
     opened = 0
     for data in sent:
@@ -263,7 +264,7 @@ def send_bytes(host: str, port: int, sent: Iterable[bytes], listen_seconds: floa
             opened += 1
             try:
                 connection.sendall(data)
-                connection.settimeout(listen_seconds)
+                connection.settimeout(LISTEN_SECONDS)
                 while connection.recv(65536):
                     pass
             except OSError:  # it has hung up on us, or says no more

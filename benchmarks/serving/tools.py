@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.contestant import ROOT
 from benchmarks.errors import BenchmarkError
-from benchmarks.serving.messages import ACT, act_bytes, session
+from benchmarks.serving.messages import act_bytes, session
 from cvpo.commands.latency import Latency
 
 SOURCE = Path(__file__).parent / "cpp" / "client.cc"
@@ -132,7 +132,7 @@ def find_h2load() -> str:
     return _find("h2load")
 
 
-def h2load(address: str, clients: int, seconds: float, body: Path, method: str = ACT) -> Throughput:
+def h2load(address: str, clients: int, seconds: float, body: Path, method: str) -> Throughput:
     """One turn of h2load: so many connections, each with one request open at a time.
 
     Raises:

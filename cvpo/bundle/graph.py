@@ -91,14 +91,14 @@ class _Step:
     outputs: int
     effort: _Effort
 
-    def number(self, name: str, default: int | None = None) -> int:
+    def number(self, name: str, default: int | None) -> int:
         value = self.attributes.get(name, default)
         if not isinstance(value, int):
             raise BundleError(f"its attribute {name!r} must be a whole number")
         return value
 
-    def axis(self, default: int | None = None, rank: int | None = None) -> int:
-        rank = len(self.shapes[0]) if rank is None else rank
+    def axis(self, default: int | None = None) -> int:
+        rank = len(self.shapes[0])
         axis = self.number("axis", default)
         if not -rank <= axis < rank:
             raise BundleError(f"it has no axis {axis}")

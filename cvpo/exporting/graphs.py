@@ -211,8 +211,8 @@ class _Graph:
     def clip(self, value: str, low: float, high: float) -> str:
         return self.node("Clip", value, self.floats(low), self.floats(high))
 
-    def reduce(self, operator: str, value: str, axis: int, output: str = "") -> str:
-        return self.node(operator, value, self.integers(axis), keepdims=0, output=output)
+    def reduce(self, operator: str, value: str, axis: int) -> str:
+        return self.node(operator, value, self.integers(axis), keepdims=0)
 
     def weight(self, value: Tensor, outputs: int | None = None) -> str:
         """A matrix of a network, as the graph's precision stores it; see `cvpo.exporting.precision.store`."""

@@ -16,6 +16,7 @@ NORMALIZED_BOUND = 10.0  # normalized features are clipped here
 NEAREST = 0.02  # of a lidar's reach: distances are told apart down to this
 NORM_EPSILON = 1e-5  # added to the variance of a layer: torch's default
 MIN_STANDARD_DEVIATION = 1e-3  # of the policy, before tanh
+INITIAL_STANDARD_DEVIATION = 0.6
 MAX_SPREAD = 4.0  # the rest bends towards it: three in five actions are then within 4 % of their bounds
 
 
@@ -98,7 +99,6 @@ class GaussianPolicy(nn.Module):
         action_size: int,
         hidden: int,
         covariance: Literal["diagonal", "full"] = "diagonal",
-        initial_standard_deviation: float = 0.6,
     ) -> None:
         super().__init__()
         self.first = nn.Linear(features, hidden)
@@ -110,7 +110,7 @@ class GaussianPolicy(nn.Module):
         nn.init.uniform_(self.mean.weight, -1e-3, 1e-3)
         nn.init.zeros_(self.mean.bias)
         nn.init.uniform_(self.spread.weight, -1e-3, 1e-3)
-        nn.init.constant_(self.spread.bias, _inverse_spread(initial_standard_deviation))
+        nn.init.constant_(self.spread.bias, _inverse_spread(INITIAL_STANDARD_DEVIATION))
         if self.correlation is not None:
             nn.init.uniform_(self.correlation.weight, -1e-3, 1e-3)
             nn.init.zeros_(self.correlation.bias)
@@ -144,8 +144,8 @@ class Critics(nn.Module):
         action_size: int,
         num_costs: int,
         hidden: int,
-        reward_heads: int = 1,
-        cost_heads: int = 1,
+        reward_heads: int,
+        cost_heads: int,
     ) -> None:
         super().__init__()
         self.num_costs, self.reward_heads, self.cost_heads = num_costs, reward_heads, cost_heads

@@ -129,7 +129,7 @@ class NStepCollector:
         n_step: int,
         discount: float,
         cost_discounts: Sequence[float],
-        after_time_limit: Literal["state", "next_episode"] = "state",
+        after_time_limit: Literal["state", "next_episode"],
     ) -> None:
         self.replay, self.n_step, self.after_time_limit = replay, n_step, after_time_limit
         self.discount, self.cost_discount = discount, np.array(cost_discounts)

@@ -47,10 +47,10 @@ def n_step_return(
     )
 
 
-def discounted_returns(reward: Array, discount: float, bootstrap: float = 0.0) -> Array:
-    """Discounted sum of rewards from every step of a segment on, [T]; `bootstrap` is the value after its last step."""
+def discounted_returns(reward: Array, discount: float) -> Array:
+    """Discounted sum of rewards from every step of a segment on to its last one, [T]."""
     returns = np.empty(len(reward))
-    following = bootstrap
+    following = 0.0
     for t in range(len(reward) - 1, -1, -1):
         following = reward[t] + discount * following
         returns[t] = following

@@ -160,9 +160,9 @@ def test_an_inverse_distance_has_a_mean_and_a_variance_of_its_own_and_is_finite_
     np.testing.assert_allclose(normalizer(observation)[:, 1], (inverse - inverse.mean()) / inverse.std(), rtol=1e-4)
 
 
-def test_a_fresh_policy_is_centred_with_the_deviation_it_was_given() -> None:
+def test_a_fresh_policy_is_centred_with_the_deviation_that_policies_begin_with() -> None:
     torch.manual_seed(0)
-    mean, sd = GaussianPolicy(S, A, 32, initial_standard_deviation=0.6)(torch.randn(100, S))
+    mean, sd = GaussianPolicy(S, A, 32)(torch.randn(100, S))
     assert mean.abs().max() < 0.05
     assert (sd - 0.6).abs().max() < 0.02
 

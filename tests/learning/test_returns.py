@@ -49,15 +49,13 @@ def test_discounted_returns_are_those_from_each_step_on() -> None:
     np.testing.assert_array_equal(discounted_returns(REWARD, 0.5), [3.0, 4.0, 4.0])
 
 
-def test_discounted_returns_take_the_value_after_the_last_step() -> None:
-    # 8 more after the end: 4 + 8/2 = 8; 2 + 8/2 = 6; 1 + 6/2 = 4.
-    np.testing.assert_array_equal(discounted_returns(REWARD, 0.5, bootstrap=8.0), [4.0, 6.0, 8.0])
-
-
 def test_the_first_discounted_return_is_the_n_step_return_of_the_whole_segment() -> None:
     rewards = np.random.default_rng(0).normal(size=20)
     total = n_step_return(rewards, rewards[:, None], np.zeros(20, np.bool_), 0.97, np.array([0.97]))
-    assert discounted_returns(rewards, 0.97, bootstrap=3.0)[0] == pytest.approx(total.reward + total.discount * 3.0)
+    assert discounted_returns(rewards, 0.97)[0] == pytest.approx(total.reward)
+    # With 3 more after the end, which is what the value there stands for:
+    later = discounted_returns(np.append(rewards, 3.0), 0.97)
+    assert later[0] == pytest.approx(total.reward + total.discount * 3.0)
 
 
 @pytest.mark.parametrize(("terminated", "seen"), [(True, [True, True, True]), (False, [True, True, False])])
