@@ -1,7 +1,7 @@
 """Everything that can go wrong between a robot and its policy, each said in one sentence: what, where, what to do.
 
 The server raises them, the client raises them again on its side; status codes are the business of
-`serve.server.interceptors` and `serve.client.status` alone. Stdlib only.
+`serve.server.status` and `serve.client.status` alone. Stdlib only.
 """
 
 RETRY_AFTER_SECONDS = 1.0  # by then a balancer or a restarted process answers, or the repository was looked at again

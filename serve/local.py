@@ -33,11 +33,11 @@ from serve.control_codec import (
 from serve.control_values import Opening, SessionOpened
 from serve.errors import PolicyServiceError
 from serve.gen.cvpo.v1 import control_pb2 as pb
-from serve.server.interceptors import status_of
 from serve.server.repository import Repository
 from serve.server.service import PolicyServicer
 from serve.server.session import Session, open_session
 from serve.server.state import StateSeal
+from serve.server.status import status_of
 from serve.server.telemetry import Metrics
 from serve.server.watch import load_repository
 

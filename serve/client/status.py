@@ -1,4 +1,4 @@
-"""A status of the service as an error of ours. On the server, `serve.server.interceptors` does the reverse."""
+"""A status of the service as an error of ours. On the server, `serve.server.status` does the reverse."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar

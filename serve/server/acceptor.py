@@ -21,13 +21,8 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # private: test_acceptor.py watches it
 
 from serve.errors import RETRY_AFTER_SECONDS, PolicyServiceError, ResourceExhaustedError, UnavailableError
-from serve.server.interceptors import (
-    RETRY_WHEN_FULL_SECONDS,
-    choose_request_id,
-    code_of,
-    status_of,
-    trailing,
-)
+from serve.server.interceptors import RETRY_WHEN_FULL_SECONDS, choose_request_id, trailing
+from serve.server.status import code_of, status_of
 from serve.server.telemetry import Metrics, log
 
 logger = logging.getLogger(__name__)

@@ -35,12 +35,13 @@ from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceServicer
 from serve.server.decision import Policies
 from serve.server.inbox import Arrival, Inbox
-from serve.server.interceptors import Context, code_of, request_id, status_of
+from serve.server.interceptors import Context, request_id
 from serve.server.session import Begun, Session, open_session, resume_session
 from serve.server.session_metrics import SessionMetrics, SessionRecord
 from serve.server.shadow import Shadow
 from serve.server.sharing import SharedRuns
 from serve.server.state import StateSeal
+from serve.server.status import code_of, status_of
 from serve.server.telemetry import Metrics, log
 from serve.server.warming import Expectation, Warming
 from serve.server.workers import INLINE_ROWS, Workers

@@ -1,4 +1,4 @@
-"""Which status code and details an error has, request ids, request metrics, and who is let in.
+"""Request ids, request metrics, and who is let in.
 
 grpc.aio awaits an interceptor at every call. Here the handlers are wrapped once, when a service is registered, which
 does the same and costs a call nothing but its own work.
@@ -14,43 +14,24 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import status_pb2
 
 from serve.errors import (
     RETRY_AFTER_SECONDS,
     DeadlineExceededError,
-    FingerprintError,
-    HorizonError,
     InvalidRequestError,
-    NotFoundError,
-    PlanError,
     PolicyServiceError,
     ResourceExhaustedError,
-    SessionStateError,
-    SupersededError,
     UnavailableError,
 )
+from serve.server.status import code_of, status_of
 from serve.server.telemetry import Metrics, log
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID = "x-request-id"
 
-_CODES: dict[type[Exception], grpc.StatusCode] = {
-    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
-    NotFoundError: grpc.StatusCode.NOT_FOUND,
-    FingerprintError: grpc.StatusCode.FAILED_PRECONDITION,
-    PlanError: grpc.StatusCode.FAILED_PRECONDITION,
-    SessionStateError: grpc.StatusCode.FAILED_PRECONDITION,
-    HorizonError: grpc.StatusCode.OUT_OF_RANGE,
-    SupersededError: grpc.StatusCode.ABORTED,
-    UnavailableError: grpc.StatusCode.UNAVAILABLE,
-    ResourceExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExceededError: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 RETRY_WHEN_FULL_SECONDS = 0.1  # by then what waits is answered
 _PRINTABLE_ID = re.compile(r"[!-~]{1,128}")
 
@@ -215,30 +196,6 @@ def check_deadline(context: Context) -> None:
         raise DeadlineExceededError("The deadline had passed when the request's turn came; nothing was computed.")
 
 
-def code_of(error: Exception) -> grpc.StatusCode:
-    """Return the status code of an error; what is not in `serve.errors` is our fault."""
-    return _CODES.get(type(error), grpc.StatusCode.INTERNAL)
-
-
-def status_of(error: Exception, request_id: str) -> status_pb2.Status:
-    """Return an error as code, message and details. Of our own fault it says fixed words and the request id."""
-    code = code_of(error)
-    message = (
-        f"The server could not compute an answer. Its log says more under request id {request_id}."
-        if code is grpc.StatusCode.INTERNAL
-        else str(error)
-    )
-    details: list[Message] = [error_details_pb2.RequestInfo(request_id=request_id)]
-    if isinstance(error, InvalidRequestError | NotFoundError) and error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, UnavailableError | ResourceExhaustedError) and error.retry_after_seconds is not None:
-        delay = Duration()
-        delay.FromMilliseconds(round(error.retry_after_seconds * 1000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    return status_pb2.Status(code=code.value[0], message=message, details=[_pack(detail) for detail in details])
-
-
 def trailing(request_id: str, status: status_pb2.Status) -> tuple[tuple[str, str | bytes], ...]:
     """Return the trailing metadata of a refused call."""
     return (REQUEST_ID, request_id), ("grpc-status-details-bin", status.SerializeToString())
@@ -283,9 +240,3 @@ async def _abort(context: Context, error: Exception, code: grpc.StatusCode, meth
     except asyncio.CancelledError:  # of the handler, and late: the status is sent all the same
         await sending
     raise AssertionError("grpc.aio raises when it has aborted a call")
-
-
-def _pack(message: Message) -> AnyMessage:
-    packed = AnyMessage()
-    packed.Pack(message)
-    return packed

@@ -27,10 +27,10 @@ from serve.errors import PolicyServiceError
 from serve.gen.cvpo.v1 import control_pb2 as pb
 from serve.gen.cvpo.v1.control_pb2_grpc import ControlServiceServicer, add_ControlServiceServicer_to_server
 from serve.gen.cvpo.v1.policy_pb2_grpc import add_PolicyServiceServicer_to_server
-from serve.server.interceptors import code_of, status_of
 from serve.server.service import PolicyServicer
 from serve.server.session import Session, open_session, resume_session
 from serve.server.state import StateSeal
+from serve.server.status import code_of, status_of
 from serve.server.telemetry import Metrics
 from serve.server.watch import load_repository
 from tests.serve.conftest import PATIENCE_SECONDS

@@ -44,8 +44,8 @@ from serve.errors import (
     UnavailableError,
 )
 from serve.gen.cvpo.v1 import control_pb2 as pb
-from serve.server.interceptors import status_of
 from serve.server.session import Session
+from serve.server.status import status_of
 from serve.values import Sampled
 from tests.serve.conftest import PATIENCE_SECONDS
 from tests.serve.faulty import Answers, FaultyServer, Stall, answer
