@@ -1,4 +1,5 @@
-"""What goes into a policy and comes out of it, as numpy arrays: the words that client and server share.
+"""What goes into a policy and comes out of it, as numpy arrays, and in the server as lists: the words that client and
+server share.
 
 Shapes are for N situations, O observation and A action dimensions, C constraints. For a single situation the client
 leaves the first axis away. Costs are undiscounted unless said otherwise, in the environment's cost units.

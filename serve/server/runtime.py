@@ -1,4 +1,4 @@
-"""One loaded bundle: its graphs, checked against the manifest and warm; acts and judges on arrays."""
+"""One loaded bundle: its graphs, checked against the manifest and warm; acts and judges."""
 
 import itertools
 import math
