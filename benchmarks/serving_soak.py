@@ -129,12 +129,10 @@ def soak(folder: Path, requests: int, robots: int, every_seconds: float) -> tupl
 def make_kinds(folder: Path) -> list[Bundle]:
     """Return bundles of the same policy with different weights."""
     bundle = read_bundle(write_workload(folder / "workload"))
-    manifest = bundle.manifest
-    sizes = {"O": manifest.observation.size, "A": manifest.action.size, "C": len(manifest.constraints)}
     made = []
     for kind in range(KINDS):
         policy_graph = scale(bundle.policy_graph, 1 - kind / 100)
-        answered = Graph(POLICY_GRAPH, policy_graph, sizes).run(bundle.golden.inputs[POLICY_GRAPH])
+        answered = Graph(POLICY_GRAPH, policy_graph, bundle.manifest.sizes).run(bundle.golden.inputs[POLICY_GRAPH])
         before = bundle.golden.outputs
         then = {name: np.array(answered[name], array.dtype) for name, array in before[POLICY_GRAPH].items()}
         golden = replace(bundle.golden, outputs={**before, POLICY_GRAPH: then})
