@@ -187,8 +187,9 @@ def choose_checkpoint(run: Path) -> tuple[int, str]:
     Raises:
         CheckpointError: none was evaluated, or none is under the limit.
     """
-    limits = load_policy(run, checkpoint_steps(run)[-1]).config.cost_limits
-    evaluations = {s: e for s, e in read_evaluations(run).items() if s in checkpoint_steps(run)}
+    saved = checkpoint_steps(run)
+    limits = load_policy(run, saved[-1]).config.cost_limits
+    evaluations = {s: e for s, e in read_evaluations(run).items() if s in saved}
     if not evaluations:
         raise CheckpointError(f"{run} has no evaluated checkpoint to choose from; export without --select.")
 
