@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 
-_EXTRAS = {"typer": "serve", "rich": "serve", "pydantic": "serve", "pydantic_settings": "serve", "onnxruntime": "serve"}
+_SERVE_MODULES = ("typer", "rich", "pydantic", "pydantic_settings", "onnxruntime")
 _TRAIN_MODULES = ("torch", "gymnasium", "scipy", "onnx", "mujoco", "matplotlib", "tensorboard", "safety_gymnasium")
 
 
@@ -71,8 +71,7 @@ def _run() -> int:
         return 1
     except ModuleNotFoundError as error:
         module = (error.name or "").split(".")[0]
-        extra = "train" if module in _TRAIN_MODULES else _EXTRAS.get(module)
-        if extra is None:
+        if module not in (*_SERVE_MODULES, *_TRAIN_MODULES):
             raise
         if module in ("typer", "rich"):
             print(
@@ -81,6 +80,7 @@ def _run() -> int:
                 file=sys.stderr,
             )
             return 1
+        extra = "train" if module in _TRAIN_MODULES else "serve"
         print(
             f"cvpo: this needs {module}, which is not installed. Install the extra it belongs to: "
             f"pip install 'cvpo[{extra}]' (in a checkout: make install).",
