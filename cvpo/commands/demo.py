@@ -157,8 +157,7 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
     say(f"[1/5] {TASK}: swim far, but be over the speed limit in at most {COST_LIMIT:g} of 1000 steps.")
     with VectorEnv(TASK, num_envs=10, workers=1, seed=seed + seeds.EVALUATION) as env:
         random_actor = RandomActor(env.spec, seed)
-        random = run_episodes(env, random_actor, EPISODES)
-        baseline = summarize(random, [COST_LIMIT], "sampled")
+        baseline = summarize(run_episodes(env, random_actor, EPISODES), [COST_LIMIT], "sampled")
         returns, cost = baseline.episode_return, baseline.episode_cost[0]
         say(f"      Random actions: return {returns.mean:.1f}, cost {cost.mean:.1f}. Learn to do better:")
     _train(_config(seed), run, baseline.episode_return.high + MARGIN)
@@ -191,7 +190,7 @@ def run_demo(out: Path | None, seed: int) -> DemoResult:
             out / "motion.png",
         ),
     )
-    return _result(random, fresh, served, actor.seconds, time.monotonic() - began, run, bundle, pictures)
+    return _result(baseline, fresh, served, actor.seconds, time.monotonic() - began, run, bundle, pictures)
 
 
 def _config(seed: int) -> TrainConfig:
@@ -292,7 +291,7 @@ def _tracks(actor: Actor, seed: int) -> list[Track]:
 
 
 def _result(
-    random: list[Episode],
+    random: Evaluation,
     fresh: list[Episode],
     served: list[Episode],
     seconds: list[float],
@@ -308,7 +307,7 @@ def _result(
     flags = [episode.violation.any(1) for episode in served if episode.violation is not None]
     milliseconds = 1e3 * np.array(seconds)
     return DemoResult(
-        random=summary(random),
+        random=random,
         trained=summary(fresh),
         served=summary(served),
         predicted_cost_mean=float(np.mean(predicted)),
