@@ -140,19 +140,18 @@ def calibrate_also(
     cost_map = calibrated.cost_map.also_covering(within, shielded)
     alarms = list(calibrated.alarms)
     not_claimed = [f"{mode}: {sentence}" for sentence in _no_bound(len(groups["calibrate"]), record.confidence)]
-    for index, constraint in enumerate(constraints):
-        if shielded:
-            continue
-        tried = [sessions(cost_map, episode, constraint, index) for episode in groups["alarm"]]
-        alarm = choose_level(tried, record.lead_steps, record.confidence, record.miss_rate)
-        if alarm.level < alarms[index].level:
-            alarms[index] = replace(alarm, note=f"{alarm.note} ({mode})")
-        not_claimed += [f"{mode}, {constraint.name}: {alarm.shortage}"] if alarm.shortage else []
     if shielded:
         not_claimed.append(
             f"{mode}: no miss rate, for its alarm levels are those it chooses by; and nothing with another budget than "
             "the limit, which all its episodes had."
         )
+    else:
+        for index, constraint in enumerate(constraints):
+            tried = [sessions(cost_map, episode, constraint, index) for episode in groups["alarm"]]
+            alarm = choose_level(tried, record.lead_steps, record.confidence, record.miss_rate)
+            if alarm.level < alarms[index].level:
+                alarms[index] = replace(alarm, note=f"{alarm.note} ({mode})")
+            not_claimed += [f"{mode}, {constraint.name}: {alarm.shortage}"] if alarm.shortage else []
     uses = {use: len(group) for use, group in groups.items() if group}
     tested = (*calibrated.tested, Tested(mode, uses, groups["test"]))
     further = _record(cost_map, alarms, tested, constraints, record.miss_rate, (*record.not_claimed, *not_claimed))
