@@ -5,7 +5,9 @@ import select
 import sys
 from collections.abc import Callable
 
-from cvpo.errors import CvpoError  # of the standard library alone, as all that a peer's environment imports
+# Of the standard library alone, as all that a peer's environment imports.
+from cvpo.errors import CvpoError
+from serve.errors import PolicyServiceError
 
 
 class BenchmarkError(Exception):
@@ -20,7 +22,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
-    except (BenchmarkError, CvpoError) as error:
+    except (BenchmarkError, CvpoError, PolicyServiceError) as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:
         if not _unread():  # it is a contestant's

@@ -39,3 +39,5 @@ def test_what_cannot_be_done_is_one_sentence() -> None:
     code, said = ended(read, unread=False)
     assert (code, said.splitlines()) == (1, [said.strip()])
     assert said.startswith("error: nowhere is not a run:")
+    served = "from serve.errors import StartupError; raise StartupError('It is not calibrated.')"
+    assert ended(served, unread=False) == (1, "error: It is not calibrated.\n")
