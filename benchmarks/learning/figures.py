@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks.learning.jobs import COMPARED_TASKS, LIMITS, LIMITS_TASK, NAMES, TASKS, Task
 from benchmarks.learning.results import Result, select
-from cvpo.commands.plot import LIMIT, TRAINING, save
+from cvpo.commands.figure import save
+from cvpo.commands.plot import LIMIT, TRAINING
 from cvpo.evaluate import interval
 
 TASKS_A_ROW = 4

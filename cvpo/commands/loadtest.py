@@ -1,6 +1,5 @@
 """`cvpo loadtest`: how long a policy service makes its robots wait, measured on the user's own server."""
 
-import io
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import numpy as np
 from cvpo.commands.latency import bins, histogram, milliseconds, percentile
 from cvpo.commands.load import Asker, Load, StreamAsker, UnaryAsker, act_request, control_messages, on_schedule
 from cvpo.errors import ConfigError, ServiceError
-from cvpo.files import write_file
 from serve.client import PolicyClient
 from serve.client.channel import Tls
 from serve.errors import PolicyServiceError
@@ -109,10 +107,9 @@ class LoadReport:
         Raises:
             ConfigError: it cannot be written.
         """
-        import matplotlib as mpl
-
-        mpl.use("Agg")  # files only
         import matplotlib.pyplot as plt
+
+        from cvpo.commands.figure import save
 
         counts, edges = bins(self.load.waits, 60)
         figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
@@ -125,16 +122,7 @@ class LoadReport:
             axis.axvline(self.policy.control_period_seconds * 1e3, color="tab:red", label="control period")
             axis.legend()
         axis.spines[["top", "right"]].set_visible(False)
-        picture = io.BytesIO()
-        try:
-            figure.savefig(picture, dpi=150, format=out.suffix.removeprefix(".") or "png")
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_file(out, picture.getvalue())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"The picture {out} cannot be written: {error}") from error
-        finally:
-            plt.close(figure)
-        return out
+        return save(figure, out)
 
     def _client_late(self) -> float:
         return percentile(self.load.overslept, 0.99) if len(self.load.overslept) else 0.0

@@ -1,21 +1,18 @@
 """Pictures of training runs: return and cost over steps, against the limit."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")  # files only: a server has no display
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from cvpo.commands.figure import save
 from cvpo.envs.make import DEFAULT_COST_NAMES
 from cvpo.errors import ConfigError
-from cvpo.files import write_file
 from cvpo.learning.config import TrainConfig
 from cvpo.training.checkpoint import read_config
 from cvpo.training.metrics import read_evaluations, read_metrics
@@ -106,25 +103,7 @@ def plot_tracks(groups: Mapping[str, Sequence[Track]], cost_limit: float, out: P
     return save(figure, out)
 
 
-def save(figure: "mpl.figure.Figure", out: Path) -> Path:
-    """Write a picture, whole or not at all, and close the figure.
-
-    Raises:
-        ConfigError: the folder cannot be written, or the ending is not a kind of picture.
-    """
-    picture = io.BytesIO()
-    try:
-        figure.savefig(picture, dpi=120, format=out.suffix.removeprefix(".") or "png")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_file(out, picture.getvalue())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"Cannot write the picture {out}: {error}. Choose another --out.") from error
-    finally:
-        plt.close(figure)
-    return out
-
-
-def _draw_limit(axis: "mpl.axes.Axes", config: TrainConfig, cost: int) -> None:
+def _draw_limit(axis: Axes, config: TrainConfig, cost: int) -> None:
     """Draw the limit of a cost, as it is scheduled."""
     limit, schedule = config.cost_limits[cost], config.limit.schedule
     if math.isinf(limit):
